@@ -1,0 +1,59 @@
+"""What an adversary may spend: ε and step size as exact rationals, the norm, the number of steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from hrzs.errors import UsageError
+
+NORMS = ("linf", "l2")
+
+
+def parse_eps(text: str, *, option: str = "--eps", norm: str = "linf") -> Fraction:
+    """``1/255`` or ``0.0039`` as an exact rational.
+
+    Raises:
+        UsageError: not a number, not positive, or (L∞) more than the whole pixel range.
+    """
+    try:
+        eps = Fraction(text.strip())
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"{option} {text!r}: not a number; write 1/255 or 0.0039") from None
+    if eps <= 0 or (norm == "linf" and eps > 1):
+        allowed = "more than 0 and at most 1 (pixels lie in [0, 1])" if norm == "linf" else "more than 0"
+        hint = f"; for {text.strip()} grey levels write {eps}/255" if eps > 1 and eps.denominator == 1 else ""
+        raise UsageError(f"{option} {text!r}: must be {allowed}{hint}")
+    return eps
+
+
+def parse_eps_list(text: str, *, norm: str = "linf") -> tuple[Fraction, ...]:
+    """``1/255,2/255`` as exact rationals, in the order given, each once."""
+    return tuple(dict.fromkeys(parse_eps(part, norm=norm) for part in text.split(",")))
+
+
+def format_eps(eps: Fraction) -> str:
+    """The way the field writes it: over 255 where that is exact (``2/255``), else as the fraction it is."""
+    over_255 = eps * 255
+    return f"{over_255.numerator}/255" if over_255.denominator == 1 else str(eps)
+
+
+def default_step_size(eps: Fraction) -> Fraction:
+    """The larger of 1/255 and ε/4."""
+    return max(Fraction(1, 255), eps / 4)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """``eps`` and ``step_size`` in units of pixels in [0, 1] (L2: of the whole image's norm)."""
+
+    eps: Fraction
+    step_size: Fraction
+    steps: int
+    norm: str = "linf"
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise UsageError(f"--norm {self.norm!r}: one of {', '.join(NORMS)}")
+        if self.steps < 1:
+            raise UsageError(f"--steps {self.steps}: at least 1")

@@ -1,0 +1,250 @@
+"""What every dataset of hrzs is: labelled RGB images with stable ids, in a fixed order."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.utils.data
+from jaxtyping import Float, Int64
+from PIL import Image
+from torch import Tensor
+
+from hrzs.errors import HrzsError, UsageError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image: pixels in [0, 1]; `id` names it for ever (`n02119789/xyz.JPEG`, `shapes/val/00017`)."""
+
+    image: Float[Tensor, "3 H W"]
+    label: int
+    id: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of equal size, stacked."""
+
+    images: Float[Tensor, "B 3 H W"]
+    labels: Int64[Tensor, " B"]
+    ids: tuple[str, ...]
+
+
+class Dataset(torch.utils.data.Dataset[Sample], ABC):
+    """A finite, ordered set of labelled images. A subclass sets the attributes and draws `picture`.
+
+    name, split: what `--data` and `--split` call it.
+    classes: class ids, in label order; class_names: the name of each for a prompt.
+    labels, ids: of every image, known without opening one.
+    native_size: side in pixels of its (square) images, or None: they differ and `resize_to` comes first.
+    default_eps: the L∞ radius this data is attacked with unless told otherwise; None leaves the common default.
+    """
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
+    labels: Sequence[int]
+    ids: Sequence[str]
+    native_size: int | None
+    default_eps: Fraction | None = None
+
+    @abstractmethod
+    def picture(self, index: int) -> Image.Image:
+        """The RGB image at `index`. Raises HrzsError, naming the image, if it cannot be decoded."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} images, there is no number {index}")
+        pixels = torch.from_numpy(np.array(self.picture(index)))
+        image = pixels.permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
+        return Sample(image, self.labels[index], self.ids[index])
+
+
+class _View(Dataset):
+    """Another dataset seen through a choice of its images."""
+
+    def __init__(self, parent: Dataset, indices: Sequence[int]) -> None:
+        self.parent = parent
+        self.indices = indices
+        self.name, self.split = parent.name, parent.split
+        self.classes, self.class_names = parent.classes, parent.class_names
+        self.labels = [parent.labels[i] for i in indices]
+        self.ids = [parent.ids[i] for i in indices]
+        self.native_size = parent.native_size
+        self.default_eps = parent.default_eps
+
+    def picture(self, index: int) -> Image.Image:
+        return self.parent.picture(self.indices[index])
+
+
+def _by_class(dataset: Dataset, salt: bytes) -> list[list[int]]:
+    """The indices of each class, in the order of a salted hash of the ids (so in no order that means anything)."""
+    groups: list[list[int]] = [[] for _ in dataset.classes]
+    for index, label in enumerate(dataset.labels):
+        groups[label].append(index)
+
+    def key(index: int) -> tuple[bytes, str]:
+        name = dataset.ids[index]
+        return hashlib.blake2b(name.encode(), digest_size=8, person=salt).digest(), name
+
+    return [sorted(group, key=key) for group in groups]
+
+
+def subset(dataset: Dataset, *, limit: int | None, skip: int = 0, classes: Sequence[str] | None = None) -> Dataset:
+    """Images `skip` … `skip + limit` of the fixed class-balanced order of `dataset`.
+
+    That order goes round the classes, and within a class by a hash of the id: it depends on nothing but the ids,
+    so `limit=1000` and `skip=1000` never share an image. `classes` first keeps these classes only, and labels
+    them in the order given. Raises UsageError for an unknown or repeated class, or if nothing is left.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: at least 1 image is needed.")
+    if skip < 0:
+        raise UsageError(f"--skip {skip}: it cannot be negative.")
+    groups = _by_class(dataset, b"subset")
+    chosen = range(len(groups)) if classes is None else _positions(dataset, classes)
+    turns = sorted((turn, place, i) for place, c in enumerate(chosen) for turn, i in enumerate(groups[c]))
+    indices = [i for _, _, i in turns][skip:][:limit]
+    if not indices:
+        raise UsageError(
+            f"No image of {dataset.name} ({dataset.split}) is left: it holds {len(turns)} of the classes asked for, "
+            f"and --skip {skip} leaves these out. Lower --skip or name other classes."
+        )
+    view = _View(dataset, indices)
+    if classes is not None:
+        place_of = {c: place for place, c in enumerate(chosen)}
+        view.classes = tuple(classes)
+        view.class_names = tuple(dataset.class_names[c] for c in chosen)
+        view.labels = [place_of[label] for label in view.labels]
+    return view
+
+
+def _positions(dataset: Dataset, classes: Sequence[str]) -> list[int]:
+    position = {name: i for i, name in enumerate(dataset.classes)}
+    for name in classes:
+        if name not in position:
+            raise UsageError(f"{dataset.name} has no class {name!r}. {suggest(name, dataset.classes)}")
+    if len(set(classes)) < len(classes):
+        twice = next(name for name in classes if list(classes).count(name) > 1)
+        raise UsageError(f"Class {twice!r} is named twice: name each class once.")
+    return [position[name] for name in classes]
+
+
+def held_out(dataset: Dataset, part: Literal["train", "val"]) -> Dataset:
+    """The fixed 90/10 division of data that brings none: of each class, by a hash of the ids, a tenth is `val`.
+
+    A class of two or more images gives at least one to each part; a single image stays in `train`.
+    """
+    val = {
+        i for group in _by_class(dataset, b"held out") for i in group[: min(max(1, len(group) // 10), len(group) - 1)]
+    }
+    view = _View(dataset, [i for i in range(len(dataset)) if (i in val) == (part == "val")])
+    view.split = part
+    return view
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The near matches of a mistyped name, or else what there is to choose from."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if near:
+        return f"Did you mean {' or '.join(near)}?"
+    return f"There are: {', '.join(known[:30])}{', …' if len(known) > 30 else ''}."
+
+
+def digest(dataset: Dataset) -> str:
+    """16 hex digits that tell which images these are, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(dataset.ids)).encode()).hexdigest()[:16]
+
+
+INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+class _Resized(_View):
+    def __init__(self, parent: Dataset, size: int, interpolation: Image.Resampling) -> None:
+        super().__init__(parent, range(len(parent)))
+        self.native_size = size
+        self.interpolation = interpolation
+
+    def picture(self, index: int) -> Image.Image:
+        image = self.parent.picture(index)
+        if image.size == (self.native_size, self.native_size):
+            return image
+        side = min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        assert self.native_size is not None
+        return image.resize(
+            (self.native_size, self.native_size), self.interpolation, box=(left, top, left + side, top + side)
+        )
+
+
+def resize_to(dataset: Dataset, size: int, interpolation: Literal["bicubic", "bilinear"] = "bicubic") -> Dataset:
+    """`dataset` with every image cut to its central square and resized to `size` × `size` pixels, antialiased.
+
+    This is the `resize: before` of a preset: ε then counts in pixels of the resized image.
+    """
+    return _Resized(dataset, size, INTERPOLATIONS[interpolation])
+
+
+class _Fetch(torch.utils.data.Dataset["Sample | HrzsError"]):
+    """Carries an error across the process border as a value: raised there, its message would come back mangled."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Sample | HrzsError:
+        try:
+            return self.dataset[index]
+        except HrzsError as error:
+            return error
+
+
+def _collate(samples: list[Sample | HrzsError]) -> Batch | HrzsError:
+    good: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, HrzsError):
+            return sample
+        good.append(sample)
+    for sample in good:
+        if sample.image.shape != good[0].image.shape:
+            (_, h, w), (_, h0, w0) = sample.image.shape, good[0].image.shape
+            return HrzsError(
+                f"Image {sample.id} is {w}×{h} where {good[0].id} is {w0}×{h0}: "
+                "images of different sizes have to be resized first."
+            )
+    return Batch(
+        torch.stack([s.image for s in good]),
+        torch.tensor([s.label for s in good], dtype=torch.int64),
+        tuple(s.id for s in good),
+    )
+
+
+def loader(dataset: Dataset, batch_size: int, workers: int = 0, order: Sequence[int] | None = None) -> Iterator[Batch]:
+    """The images of `dataset` in `order` (indices; default: its own) in batches; the last may be smaller.
+
+    The batches do not depend on `workers` (processes that read ahead; 0 reads in this one). Raises HrzsError that
+    names the image if one cannot be decoded or differs in size from the others of its batch.
+    """
+    batches = torch.utils.data.DataLoader(
+        _Fetch(dataset),
+        batch_size=batch_size,
+        sampler=range(len(dataset)) if order is None else order,
+        num_workers=workers,
+        collate_fn=_collate,
+    )
+    for batch in batches:
+        if isinstance(batch, HrzsError):
+            raise batch
+        yield batch

@@ -1,0 +1,221 @@
+"""Images laid out as `class/image`, in a folder or in a `.tar` that is read in place.
+
+The layout is told from the list of image paths alone, so a folder and a tar of it are the same dataset.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import struct
+import tarfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from hrzs.data.base import Dataset
+from hrzs.errors import HrzsError, UsageError
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
+LAYOUT = "Expected <class>/<image>, or <split>/<class>/<image> with splits train, val, test."
+
+# Below this side images are small enough to be attacked as they are and resized within the model.
+_LARGEST_NATIVE = 96
+_PROBES = 64
+
+# What Pillow's readers raise on damaged files.
+_BROKEN = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+
+
+class Member(NamedTuple):
+    """An image's path in its source, and its id: the part from the class on.
+
+    So the id is the same from a folder, from its split subfolder given directly, and from a tar of either.
+    """
+
+    path: str
+    id: str
+
+
+Layout = dict["str | None", dict[str, list[Member]]]
+
+
+def decode(data: bytes, name: str) -> Image.Image:
+    """The RGB image in `data`. Raises HrzsError with `name` if it is none, or cut short."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            rgb: Image.Image = image.convert("RGB")
+            return rgb
+    except _BROKEN as error:
+        raise HrzsError(
+            f"Image {name} cannot be decoded ({error}). Replace it with an intact copy, or delete it, and run again."
+        ) from error
+
+
+class Images(Dataset):
+    """The images of one split, each read from its source when asked for."""
+
+    def __init__(
+        self, name: str, split: str, classes: Iterable[str], members: Mapping[str, Sequence[Member]], source: Source
+    ) -> None:
+        self.name, self.split = name, split
+        self.classes = tuple(classes)
+        self.class_names = tuple(prompt_name(c) for c in self.classes)
+        self._source = source
+        self._paths = [m.path for c in self.classes for m in members.get(c, ())]
+        self.ids = [m.id for c in self.classes for m in members.get(c, ())]
+        self.labels = [label for label, c in enumerate(self.classes) for _ in members.get(c, ())]
+        self.native_size = self._common_size()
+
+    def picture(self, index: int) -> Image.Image:
+        path = self._paths[index]
+        return decode(self._source.read(path), self._source.describe(path))
+
+    def _common_size(self) -> int | None:
+        """The side that 64 images, spread over the whole, agree on, if they are square and small."""
+        sizes = set()
+        for i in range(0, len(self), max(1, len(self) // _PROBES)):
+            try:
+                with Image.open(io.BytesIO(self._source.read(self._paths[i]))) as image:
+                    sizes.add(image.size)
+            except (*_BROKEN, HrzsError):
+                continue  # It is named when it is its turn; it must not keep --skip and --limit from avoiding it.
+        if len(sizes) != 1:
+            return None
+        ((width, height),) = sizes
+        return width if width == height <= _LARGEST_NATIVE else None
+
+
+def prompt_name(class_id: str) -> str:
+    """What a folder is called in a prompt; a WordNet id stays, for the tree knows its words."""
+    return class_id.replace("_", " ")
+
+
+class Source:
+    """Where images lie: lists their paths (`/` between the parts) and reads them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def members(self) -> Iterator[str]:
+        raise NotImplementedError
+
+    def read(self, member: str) -> bytes:
+        raise NotImplementedError
+
+    def describe(self, member: str) -> str:
+        """How to name one image to a person."""
+        raise NotImplementedError
+
+
+class Folder(Source):
+    """A directory, links followed."""
+
+    def members(self) -> Iterator[str]:
+        for top, folders, files in os.walk(self.path, followlinks=True):
+            folders[:] = [f for f in folders if not f.startswith(".")]
+            inside = Path(top).relative_to(self.path).as_posix()
+            for file in files:
+                yield file if inside == "." else f"{inside}/{file}"
+
+    def read(self, member: str) -> bytes:
+        try:
+            return (self.path / member).read_bytes()
+        except OSError as error:
+            raise HrzsError(f"Image {self.describe(member)} cannot be read: {error.strerror}.") from error
+
+    def describe(self, member: str) -> str:
+        return str(self.path / member)
+
+
+class Tar(Source):
+    """An uncompressed tar file. Its index is read once; an image is then one seek and one read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._places: dict[str, tuple[int, int]] = {}
+        try:
+            with tarfile.open(path, mode="r:") as tar:
+                for member in tar:
+                    if member.isfile():
+                        self._places[member.name.removeprefix("./")] = (member.offset_data, member.size)
+        except tarfile.ReadError as error:
+            raise UsageError(
+                f"--data {path}: not an uncompressed tar file, or one cut short ({error}). "
+                f"A compressed one is unpacked to a .tar first: gunzip -k {path.name}."
+            ) from error
+
+    def members(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def read(self, member: str) -> bytes:
+        offset, size = self._places[member]
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def describe(self, member: str) -> str:
+        return f"{self.path}:{member}"
+
+
+def open_source(path: Path) -> Source:
+    """The folder or tar file at `path`. Raises UsageError if it is neither."""
+    return Folder(path) if path.is_dir() else Tar(path)
+
+
+def layout(source: Source) -> Layout:
+    """split → class → sorted paths; the split is None where there are none. Raises UsageError if no class has images.
+
+    A folder that everything lies in is looked through (archives often have one).
+    """
+    paths = [
+        tuple(m.split("/"))
+        for m in source.members()
+        if m.lower().endswith(EXTENSIONS) and not any(part.startswith(".") for part in m.split("/"))
+    ]
+    depth = 0
+    while paths and _is_wrapper({p[depth] for p in paths}, min(len(p) for p in paths) - depth):
+        depth += 1
+    tops = {p[depth] for p in paths if len(p) - depth >= 2}
+    if not tops:
+        lone = f"{len(paths)} images but no folder per class" if paths else "no images"
+        raise UsageError(f"--data {source.path}: {lone}. {LAYOUT} Image files end in {', '.join(EXTENSIONS)}.")
+    splits = {p[depth] for p in paths if len(p) - depth >= 3 and p[depth] in SPLIT_FOLDERS}
+    if splits and tops - splits:
+        logger.warning("%s: not a split, left out: %s", source.path, ", ".join(sorted(tops - splits)))
+
+    found: Layout = defaultdict(lambda: defaultdict(list))
+    for parts in sorted(paths):
+        inner = parts[depth:]
+        if splits:
+            if inner[0] not in splits or len(inner) < 3:
+                continue
+            split, inner = SPLIT_FOLDERS[inner[0]], inner[1:]
+        elif len(inner) < 2:
+            continue
+        else:
+            split = None
+        found[split][inner[0]].append(Member("/".join(parts), "/".join(inner)))
+    return {split: dict(classes) for split, classes in found.items()}
+
+
+def _is_wrapper(tops: set[str], shallowest: int) -> bool:
+    return len(tops) == 1 and shallowest >= 3 and not tops & SPLIT_FOLDERS.keys()
+
+
+def open_images(source: Source, name: str) -> dict[str | None, Callable[[], Dataset]]:
+    """The splits of `source` (None: it has none), each opened on call. All share the classes of all."""
+    splits = layout(source)
+    classes = sorted({c for members in splits.values() for c in members})
+
+    def opener(split: str | None) -> Callable[[], Dataset]:
+        return lambda: Images(name, split or "all", classes, splits[split], source)
+
+    return {split: opener(split) for split in splits}

@@ -1,0 +1,70 @@
+"""The zero-shot classifier over all levels of a tree."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hrzs.hierarchy.tree import Tree
+from hrzs.models.clip import ClipModel
+from hrzs.models.heads import Head
+from hrzs.models.text import TextBank
+
+#: Two ways to score a superclass: by its own prompt, or by the summed probabilities of its leaves.
+SCORINGS = ("prompt", "leaves")
+
+
+class ZeroShotClassifier:
+    """Logits of every level, from image features; the text is encoded and prepared once, on construction.
+
+    Args:
+        model: gives the text encoder and, unless ``head`` is named, the head it was trained with.
+        tree: the classes and their superclasses.
+        template: a name or a text for ``--template``.
+        head: ``cosine`` or ``hyperbolic``.
+    """
+
+    def __init__(self, model: ClipModel, tree: Tree, template: str = "photo", head: str | None = None) -> None:
+        self.tree = tree
+        self.head: Head = model.head(head)
+        with torch.no_grad():
+            bank = TextBank(model, tree, template)
+            self.prompts = bank.prompts
+            text = bank.features(model, normalise=self.head.name == "cosine")
+            self.prepared = self.head.prepare(text)
+        self.columns = [c.to(self.prepared.device) for c in bank.index.columns]
+        self.ancestors = tree.ancestors.to(self.prepared.device)
+
+    def logits(
+        self, features: Float[Tensor, "B D"], level: int = 0, scoring: str = "prompt"
+    ) -> Float[Tensor, "B nodes"]:
+        """Logits over the nodes of ``level``; their softmax is the probability under ``scoring``."""
+        if scoring == "leaves" and level > 0:
+            leaf = self.head.logits(features, self.prepared[self.columns[0]])
+            return sum_leaves(leaf, self.ancestors[level], len(self.columns[level]))
+        return self.head.logits(features, self.prepared[self.columns[level]])
+
+    def labels(self, leaf_labels: Int[Tensor, "B"], level: int) -> Int[Tensor, "B"]:
+        """The ancestor of each leaf label at ``level``."""
+        return self.ancestors[level][leaf_labels]
+
+    def predict(self, features: Float[Tensor, "B D"]) -> Int[Tensor, "scorings levels B"]:
+        """Argmax at every level 0 … L-1 under both scorings, in the order of `SCORINGS`."""
+        nodes = self.head.logits(features, self.prepared)
+        leaf = nodes[:, self.columns[0]]
+        by_prompt = [nodes[:, c].argmax(1) for c in self.columns]
+        by_leaves = [sum_leaves(leaf, self.ancestors[level], len(c)).argmax(1) for level, c in enumerate(self.columns)]
+        return torch.stack([torch.stack(by_prompt), torch.stack(by_leaves)])
+
+
+def sum_leaves(leaf_logits: Float[Tensor, "B C"], ancestor: Int[Tensor, "C"], nodes: int) -> Float[Tensor, "B nodes"]:
+    """Log of the summed (unnormalised) leaf probabilities of each node: a log-sum-exp over its leaves.
+
+    Summing probabilities first would underflow at CLIP's temperature of 100 and give a zero gradient.
+    """
+    index = ancestor.expand(len(leaf_logits), -1)
+    top = leaf_logits.new_full((len(leaf_logits), nodes), -torch.inf)
+    top = top.scatter_reduce(1, index, leaf_logits.detach(), "amax")
+    total = leaf_logits.new_zeros(top.shape).scatter_add(1, index, (leaf_logits - top.gather(1, index)).exp())
+    return top + total.log()

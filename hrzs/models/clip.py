@@ -1,0 +1,163 @@
+"""`ClipModel`: an open_clip model whose input is pixels in [0, 1] and whose text projection stands apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hrzs.errors import UsageError
+from hrzs.models.heads import CosineHead, Head, HyperbolicHead
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a checkpoint says of itself (kept in the header of ``model.safetensors``)."""
+
+    arch: str
+    config: dict[str, Any]
+    source: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    licence: str = "unknown"
+    training_data: str = "unknown"
+    digest: str = ""
+    # Of a run: the method, the tree's digest, what it was trained from. Empty for a model nobody fine-tuned here.
+    run: dict[str, Any] = field(default_factory=dict)
+
+
+class ClipModel(nn.Module):
+    """An open_clip model with resizing and normalisation inside, so that ε is in pixels of the native image.
+
+    Args:
+        clip: the open_clip model; it stays in evaluation mode (frozen batch-norm statistics, no dropout).
+        info: where it came from.
+        geometry: the learnt hyperbolic head of a hierarchical run; None for a model that scores by cosine.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, clip: nn.Module, info: ModelInfo, geometry: HyperbolicHead | None = None) -> None:
+        super().__init__()
+        self.clip = clip.eval()
+        self.info = info
+        self.geometry = geometry
+        self.precision = "fp32"
+        size = cast(Any, clip).visual.image_size
+        self.image_size: int = int(size if isinstance(size, int) else size[0])
+        self.register_buffer("mean", torch.tensor(info.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(info.std).view(3, 1, 1), persistent=False)
+        self.tokenizer = open_clip.get_tokenizer(info.arch)
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    def train(self, mode: bool = True) -> ClipModel:  # noqa: ARG002 -- batch-norm statistics are frozen, always
+        return super().train(False)
+
+    def head(self, name: str | None = None) -> Head:
+        """The head called ``cosine`` or ``hyperbolic``; by default the one the model was trained with.
+
+        Raises:
+            UsageError: a hyperbolic head is asked of a model that has none.
+        """
+        if name is None:
+            name = "cosine" if self.geometry is None else "hyperbolic"
+        if name == "cosine":
+            clip = cast(Any, self.clip)
+            return CosineHead(clip.logit_scale, getattr(clip, "logit_bias", None))
+        if name == "hyperbolic" and self.geometry is not None:
+            return self.geometry
+        raise UsageError(f"--head {name}: {self.info.source} has no such head; `cosine` fits every model")
+
+    @contextmanager
+    def autocast(self, precision: str | None = None) -> Iterator[None]:
+        """bf16 autocast for the encoder when ``precision`` (by default the model's own) says so."""
+        bf16 = (precision or self.precision) == "bf16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+            yield
+
+    def encode_image(self, pixels: Float[Tensor, "B 3 H W"], precision: str | None = None) -> Float[Tensor, "B D"]:
+        """``f(x)``: features before L2 normalisation, float32, of pixels in [0, 1] at any size."""
+        if pixels.shape[-2:] != (self.image_size, self.image_size):
+            pixels = F.interpolate(
+                pixels,
+                size=(self.image_size, self.image_size),
+                mode="bicubic",
+                align_corners=False,
+                antialias=True,
+            )
+        with self.autocast(precision):
+            features = cast(Any, self.clip).encode_image((pixels - self.mean) / self.std)
+        return cast(Tensor, features).float()
+
+    # -- text ---------------------------------------------------------------------------------------------------
+
+    def _projection_slot(self) -> tuple[nn.Module, str]:
+        clip = cast(Any, self.clip)
+        text = getattr(clip, "text", clip)
+        for slot in ("text_projection", "proj"):
+            if hasattr(text, slot):
+                return cast(nn.Module, text), slot
+        raise UsageError(f"the text encoder of {self.info.arch} has no projection that could be set apart")
+
+    @property
+    def text_projection(self) -> nn.Parameter | nn.Module | None:
+        owner, slot = self._projection_slot()
+        return cast("nn.Parameter | nn.Module | None", getattr(owner, slot))
+
+    def text_projection_parameters(self) -> list[nn.Parameter]:
+        projection = self.text_projection
+        if projection is None:
+            return []
+        return [projection] if isinstance(projection, nn.Parameter) else list(projection.parameters())
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        return cast(Tensor, self.tokenizer(list(prompts))).to(self.device)
+
+    def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "N D"]:
+        """``g(t)``: projected text features before L2 normalisation, with gradients to the whole text encoder."""
+        return cast(Tensor, cast(Any, self.clip).encode_text(self.tokenize(prompts))).float()
+
+    @torch.no_grad()
+    def encode_text_trunk(self, prompts: Sequence[str], batch_size: int = 256) -> Float[Tensor, "N W"]:
+        """The text transformer's output before the projection: constant while only the projection is trained."""
+        owner, slot = self._projection_slot()
+        projection = getattr(owner, slot)
+        setattr(owner, slot, nn.Identity() if slot == "proj" else None)
+        try:
+            tokens = self.tokenize(prompts)
+            parts = [cast(Any, self.clip).encode_text(part).float() for part in torch.split(tokens, batch_size)]
+        finally:
+            setattr(owner, slot, projection)
+        return torch.cat(parts)
+
+    def project_text(self, trunk: Float[Tensor, "N W"]) -> Float[Tensor, "N D"]:
+        """The text projection alone: ``encode_text = project_text ∘ encode_text_trunk``."""
+        projection = self.text_projection
+        if projection is None:
+            return trunk
+        return trunk @ projection if isinstance(projection, nn.Parameter) else cast(Tensor, projection(trunk))
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter of ``module`` requires a gradient inside: neither its time nor its memory is spent in an attack."""
+    wanted = [p for p in module.parameters() if p.requires_grad]
+    for p in wanted:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in wanted:
+            p.requires_grad_(True)

@@ -1,0 +1,342 @@
+"""Models in and out: every form of ``--model`` and ``--pretrained``, and the file that plain open_clip reads back."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.factory import load_checkpoint
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hrzs import __version__
+from hrzs.errors import HrzsError, UsageError
+from hrzs.models import tiny
+from hrzs.models.clip import ClipModel, ModelInfo
+from hrzs.models.heads import HyperbolicHead
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "open_clip_config.json"
+
+
+def describe_models() -> list[tuple[str, str]]:
+    """Name and one line for each form that ``--model`` takes."""
+    forms = [
+        ("tiny", "embedded: a small ViT trained on `shapes`; works offline"),
+        ("RUN_DIR | FILE.safetensors", "what `hrzs finetune` wrote"),
+        ("CONFIG.json", "an open_clip model config; its weights with --pretrained FILE"),
+        ("hf-hub:OWNER/NAME", "a model on the Hugging Face hub in open_clip's layout"),
+    ]
+    for arch in open_clip.list_models():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch))
+        forms.append((arch, f"open_clip; --pretrained {tags or 'FILE'}"))
+    return forms
+
+
+def load_model(
+    spec: str = "tiny",
+    pretrained: str | None = None,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    seed: int = 0,
+) -> ClipModel:
+    """The model that ``--model SPEC --pretrained …`` names, in evaluation mode on ``device``.
+
+    Raises:
+        UsageError: no such model, file or tag, or a checkpoint that does not fit the architecture.
+        HrzsError: the weights could not be fetched.
+    """
+    path = Path(spec)
+    if spec == "tiny":
+        model = _load_tiny(pretrained, seed)
+    elif path.is_dir() or path.suffix == ".safetensors":
+        model = _load_run(path, pretrained)
+    elif path.suffix == ".json":
+        model = _load_config(path, pretrained, seed)
+    elif spec.startswith("hf-hub:"):
+        model = _load_hub(spec)
+    elif spec in open_clip.list_models():
+        model = _load_arch(spec, pretrained, seed)
+    else:
+        near = difflib.get_close_matches(spec, ["tiny", *open_clip.list_models()], 3, 0.4)
+        raise UsageError(
+            f"--model {spec!r}: no such file, folder or open_clip architecture"
+            + (f"; did you mean {' or '.join(near)}?" if near else "")
+            + " `--model list` prints what it takes"
+        )
+    model.precision = precision
+    return model.to(device)
+
+
+# -- the forms of --model -------------------------------------------------------------------------------------
+
+
+def _load_tiny(pretrained: str | None, seed: int) -> ClipModel:
+    config = json.loads(tiny.CONFIG.read_text())
+    if pretrained is None:
+        if not tiny.WEIGHTS.is_file():
+            raise HrzsError(f"{tiny.WEIGHTS} is missing from this installation; `make tiny` in the checkout makes it")
+        return replace_source(_load_run(tiny.WEIGHTS, None), "tiny")
+    return _build(tiny.ARCH, config, "tiny", pretrained, seed)
+
+
+def _load_config(path: Path, pretrained: str | None, seed: int) -> ClipModel:
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--model {path}: not a readable open_clip model config: {error}") from error
+    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
+    if missing:
+        raise UsageError(f"--model {path}: not an open_clip model config, it lacks {', '.join(missing)}")
+    if pretrained is None:
+        raise UsageError(
+            f"--model {path}: a config has no weights; add --pretrained FILE, or --pretrained none to start random"
+        )
+    return _build(path.stem, config, str(path), pretrained, seed)
+
+
+def _load_arch(arch: str, pretrained: str | None, seed: int) -> ClipModel:
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    if pretrained is None:
+        if not tags:
+            raise UsageError(f"--model {arch}: open_clip lists no weights for it; add --pretrained FILE or none")
+        pretrained = "openai" if "openai" in tags else tags[0]
+    config = open_clip.get_model_config(arch)
+    if pretrained == "none" or Path(pretrained).is_file():
+        return _build(arch, config, arch, pretrained, seed)
+    if pretrained not in tags:
+        known = f"a tag ({', '.join(tags)}), " if tags else ""
+        raise UsageError(f"--pretrained {pretrained!r}: for {arch} give {known}an existing file, or `none`")
+    cfg = get_pretrained_cfg(arch, pretrained)
+    if cfg.get("quick_gelu") and not config.get("quick_gelu"):
+        # The activation follows the tag: OpenAI's weights under GELU would be a different, worse model.
+        named = f"{arch}-quickgelu"
+        arch, config = named, open_clip.get_model_config(named) or config | {"quick_gelu": True}
+    file = _fetch(cfg, f"the weights {pretrained!r} of {arch}")
+    defaults = {key: cfg[key] for key in ("mean", "std", "interpolation") if key in cfg}
+    return _build(arch, config, f"{arch}:{pretrained}", file, seed, **defaults)
+
+
+def _load_hub(spec: str) -> ClipModel:
+    try:
+        clip = open_clip.create_model(spec)
+        config = open_clip.get_model_config(spec)
+    except Exception as error:  # whatever the hub's client raises: none of it is ours to fix
+        raise HrzsError(_cannot_fetch(f"{spec}", error)) from error
+    cfg = dict(clip.visual.preprocess_cfg)
+    info = _info(spec.removeprefix("hf-hub:").replace("/", "-"), config, spec, "", **cfg)
+    return ClipModel(clip, replace(info, arch=_register(info.arch, config)))
+
+
+def _load_run(path: Path, pretrained: str | None) -> ClipModel:
+    if pretrained is not None:
+        raise UsageError(f"--pretrained {pretrained!r}: {path} holds its own weights; leave --pretrained out")
+    file = path / WEIGHTS_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise UsageError(
+            f"--model {path}: {file} does not exist; is the run finished? `hrzs finetune --resume` goes on"
+        )
+    header = read_header(file)
+    if "config" not in header:
+        raise UsageError(
+            f"--model {path}: not written by hrzs (its header has no model config); "
+            f"name the architecture instead: --model ARCH --pretrained {path}"
+        )
+    geometry = header.get("geometry")
+    info = ModelInfo(
+        arch=_register(header["arch"], header["config"]),
+        config=header["config"],
+        source=str(path),
+        mean=tuple(header["preprocess"]["mean"]),
+        std=tuple(header["preprocess"]["std"]),
+        interpolation=header["preprocess"]["interpolation"],
+        licence=header.get("licence", "unknown"),
+        training_data=header.get("training_data", "unknown"),
+        digest=file_digest(file),
+        run=header.get("run", {}),
+    )
+    clip = _instantiate(info.arch, str(file))
+    model = ClipModel(clip, info, HyperbolicHead(**geometry) if geometry else None)
+    expected = torch.tensor(header["probe"])
+    if not torch.allclose(probe(model), expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item()):
+        raise UsageError(f"--model {path}: its features differ from those recorded when it was written; it is damaged")
+    return model
+
+
+def _build(arch: str, config: dict[str, Any], source: str, weights: str, seed: int, **preprocess: Any) -> ClipModel:
+    """An architecture with weights from a file, or random when ``weights`` is ``none``."""
+    if weights != "none" and not Path(weights).is_file():
+        raise UsageError(f"--pretrained {weights}: no such file; give an existing one, or `none` to start random")
+    name = _register(arch, config)
+    if weights == "none":
+        torch.manual_seed(seed)
+        clip, digest = _instantiate(name, None), f"random:{seed}"
+    else:
+        clip, digest = _instantiate(name, weights), file_digest(Path(weights))
+    info = _info(name, config, f"{source}:{weights}" if weights != source else source, digest, **preprocess)
+    return ClipModel(clip, info)
+
+
+def _info(
+    arch: str,
+    config: dict[str, Any],
+    source: str,
+    digest: str,
+    mean: tuple[float, ...] = open_clip.OPENAI_DATASET_MEAN,
+    std: tuple[float, ...] = open_clip.OPENAI_DATASET_STD,
+    interpolation: str = "bicubic",
+    **_: Any,
+) -> ModelInfo:
+    return ModelInfo(arch, config, source, tuple(mean), tuple(std), interpolation, digest=digest)
+
+
+def _instantiate(arch: str, weights: str | None) -> torch.nn.Module:
+    # open_clip speaks through the root logger; what matters of it becomes an error here.
+    clip: torch.nn.Module = open_clip.create_model(arch, pretrained=None, pretrained_image=False, pretrained_text=False)
+    if weights is not None:
+        try:
+            load_checkpoint(clip, weights, strict=True, weights_only=True)
+        except Exception as error:  # open_clip, torch and safetensors each raise their own kinds
+            text = str(error).strip()
+            reason = text.splitlines()[0] if text else repr(error)
+            raise UsageError(
+                f"--pretrained {weights}: not a checkpoint of {arch}: {reason[:300]}; "
+                "give the file that belongs to this architecture"
+            ) from error
+    return clip
+
+
+def _fetch(cfg: Mapping[str, Any], what: str) -> str:
+    for variable in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+        os.environ.setdefault(variable, "10")
+    try:
+        return str(download_pretrained(dict(cfg)))
+    except Exception as error:  # a hub's client raises many kinds, all of them mean: not to be had
+        raise HrzsError(_cannot_fetch(what, error)) from error
+
+
+def _cannot_fetch(what: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()
+    return (
+        f"{what} could not be fetched ({reason[-1][:200] if reason else repr(error)}). "
+        "Give a local file with --pretrained FILE, or --pretrained none to start from random weights"
+    )
+
+
+def _register(arch: str, config: dict[str, Any]) -> str:
+    """Make ``config`` known to open_clip as ``arch``; under a name of its own if that one means another model."""
+    if open_clip.get_model_config(arch) == config:
+        return arch
+    if arch in open_clip.list_models():
+        arch = f"{arch}-{hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]}"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{arch}.json"
+        file.write_text(json.dumps(config))
+        open_clip.add_model_config(file)
+    return arch
+
+
+# -- out ------------------------------------------------------------------------------------------------------
+
+
+def save_model(model: ClipModel, folder: Path, **run: Any) -> None:
+    """Write ``model.safetensors`` (the open_clip state dict and nothing else) and ``open_clip_config.json``.
+
+    ``run`` (method, tree digest, what it was trained from, …) goes into the header beside architecture,
+    preprocessing and geometry. Both files are written aside and renamed.
+    """
+    info = model.info
+    header = {
+        "hrzs": __version__,
+        "arch": info.arch,
+        "config": info.config,
+        "preprocess": {
+            "mean": info.mean,
+            "std": info.std,
+            "interpolation": info.interpolation,
+            "size": model.image_size,
+        },
+        "licence": info.licence,
+        "training_data": info.training_data,
+        "run": run or info.run,
+        "probe": probe(model).tolist(),
+    }
+    if model.geometry is not None:
+        header["geometry"] = model.geometry.values()
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in model.clip.state_dict().items()}
+    write_safetensors(state, folder / WEIGHTS_FILE, header)
+    aside = folder / f".{CONFIG_FILE}"
+    aside.write_text(json.dumps(info.config, indent=1) + "\n")
+    aside.replace(folder / CONFIG_FILE)
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, Any]) -> None:
+    """Tensors with a header of JSON values, written aside and renamed: a reader never sees half a file."""
+    aside = path.with_name(f".{path.name}")
+    metadata = {"format": "pt", **{key: json.dumps(value) for key, value in header.items()}}
+    try:
+        save_file(dict(tensors), aside, metadata)
+        aside.replace(path)
+    except (OSError, SafetensorError) as error:
+        aside.unlink(missing_ok=True)
+        raise HrzsError(f"{path} could not be written ({error}); what was there before is untouched") from error
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header that `write_safetensors` wrote.
+
+    Raises:
+        UsageError: not a safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{path}: not a safetensors file ({error})") from error
+    return {key: json.loads(value) for key, value in metadata.items() if key != "format"}
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+@torch.no_grad()
+def probe(model: ClipModel) -> Tensor:
+    """Features of one fixed image: recorded on writing, compared on loading (a lost QuickGELU shows here)."""
+    ramp = torch.linspace(0, 1, model.image_size, device=model.device)
+    image = torch.stack([ramp.expand(len(ramp), -1), ramp.expand(len(ramp), -1).T, ramp.flip(0).expand(len(ramp), -1)])
+    return model.encode_image(image[None], "fp32")[0, :16].cpu()
+
+
+def replace_source(model: ClipModel, source: str) -> ClipModel:
+    """The same model under the name it was asked for."""
+    model.info = replace(model.info, source=source)
+    return model
+
+
+def describe(model: ClipModel) -> dict[str, Any]:
+    """What a report says of the model."""
+    info = asdict(model.info)
+    config = info.pop("config")
+    return {**info, "image_size": model.image_size, "embed_dim": config.get("embed_dim"),
+            "geometry": model.geometry.values() if model.geometry else None}  # fmt: skip

@@ -1,0 +1,21 @@
+"""Fine-tuning methods by name."""
+
+from hrzs.errors import UsageError
+from hrzs.training.methods.base import Loss, Method
+from hrzs.training.methods.cross_entropy import Clean, TeCoA
+from hrzs.training.methods.hierarchical import Hierarchical
+
+__all__ = ["METHODS", "Loss", "Method", "method_class"]
+
+METHODS: dict[str, type[Method]] = {m.name: m for m in (Hierarchical, TeCoA, Clean)}
+
+
+def method_class(name: str) -> type[Method]:
+    """The method called ``name``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in METHODS:
+        raise UsageError(f"--method {name!r}: one of {', '.join(METHODS)}; `--method list` explains them")
+    return METHODS[name]

@@ -1,0 +1,87 @@
+"""`clean` and `tecoa`: cross-entropy of CLIP's own cosine logits, on clean or on adversarial images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hrzs.hierarchy.tree import Tree
+from hrzs.models.clip import ClipModel
+from hrzs.models.text import TextBank
+from hrzs.training.alignment import LevelAlignment
+from hrzs.training.methods.base import Loss, Method
+from hrzs.training.options import TrainOptions
+from hrzs.training.perturbation import perturb_images
+
+
+class Clean(Method):
+    """Cross-entropy on clean images, at the leaves or (``every_level``) at every level with weights ``ω_l``."""
+
+    name = "clean"
+    description = "cross-entropy on clean images"
+
+    def __init__(self, model: ClipModel, tree: Tree, options: TrainOptions) -> None:
+        super().__init__(model, tree, options)
+        self.head = model.head("cosine")
+        self.bank = TextBank(model, tree, options.template)
+        self.alignment = LevelAlignment(tree, self.bank.index, "none", model.device)
+        self.leaves = self.bank.index.columns[0].to(model.device)
+        self.prepared = None if self.tune in ("all", "image+projection") else self._prepare().detach()
+
+    def _prepare(self) -> Float[Tensor, "N D"]:
+        if self.tune == "all":
+            with self.model.autocast():
+                features = self.model.encode_text(self.bank.prompts.texts)
+            return self.head.prepare(self.bank.prompts.gather(features, normalise=True))
+        return self.head.prepare(self.bank.features(self.model, normalise=True))
+
+    def cross_entropy(
+        self, features: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"], labels: Int[Tensor, "B"]
+    ) -> Float[Tensor, ""]:
+        """The mean over the batch."""
+        if self.options.every_level:
+            return self.alignment.per_image(self.head.logits(features, prepared), labels)
+        return torch.nn.functional.cross_entropy(self.head.logits(features, prepared[self.leaves]), labels)
+
+    def loss(self, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
+        prepared = self._prepare() if self.prepared is None else self.prepared
+        images = self.adversary(images, labels, prepared.detach(), seeds)
+        total = self.cross_entropy(self.model.encode_image(images), prepared, labels)
+        return Loss(total, {"ce": total.detach()})
+
+    def adversary(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        labels: Int[Tensor, "B"],  # noqa: ARG002 -- for those who do attack
+        prepared: Float[Tensor, "N D"],  # noqa: ARG002
+        seeds: Sequence[int],  # noqa: ARG002
+    ) -> Float[Tensor, "B 3 H W"]:
+        """The images to train on."""
+        return images
+
+
+class TeCoA(Clean):
+    """Text-guided contrastive adversarial training (Mao et al., ICLR 2023): cross-entropy on PGD examples.
+
+    Text frozen, logits are cosines times the model's own ``logit_scale``.
+    """
+
+    name = "tecoa"
+    description = "cross-entropy at the leaves on PGD examples, text frozen (Mao et al., ICLR 2023)"
+
+    def adversary(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        labels: Int[Tensor, "B"],
+        prepared: Float[Tensor, "N D"],
+        seeds: Sequence[int],
+    ) -> Float[Tensor, "B 3 H W"]:
+        o = self.options
+
+        def loss(features: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+            return self.cross_entropy(features, prepared, labels)
+
+        return perturb_images(self.model, loss, images, seeds, eps=o.eps, step_size=o.step_size, steps=o.steps)

@@ -1,0 +1,66 @@
+"""The training adversary: one perturbation of images (and, where given, of text features) against one loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hrzs.attacks.ball import LinfBall
+from hrzs.models.clip import ClipModel, frozen
+
+
+def perturb_images(
+    model: ClipModel,
+    loss: Callable[[Float[Tensor, "B D"]], Float[Tensor, ""]],
+    images: Float[Tensor, "B 3 H W"],
+    seeds: Sequence[int],
+    *,
+    eps: Fraction,
+    step_size: Fraction,
+    steps: int,
+) -> Float[Tensor, "B 3 H W"]:
+    """PGD on the images alone: what the baselines train on."""
+    ball = LinfBall(images, eps)
+    x = ball.random(seeds)
+    with frozen(model):
+        for _ in range(steps):
+            x.requires_grad_(True)
+            (gradient,) = torch.autograd.grad(loss(model.encode_image(x)), x)
+            x = ball.step(x.detach(), gradient, float(step_size))
+    return x
+
+
+def perturb_universally(
+    model: ClipModel,
+    loss: Callable[[Float[Tensor, "B D"], Float[Tensor, "N D"]], Float[Tensor, ""]],
+    images: Float[Tensor, "B 3 H W"],
+    text: Float[Tensor, "N D"],
+    seeds: Sequence[int],
+    *,
+    eps: Fraction,
+    step_size: Fraction,
+    steps: int,
+    eps_text: float,
+) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "N D"]]:
+    """One universal hierarchical perturbation (method.md, section 3): ``x̂ = x + δ_X`` and ``δ_T``, found together.
+
+    The loss is the whole ``L'`` over all levels. ``δ_T`` moves in an L∞ ball of radius ``eps_text`` times the mean
+    norm of the text features, in steps of that radius, from zero; images start at random. Returns ``x̂`` and ``δ_T``.
+    """
+    ball = LinfBall(images, eps)
+    x = ball.random(seeds)
+    text = text.detach()
+    delta = torch.zeros_like(text)
+    radius = eps_text * text.norm(dim=-1).mean()
+    with frozen(model):
+        for _ in range(steps):
+            x.requires_grad_(True)
+            delta.requires_grad_(True)
+            gradients = torch.autograd.grad(loss(model.encode_image(x), text + delta), (x, delta))
+            x = ball.step(x.detach(), gradients[0], float(step_size))
+            delta = (delta.detach() + radius * gradients[1].sign()).clamp(-radius, radius)
+    return x, delta
