@@ -103,7 +103,8 @@ class LinfBall(Ball):
         return self.project(x + size * gradient.sign())
 
     def distance(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
-        return (x.double() - self.centre.double()).abs().flatten(1).amax(1)
+        distance: Tensor = (x.double() - self.centre.double()).abs().flatten(1).amax(1)
+        return distance
 
 
 class L2Ball(Ball):
@@ -139,7 +140,8 @@ class L2Ball(Ball):
         return self.project(x + size * gradient / norm.view(-1, 1, 1, 1))
 
     def distance(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
-        return torch.linalg.vector_norm((x.double() - self.centre.double()).flatten(1), dim=1)
+        distance: Tensor = torch.linalg.vector_norm((x.double() - self.centre.double()).flatten(1), dim=1)
+        return distance
 
 
 def _noise(like: Tensor, seeds: Sequence[int], draw: Callable[..., Tensor]) -> Tensor:

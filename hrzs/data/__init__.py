@@ -13,11 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from hrzs.data.base import Batch, Dataset, Sample, digest, held_out, loader, resize_to, subset, suggest
+from hrzs.data.base import Batch, Dataset, Sample, digest, held_out, loader, prompt_name, resize_to, subset, suggest
 from hrzs.data.folder import SPLIT_FOLDERS, open_images, open_source
-from hrzs.data.folder import prompt_name as folder_prompt_name
-from hrzs.data.named import NAMED, open_named
-from hrzs.data.named import prompt_name as dataset_prompt_name
+from hrzs.data.named import NAMED, Splits, open_named
 from hrzs.data.shapes import SPLITS as SHAPES_SPLITS
 from hrzs.data.shapes import Shapes
 from hrzs.errors import UsageError
@@ -38,15 +36,13 @@ __all__ = [
     "subset",
 ]
 
-Splits = dict["str | None", Callable[[], Dataset]]
-
 
 @dataclass(frozen=True)
 class Entry:
     """A dataset with a name: one line about it, its splits given the data root, its class ids if known without data."""
 
     about: str
-    open: Callable[["Path | None"], Splits]
+    open: Callable[[Path | None], Splits]
     classes: tuple[str, ...] | None = None
 
 
@@ -84,13 +80,12 @@ def open_dataset(
     splits = _splits(spec, root)
     if split is None:
         split = "train" if purpose == "train" else next((s for s in ("test", "val", None) if s in splits), "train")
-    if "val" not in splits and split in ("train", "val"):
-        whole = splits.get("train") or splits.get(None)
-        if whole is not None:
-            return held_out(whole(), "train" if split == "train" else "val")
+    undivided = None if "val" in splits else splits.get("train") or splits.get(None)
+    if undivided and split in ("train", "val"):
+        return held_out(undivided(), "train" if split == "train" else "val")
     if split not in splits:
-        there = sorted(s for s in splits if s) or ["train", "val"]
-        raise UsageError(f"--split {split}: {spec} has no such split, it has {', '.join(there)}.")
+        there = {s for s in splits if s} | ({"train", "val"} if undivided else set())
+        raise UsageError(f"--split {split}: {spec} has no such split, it has {', '.join(sorted(there))}.")
     return splits[split]()
 
 
@@ -101,9 +96,9 @@ def class_names(spec: str, *, root: Path | None = None) -> list[tuple[str, str]]
     """
     known = DATASETS[spec].classes if spec in DATASETS else None
     if known is not None:
-        return [(c, dataset_prompt_name(c)) for c in known]
+        return [(c, prompt_name(c)) for c in known]
     if spec not in DATASETS and Path(spec).is_dir():
-        return [(c, folder_prompt_name(c)) for c in _class_folders(Path(spec))]
+        return [(c, prompt_name(c)) for c in _class_folders(Path(spec))]
     dataset = next(iter(_splits(spec, root).values()))()
     return list(zip(dataset.classes, dataset.class_names, strict=True))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -145,12 +146,16 @@ def _positions(dataset: Dataset, classes: Sequence[str]) -> list[int]:
 def held_out(dataset: Dataset, part: Literal["train", "val"]) -> Dataset:
     """The fixed 90/10 division of data that brings none: of each class, by a hash of the ids, a tenth is `val`.
 
-    A class of two or more images gives at least one to each part; a single image stays in `train`.
+    A class of two or more images gives at least one to each part; a single image stays in `train`. Raises UsageError
+    if that leaves `val` empty.
     """
     val = {
         i for group in _by_class(dataset, b"held out") for i in group[: min(max(1, len(group) // 10), len(group) - 1)]
     }
-    view = _View(dataset, [i for i in range(len(dataset)) if (i in val) == (part == "val")])
+    indices = [i for i in range(len(dataset)) if (i in val) == (part == "val")]
+    if not indices:
+        raise UsageError(f"{dataset.name} has one image per class, too few to hold some out: give it a val split.")
+    view = _View(dataset, indices)
     view.split = part
     return view
 
@@ -164,6 +169,15 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"There are: {', '.join(known[:30])}{', …' if len(known) > 30 else ''}."
 
 
+def prompt_name(class_id: str) -> str:
+    """`aquarium_fish` → `aquarium fish`, `001.ak47` → `ak47`, `AnnualCrop` → `Annual Crop`.
+
+    A WordNet id stays as it is: the tree knows its words.
+    """
+    unnumbered = re.sub(r"^\d{3}\.", "", class_id)
+    return re.sub(r"(?<=[A-Za-z][a-z][a-z])(?=[A-Z][a-z])", " ", unnumbered).replace("_", " ").strip()
+
+
 def digest(dataset: Dataset) -> str:
     """16 hex digits that tell which images these are, whatever their order."""
     return hashlib.sha256("\n".join(sorted(dataset.ids)).encode()).hexdigest()[:16]
@@ -175,30 +189,28 @@ INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampl
 class _Resized(_View):
     def __init__(self, parent: Dataset, size: int, interpolation: Image.Resampling) -> None:
         super().__init__(parent, range(len(parent)))
-        self.native_size = size
+        self.native_size = self.size = size
         self.interpolation = interpolation
 
     def picture(self, index: int) -> Image.Image:
         image = self.parent.picture(index)
-        if image.size == (self.native_size, self.native_size):
-            return image
-        side = min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        assert self.native_size is not None
-        return image.resize(
-            (self.native_size, self.native_size), self.interpolation, box=(left, top, left + side, top + side)
-        )
+        short = min(image.size)
+        width, height = (int(self.size * side / short) for side in image.size)
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        resized = image.resize((width, height), self.interpolation)
+        return resized.crop((left, top, left + self.size, top + self.size))
 
 
 def resize_to(dataset: Dataset, size: int, interpolation: Literal["bicubic", "bilinear"] = "bicubic") -> Dataset:
-    """`dataset` with every image cut to its central square and resized to `size` × `size` pixels, antialiased.
+    """`dataset` with every image brought to `size` × `size` pixels: the shorter side resized, the centre cut out.
 
-    This is the `resize: before` of a preset: ε then counts in pixels of the resized image.
+    This is the `resize: before` of a preset (ε then counts in pixels of the resized image), and to the bit the
+    `Resize` and `CenterCrop` that open_clip evaluates with.
     """
     return _Resized(dataset, size, INTERPOLATIONS[interpolation])
 
 
-class _Fetch(torch.utils.data.Dataset["Sample | HrzsError"]):
+class _Fetch(torch.utils.data.Dataset[Sample | HrzsError]):
     """Carries an error across the process border as a value: raised there, its message would come back mangled."""
 
     def __init__(self, dataset: Dataset) -> None:
@@ -243,6 +255,8 @@ def loader(dataset: Dataset, batch_size: int, workers: int = 0, order: Sequence[
         sampler=range(len(dataset)) if order is None else order,
         num_workers=workers,
         collate_fn=_collate,
+        # Without one of its own it would draw from the global generator, and reading data would change training.
+        generator=torch.Generator(),
     )
     for batch in batches:
         if isinstance(batch, HrzsError):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from hrzs.data.base import Dataset
+from hrzs.data.base import Dataset, prompt_name
 from hrzs.errors import HrzsError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Member(NamedTuple):
     id: str
 
 
-Layout = dict["str | None", dict[str, list[Member]]]
+Layout = dict[str | None, dict[str, list[Member]]]
 
 
 def decode(data: bytes, name: str) -> Image.Image:
@@ -76,7 +76,11 @@ class Images(Dataset):
 
     def picture(self, index: int) -> Image.Image:
         path = self._paths[index]
-        return decode(self._source.read(path), self._source.describe(path))
+        try:
+            data = self._source.read(path)
+        except OSError as error:
+            raise HrzsError(f"Image {self._source.describe(path)} cannot be read: {error.strerror}.") from error
+        return decode(data, self._source.describe(path))
 
     def _common_size(self) -> int | None:
         """The side that 64 images, spread over the whole, agree on, if they are square and small."""
@@ -85,17 +89,12 @@ class Images(Dataset):
             try:
                 with Image.open(io.BytesIO(self._source.read(self._paths[i]))) as image:
                     sizes.add(image.size)
-            except (*_BROKEN, HrzsError):
+            except _BROKEN:
                 continue  # It is named when it is its turn; it must not keep --skip and --limit from avoiding it.
         if len(sizes) != 1:
             return None
         ((width, height),) = sizes
         return width if width == height <= _LARGEST_NATIVE else None
-
-
-def prompt_name(class_id: str) -> str:
-    """What a folder is called in a prompt; a WordNet id stays, for the tree knows its words."""
-    return class_id.replace("_", " ")
 
 
 class Source:
@@ -126,10 +125,7 @@ class Folder(Source):
                 yield file if inside == "." else f"{inside}/{file}"
 
     def read(self, member: str) -> bytes:
-        try:
-            return (self.path / member).read_bytes()
-        except OSError as error:
-            raise HrzsError(f"Image {self.describe(member)} cannot be read: {error.strerror}.") from error
+        return (self.path / member).read_bytes()
 
     def describe(self, member: str) -> str:
         return str(self.path / member)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import Any
 
 from PIL import Image
 
-from hrzs.data.base import Dataset
+from hrzs.data.base import Dataset, prompt_name
 from hrzs.data.folder import open_images, open_source
 from hrzs.errors import HrzsError, UsageError
 
-Splits = dict["str | None", Callable[[], Dataset]]
+Splits = dict[str | None, Callable[[], Dataset]]
 
 
 @dataclass(frozen=True)
@@ -126,12 +125,6 @@ NAMED: dict[str, Named] = {
 }
 
 
-def prompt_name(class_id: str) -> str:
-    """`001.ak47` → `ak47`, `AnnualCrop` → `Annual Crop`, `aquarium_fish` → `aquarium fish`."""
-    bare = re.sub(r"^\d{3}\.", "", class_id)
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", bare).replace("_", " ").strip()
-
-
 class TorchvisionImages(Dataset):
     """One split of a dataset that torchvision.datasets reads."""
 
@@ -162,7 +155,7 @@ def open_named(name: str, root: Path | None) -> Splits:
         raise UsageError(f"--data {name} needs --data-root FOLDER or $HRZS_DATA: {_where(name, Path('FOLDER'))}")
     for place in (root / name, root):
         if entry.build and (place / entry.marker).exists():
-            return _open_torchvision(name, entry, place)
+            return _open_torchvision(name, entry, place, root)
     if (root / name).is_dir():
         return open_images(open_source(root / name), name)
     raise UsageError(f"--data {name}: there is no {root / name}. {_where(name, root)}")
@@ -176,7 +169,7 @@ def _where(name: str, root: Path) -> str:
     return f"{text}. hrzs downloads no data."
 
 
-def _open_torchvision(name: str, entry: Named, place: Path) -> Splits:
+def _open_torchvision(name: str, entry: Named, place: Path, root: Path) -> Splits:
     from torchvision import datasets
 
     assert entry.build is not None
@@ -188,7 +181,7 @@ def _open_torchvision(name: str, entry: Named, place: Path) -> Splits:
             try:
                 data = build(str(place), download=False, **options)
             except (RuntimeError, OSError, ImportError) as error:
-                raise UsageError(f"--data {name} in {place}: {error} {_where(name, place.parent)}") from error
+                raise UsageError(f"--data {name} in {place}: {error} {_where(name, root)}") from error
             return TorchvisionImages(name, split or "all", data, entry)
 
         return open_split

@@ -47,7 +47,7 @@ def _closed(points: Points) -> Points:
     return np.concatenate([points, points[:1]])
 
 
-def _polygon(points: list[tuple[float, float]] | Points) -> _Figure:
+def _polygon(points: list[tuple[float | int, float | int]] | Points) -> _Figure:
     outline = np.asarray(points, dtype=np.float64)
     return _Figure([_closed(outline)], outline)
 
@@ -125,16 +125,16 @@ def _octagon(rng: np.random.Generator) -> _Figure:
 
 
 def _circle(_: np.random.Generator) -> _Figure:
-    return _polygon(_arc(0, 2 * math.pi, n=73)[:-1])
+    return _polygon(_arc(0.0, 2 * math.pi, n=73)[:-1])
 
 
 def _ellipse(rng: np.random.Generator) -> _Figure:
     a = rng.uniform(1.5, 2.3)
-    return _polygon(_arc(0, 2 * math.pi, n=73)[:-1] * ((a, 1.0) if rng.random() < 0.5 else (1.0, a)))
+    return _polygon(_arc(0.0, 2 * math.pi, n=73)[:-1] * ((a, 1.0) if rng.random() < 0.5 else (1.0, a)))
 
 
 def _semicircle(rng: np.random.Generator) -> _Figure:
-    return _polygon(_arc(0, math.pi if rng.random() < 0.5 else -math.pi))
+    return _polygon(_arc(0.0, math.pi if rng.random() < 0.5 else -math.pi))
 
 
 def _sector(rng: np.random.Generator) -> _Figure:
@@ -157,7 +157,7 @@ def _crescent(rng: np.random.Generator) -> _Figure:
 
 
 def _ring(rng: np.random.Generator) -> _Figure:
-    outer, inner = _arc(0, 2 * math.pi, n=73), _arc(0, 2 * math.pi, rng.uniform(0.45, 0.68), n=73)
+    outer, inner = _arc(0.0, 2 * math.pi, n=73), _arc(0.0, 2 * math.pi, rng.uniform(0.45, 0.68), n=73)
     return _Figure([outer, inner], outer, inner)
 
 
@@ -334,12 +334,12 @@ def _clutter(canvas: Floats, rng: np.random.Generator, most: int) -> None:
     side = SIZE * _SUPERSAMPLING
     for kind, x, y, a, b, opacity in rng.random((n, 6)).tolist():
         value = 80 + int(120 * opacity)
-        x, y = round(x * side), round(y * side)
+        x, y = x * side, y * side
         if kind < 0.5:
             mask.disc(x, y, (1.5 + 2 * a) * _SUPERSAMPLING, (1.5 + 2 * b) * _SUPERSAMPLING, value)
         else:
-            dx, dy = round((a - 0.5) * side / 2), round((b - 0.5) * side / 2)
-            mask.draw.line((x, y, x + dx, y + dy), fill=value, width=_SUPERSAMPLING)
+            end = (x + (a - 0.5) * side / 2, y + (b - 0.5) * side / 2)
+            mask.draw.line((x, y, *end), fill=value, width=_SUPERSAMPLING)
     _paint(canvas, mask.coverage(), _colour(rng))
 
 

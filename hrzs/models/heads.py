@@ -53,6 +53,8 @@ class HyperbolicHead(Head):
     """
 
     name = "hyperbolic"
+    log_beta: nn.Parameter
+    log_curvature: nn.Parameter
     PARAMETERS = ("scale_image", "scale_text", "beta", "curvature")
 
     def __init__(self, scale_image: float, scale_text: float, beta: float, curvature: float = 1.0) -> None:

@@ -90,7 +90,7 @@ class ClassMeans:
         self.edges: list[tuple[Int[Tensor, "edges"], Int[Tensor, "edges"]]] = []
         owner = labels
         for level in range(tree.top):
-            nodes, group = owner.unique(return_inverse=True)
+            nodes, group = torch.unique(owner, return_inverse=True)
             membership = F.one_hot(group, len(nodes)).T.to(points.dtype)
             if level > 0:
                 real = ~tree.passes_through(level - 1).to(labels.device)[self.nodes[-1]]

@@ -45,6 +45,8 @@ class Trainer:
         folder: where the run is written; it exists already.
         workers: processes that read images ahead.
         save_every: steps between checkpoints.
+        origin: the ``--model`` and ``--pretrained`` that ``model`` came from, kept so that an evaluation can load the
+            untouched model beside the tuned one.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Trainer:
         *,
         workers: int = 0,
         save_every: int = 100,
+        origin: tuple[str, str | None] = ("", None),
     ) -> None:
         if tree.classes != data.classes:
             raise UsageError("the tree's classes are not the data's; `tree.restrict(data.classes)` first")
@@ -64,7 +67,7 @@ class Trainer:
         self.folder, self.workers, self.save_every = folder, workers, save_every
         self.batch_size = min(options.batch_size, len(data))
         self.steps = total_steps(options, len(data))
-        self.base = {"source": model.info.source, "digest": model.info.digest}
+        self.base = {"model": origin[0], "pretrained": origin[1], "digest": model.info.digest}
         self.method: Method = method_class(options.method)(model, tree, options)
         self.step = 0
         self._optimizer_state: dict[str, Any] | None = None
@@ -123,8 +126,8 @@ class Trainer:
         if not math.isfinite(value):
             self.save_checkpoint(optimizer, self.folder / "checkpoint" / "nonfinite.pt")
             raise HrzsError(
-                f"the loss is {value} at step {self.step + 1} (images {', '.join(ids[:4])}, …); the state before it is in "
-                f"{self.folder / 'checkpoint' / 'nonfinite.pt'}. A smaller --lr or --precision fp32 may help"
+                f"the loss is {value} at step {self.step + 1} (images {', '.join(ids[:4])}, …); the state before it is "
+                f"in {self.folder / 'checkpoint' / 'nonfinite.pt'}. A smaller --lr or --precision fp32 may help"
             )
         optimizer.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]

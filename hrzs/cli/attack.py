@@ -1,0 +1,132 @@
+"""`hrzs attack`: adversarial images as float32, with a manifest and a picture; prints the folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hrzs.cli import console, options
+from hrzs.cli.finetune import check_folder
+from hrzs.errors import HrzsError
+
+if TYPE_CHECKING:
+    from hrzs.evaluation.runner import EvalOptions
+    from hrzs.models.clip import ClipModel
+    from hrzs.tasks import Task
+
+
+def attack(
+    context: typer.Context,
+    config: options.Config = None,
+    model: options.Model = "tiny",
+    pretrained: options.Pretrained = None,
+    head: Annotated[str | None, typer.Option("--head", help="cosine or hyperbolic.", show_default="the model's own")] = None,
+    data: options.Data = "shapes",
+    data_root: options.DataRoot = None,
+    split: options.Split = None,
+    classes: options.Classes = None,
+    limit: options.Limit = None,
+    skip: options.Skip = 0,
+    resize: options.Resize = "auto",
+    tree: Annotated[str | None, typer.Option("--tree", help="Tree file; FILE#2 is its second tree.")] = None,
+    attack: Annotated[str, typer.Option("--attack", help="A name, or list.")] = "leaf-pgd",
+    level: Annotated[str | None, typer.Option("--level", help="Level attacked: a number, or all.", show_default="1 for superclass attacks")] = None,
+    eps: Annotated[str | None, typer.Option("--eps", help="1/255 or 0.0039.", show_default="1/255, or the data's")] = None,
+    step_size: Annotated[str | None, typer.Option("--step-size", show_default="the larger of 1/255 and ε/4")] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1)] = 20,
+    norm: options.Norm = "linf",
+    template: options.Template = "photo",
+    png: Annotated[bool, typer.Option("--png", help="Also write images/*.png, and their accuracy after 8-bit rounding.")] = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder.", show_default="runs/ATTACK-MODEL-DATA")] = None,
+    resume: options.Resume = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+    threads: options.Threads = None,
+    workers: options.Workers = 0,
+    batch_size: options.BatchSize = 128,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:  # fmt: skip
+    """Write adversarial images against a model, aimed at the leaves, at a superclass level, or at all levels."""
+    console.set_up(quiet=quiet, debug=debug)
+    if options.wants_list(model, data, attack):
+        _print_list(model, data, attack)
+        return
+    folder = output or Path("runs") / "-".join((attack, Path(model).stem.replace(":", "-"), Path(data).stem))
+    if resume and (folder / "manifest.jsonl").is_file():  # written last
+        console.emit(str(folder))
+        return
+    if not resume and not dry_run:
+        check_folder(folder)
+    options.check_precision(precision)
+    options.prepare_torch(threads)
+
+    from hrzs.attacks import attack_spec
+    from hrzs.attacks.budget import parse_eps
+    from hrzs.evaluation.runner import EvalOptions, plan
+    from hrzs.models.loading import load_model
+    from hrzs.tasks import open_task
+
+    attack_spec(attack)
+    settings = EvalOptions(
+        attacks=(attack,), level=level, eps=None if eps is None else (parse_eps(eps, norm=norm),),
+        step_size=None if step_size is None else parse_eps(step_size, option="--step-size", norm=norm),
+        steps=steps, norm=norm, template=template, scorings=("prompt",), head=head, seed=seed,
+        batch_size=batch_size, workers=workers,
+    )  # fmt: skip
+    loaded = load_model(model, pretrained, device=options.resolve_device(device), precision=precision, seed=seed)
+    task = open_task(data, loaded, purpose="eval", split=split, root=data_root, tree=tree,
+                     classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize)  # fmt: skip
+    units = plan(task, settings)[1:]
+    if dry_run:
+        from hrzs.estimate import seconds_per_image
+
+        seconds, megabytes = seconds_per_image(loaded, task.data)
+        minutes = len(task.data) * seconds * (steps + 1) * len(units) / 60
+        console.emit(options.dump_yaml({"data": task.describe(), "units": [u.title for u in units], "output": str(folder),
+                                        "estimated_minutes": round(minutes, 1),
+                                        "estimated_memory_mb": round(batch_size * megabytes)}))  # fmt: skip
+        return
+    for unit in units:
+        where = folder if len(units) == 1 else folder / f"level-{unit.level}"
+        _attack_to(where, loaded, task, settings, unit, png=png, quiet=quiet, config=options.saved_config(context))
+    console.emit(str(folder))
+
+
+def _print_list(model: str, data: str, attack: str) -> None:
+    if attack == console.LIST:
+        from hrzs.attacks import ATTACKS
+
+        console.print_names([(a.name, a.description) for a in ATTACKS.values()])
+    else:
+        options.print_models_or_data(model, data)
+
+
+def _attack_to(
+    folder: Path,
+    model: ClipModel,
+    task: Task,
+    settings: EvalOptions,
+    unit: Any,
+    *,
+    png: bool,
+    quiet: bool,
+    config: dict[str, Any],
+) -> None:
+    from hrzs.evaluation.adversarial import AdversarialSet
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        options.write_config(folder / "config.yaml", config)
+    except OSError as error:
+        raise HrzsError(f"-o {folder}: cannot be written ({error.strerror}); give another folder") from error
+    made = AdversarialSet(model, task, settings, unit)
+    with console.progress_bar(unit.title, quiet=quiet) as update:
+        made.run(lambda done, total: update(done, total, ""))
+    made.write(folder, png=png)
+    console.note(json.dumps(made.accuracies(png=png)))

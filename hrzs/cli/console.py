@@ -1,0 +1,100 @@
+"""What people see: results on stdout and nothing else there; progress, log and warnings on stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from hrzs.errors import HrzsError
+
+stderr = Console(stderr=True)
+
+#: What a listing option is given to print the names it takes.
+LIST = "list"
+
+
+class Update(Protocol):
+    """Moves a progress bar."""
+
+    def __call__(self, done: int, total: int, note: str) -> None: ...
+
+
+def set_up(*, quiet: bool, debug: bool) -> None:
+    """Route the package's log and Python's warnings to stderr; other packages speak only of errors."""
+    logging.getLogger().setLevel(logging.ERROR)
+    ours = logging.getLogger("hrzs")
+    ours.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
+    handler: logging.Handler
+    if stderr.is_terminal:
+        handler = RichHandler(console=stderr, show_time=False, show_path=debug, show_level=True)
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    ours.handlers = [handler]
+    ours.propagate = False
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").handlers = [handler]
+    if not debug:
+        warnings.simplefilter("ignore")
+
+
+@contextmanager
+def progress_bar(title: str, *, quiet: bool) -> Iterator[Update]:
+    """A bar with an ETA on a terminal; without one, a plain line at each tenth of the way.
+
+    Raises:
+        HrzsError: the user interrupted what goes on inside.
+    """
+    try:
+        if quiet:
+            yield lambda *_: None
+        elif stderr.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                       TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
+            with Progress(*columns, console=stderr, transient=True) as bar:
+                task = bar.add_task(title, total=None, note="")
+                yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+        else:
+            yield _PlainProgress(title)
+    except KeyboardInterrupt:
+        raise HrzsError("interrupted; the same command with --resume goes on where it stopped") from None
+
+
+class _PlainProgress:
+    def __init__(self, title: str) -> None:
+        self.title, self.tenth, self.started = title, -1, time.monotonic()
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        tenth = 10 * done // max(total, 1)
+        if tenth > self.tenth:
+            self.tenth = tenth
+            elapsed = time.monotonic() - self.started
+            left = elapsed * (total - done) / max(done, 1)
+            line = f"{self.title}: {done}/{total}, {elapsed:.0f} s, {left:.0f} s left  {note}"
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def emit(text: str) -> None:
+    """The result, on stdout."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()
+
+
+def print_names(pairs: list[tuple[str, str]]) -> None:
+    """Names with one line each: what ``--attack list`` and its like print."""
+    width = min(24, max(len(name) for name, _ in pairs))
+    emit("\n".join(f"{name:<{width}}  {about}" for name, about in pairs))
+
+
+def note(text: str) -> None:
+    """One line for the reader, on stderr (through the log, so that ``--quiet`` silences it)."""
+    logging.getLogger("hrzs.cli").info(text)

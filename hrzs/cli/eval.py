@@ -1,0 +1,205 @@
+"""`hrzs eval`: clean and robust accuracy at every level; prints a table or JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hrzs import __version__
+from hrzs.cli import console, options
+from hrzs.errors import HrzsError, UsageError
+
+if TYPE_CHECKING:
+    from hrzs.evaluation.runner import EvalOptions, Evaluation
+
+#: Named protocols: overrides of the defaults (protocol.md).
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"attack": "leaf-pgd,superclass-pgd,hierarchical-pgd", "level": "all", "eps": "1/255",
+              "step_size": "1/255", "steps": 20, "template": "photo"},
+    "tecoa": {"attack": "leaf-pgd", "eps": "1/255", "step_size": "1/255", "steps": 100, "template": "tecoa",
+              "resize": "in-graph"},
+}  # fmt: skip
+
+
+def _apply_preset(context: typer.Context, name: str | None) -> str | None:
+    if name is None or name == console.LIST:
+        return name
+    if name not in PRESETS:
+        raise UsageError(f"--preset {name!r}: one of {', '.join(PRESETS)}; `--preset list` explains them")
+    context.default_map = {**PRESETS[name], **(context.default_map or {})}
+    return name
+
+
+def evaluate(
+    context: typer.Context,
+    config: options.Config = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="paper, tecoa, or list: a named protocol.", is_eager=True, callback=_apply_preset)] = None,
+    model: options.Model = "tiny",
+    pretrained: options.Pretrained = None,
+    head: Annotated[str | None, typer.Option("--head", help="cosine or hyperbolic.", show_default="the model's own")] = None,
+    data: options.Data = "shapes",
+    data_root: options.DataRoot = None,
+    split: options.Split = None,
+    classes: options.Classes = None,
+    limit: options.Limit = None,
+    skip: options.Skip = 0,
+    resize: options.Resize = "auto",
+    tree: Annotated[str | None, typer.Option("--tree", help="Tree file; FILE#2 is its second tree.")] = None,
+    attack: Annotated[str, typer.Option("--attack", help="Names with commas, none, or list.")] = "leaf-pgd,superclass-pgd,hierarchical-pgd",
+    level: Annotated[str | None, typer.Option("--level", help="Level attacked: a number or all.", show_default="all for the default attacks, else 1 for superclass attacks")] = None,
+    scoring: Annotated[str, typer.Option("--scoring", help="Superclasses scored by their own prompt, by the sum of their leaves, or both.")] = "both",
+    matrix: Annotated[bool, typer.Option("--matrix/--no-matrix", help="Score every attack at every level; without, at its own only: fooled images leave the batch.")] = True,
+    eps: Annotated[str | None, typer.Option("--eps", help="1/255, 0.0039 or 1/255,2/255.", show_default="1/255, or the data's")] = None,
+    step_size: Annotated[str | None, typer.Option("--step-size", show_default="the larger of 1/255 and ε/4")] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1)] = 20,
+    norm: options.Norm = "linf",
+    template: options.Template = "photo",
+    canaries: Annotated[bool, typer.Option("--canaries/--no-canaries", help="Check the set-up on 64 images.")] = True,
+    json_out: Annotated[str | None, typer.Option("--json", help="Write JSON to FILE, or to stdout with -.")] = None,
+    resume: options.Resume = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+    threads: options.Threads = None,
+    workers: options.Workers = 0,
+    batch_size: options.BatchSize = 128,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:  # fmt: skip
+    """Evaluate a model: clean, and under attack at the leaves and at superclasses."""
+    console.set_up(quiet=quiet, debug=debug)
+    if options.wants_list(model, data, attack, preset):
+        _print_list(model, data, attack)
+        return
+    options.check_precision(precision)
+    options.prepare_torch(threads)
+
+    from hrzs.attacks import SUITE
+    from hrzs.attacks.budget import parse_eps, parse_eps_list
+    from hrzs.evaluation.runner import EvalOptions, Evaluation
+    from hrzs.models.classifier import SCORINGS
+    from hrzs.models.loading import describe, load_model
+    from hrzs.tasks import open_task
+
+    if scoring not in (*SCORINGS, "both"):
+        raise UsageError(f"--scoring {scoring!r}: one of {', '.join(SCORINGS)}, both")
+    names = tuple(name.strip() for name in attack.split(","))
+    settings = EvalOptions(
+        attacks=names, level=level or ("all" if names == SUITE else None),
+        eps=None if eps is None else parse_eps_list(eps, norm=norm),
+        step_size=None if step_size is None else parse_eps(step_size, option="--step-size", norm=norm),
+        steps=steps, norm=norm, template=template, scorings=SCORINGS if scoring == "both" else (scoring,),
+        matrix=matrix, head=head, seed=seed, batch_size=batch_size, workers=workers,
+    )  # fmt: skip
+    target = None if json_out in (None, "-") else Path(str(json_out))
+    if target is not None and not target.parent.is_dir():
+        raise UsageError(f"--json {target}: the folder {target.parent} does not exist")
+    store = None if target is None else target.with_name(target.name + ".partial")
+    if store is not None and not resume:
+        store.unlink(missing_ok=True)
+    loaded = load_model(model, pretrained, device=options.resolve_device(device), precision=precision, seed=seed)
+    evaluations = [
+        Evaluation(loaded, open_task(spec.strip(), loaded, purpose="eval", split=split, root=data_root, tree=tree,
+                                     classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize),
+                   settings, store)
+        for spec in data.split(",")
+    ]  # fmt: skip
+    if dry_run:
+        console.emit(options.dump_yaml(_estimate(evaluations, settings)))
+        return
+    report: dict[str, Any] = {
+        "hrzs": __version__,
+        "model": describe(loaded),
+        "config": {**options.saved_config(context), "tasks": [e.task.describe() for e in evaluations],
+                   "prompts_digest": evaluations[0].classifier.prompts.digest, "versions": _versions()},
+        "results": [],
+        "summary": {"levels": [], "canaries": [] if canaries else "switched off (--no-canaries)"},
+    }  # fmt: skip
+    with console.progress_bar("eval", quiet=quiet) as update:
+        for evaluation in evaluations:
+            evaluation.run(update)
+            report["results"] += evaluation.rows()
+            report["summary"]["levels"] += evaluation.summary()
+    if canaries:
+        report["summary"]["canaries"] = _canaries(evaluations[0], quiet=quiet)
+    _call_out(report["results"])
+    text = json.dumps(report, indent=1)
+    if target is not None:
+        _write(target, text)
+        if store is not None:
+            store.unlink(missing_ok=True)
+    if json_out == "-":
+        console.emit(text)
+    else:
+        from hrzs.evaluation.table import render
+
+        shown = report["summary"]["canaries"]
+        console.emit(render(report["results"], report["summary"]["levels"], [] if isinstance(shown, str) else shown))
+
+
+def _print_list(model: str, data: str, attack: str) -> None:
+    if attack == console.LIST:
+        from hrzs.attacks import ATTACKS
+
+        console.print_names([("none", "clean accuracy only"), *((a.name, a.description) for a in ATTACKS.values())])
+    elif console.LIST in (model, data):
+        options.print_models_or_data(model, data)
+    else:
+        console.print_names([(name, ", ".join(f"{k} {v}" for k, v in p.items())) for name, p in PRESETS.items()])
+
+
+def _canaries(evaluation: Evaluation, *, quiet: bool) -> list[dict[str, Any]]:
+    from hrzs.evaluation.canaries import run_canaries
+
+    return [asdict(c) for c in run_canaries(evaluation, (lambda _: None) if quiet else console.note)]
+
+
+def _call_out(rows: list[dict[str, Any]]) -> None:
+    """What usually means a mistake, and not a result (pains.md)."""
+    import logging
+
+    log = logging.getLogger("hrzs.cli")
+    for row in rows:
+        where = f"{row['dataset']}, {row['attack']} at level {row['attack_level']}, level {row['level']}"
+        if row["transfer"] is False and row["robust"] == row["clean"] > 0:
+            log.warning("%s: robust equals clean accuracy (%.3f): is the attack blocked?", where, row["clean"])
+        if row["attack"] == "none" and row["clean"] <= 1.5 / row["classes"]:
+            log.warning("%s: clean accuracy %.3f is near chance: prompts, tree or weights may not belong to the data",
+                        row["dataset"], row["clean"])  # fmt: skip
+
+
+def _estimate(evaluations: list[Evaluation], settings: EvalOptions) -> dict[str, Any]:
+    from hrzs.estimate import seconds_per_image
+
+    minutes, memory = 0.0, 0.0
+    for e in evaluations:
+        seconds, megabytes = seconds_per_image(e.model, e.task.data)
+        attacked = sum(unit.eps is not None for unit in e.units)
+        minutes += len(e.labels) * seconds * (attacked * (settings.steps + 1) + 1) / 60
+        memory = max(memory, megabytes * settings.batch_size)
+    return {
+        "tasks": [e.task.describe() for e in evaluations],
+        "units": [unit.title for unit in evaluations[0].units],
+        "estimated_minutes": round(minutes, 1),
+        "estimated_memory_mb": round(memory + 4 * sum(p.numel() for p in evaluations[0].model.parameters()) / 1e6),
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "open_clip_torch", "torchvision", "numpy")}
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}")
+    try:
+        aside.write_text(text + "\n")
+        aside.replace(path)
+    except OSError as error:
+        raise HrzsError(f"--json {path}: cannot be written ({error.strerror}); what was there is untouched") from error

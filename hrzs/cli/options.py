@@ -1,0 +1,187 @@
+"""Options that several subcommands share, and what makes every option also a line of a YAML file."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from hrzs.cli.console import LIST, print_names
+from hrzs.errors import UsageError
+
+
+def _load_config(context: typer.Context, path: Path | None) -> Path | None:
+    """``--config FILE.yaml``: defaults for every option of this subcommand; the command line wins."""
+    if path is None:
+        return None
+    try:
+        given = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror or error}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"--config {path}: not valid YAML: {error}") from error
+    if not isinstance(given, dict):
+        raise UsageError(f"--config {path}: a mapping of option names to values is needed")
+    flags = {flag.lstrip("-").replace("-", "_"): p for p in context.command.params for flag in p.opts}
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        name = str(key).replace("-", "_")
+        if name in ("hrzs", "command"):
+            continue  # what a saved configuration says of itself
+        if name not in flags or name == "config":
+            near = difflib.get_close_matches(name, flags, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"--config {path}: {key!r} is no option of `hrzs {context.command.name}`{hint}")
+        parameter = flags[name]
+        if value is None:
+            continue
+        if parameter.multiple and not isinstance(value, list):
+            value = [value]
+        elif not parameter.multiple and isinstance(value, list):
+            value = ",".join(map(str, value))
+        values[parameter.name or name] = value
+    context.default_map = {**(context.default_map or {}), **values}
+    return path
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="YAML with any of these options; the command line wins.", is_eager=True,
+                 callback=_load_config),
+]  # fmt: skip
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", help="tiny, an open_clip architecture, hf-hub:OWNER/NAME, CONFIG.json, a run folder, or list."
+    ),
+]
+Pretrained = Annotated[
+    str | None, typer.Option("--pretrained", help="A tag of open_clip, a file, or none (random weights).")
+]
+Data = Annotated[str, typer.Option("--data", help="shapes, a dataset's name, a folder class/image, a .tar, or list.")]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data-root", help="Where named datasets lie.", show_default="$HRZS_DATA")
+]
+Split = Annotated[str | None, typer.Option("--split", help="train, val or test.")]
+Classes = Annotated[
+    str | None, typer.Option("--classes", help="Only these classes of the data: a file with one per line, or a,b,c.")
+]
+Limit = Annotated[int | None, typer.Option("--limit", help="Only this many images, balanced over the classes.")]
+Skip = Annotated[
+    int,
+    typer.Option("--skip", help="Leave out the first N of that balanced order: --skip N and --limit N are disjoint."),
+]
+Resize = Annotated[
+    str, typer.Option("--resize", help="in-graph (ε in native pixels), before, or auto: in-graph for small images.")
+]
+Template = Annotated[str, typer.Option("--template", help="Prompt template: photo, tecoa, name, or a text with {}.")]
+Norm = Annotated[str, typer.Option("--norm", help="linf or l2.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Precision = Annotated[
+    str, typer.Option("--precision", help="fp32, or bf16 for the encoder's gradients (verdicts stay fp32).")
+]
+Seed = Annotated[int, typer.Option("--seed")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that read images ahead.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no notes on stderr, only warnings.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks and a verbose log.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve everything, estimate time and memory, and stop.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what was interrupted.")]
+
+
+def resolve_device(name: str) -> str:
+    """``auto`` means cuda where there is one.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu" or (name.split(":")[0] == "cuda" and torch.cuda.is_available()):
+        return name
+    if name.split(":")[0] == "cuda":
+        raise UsageError("--device cuda: torch finds no GPU here; use --device cpu")
+    raise UsageError(f"--device {name!r}: one of auto, cpu, cuda")
+
+
+def check_precision(precision: str) -> None:
+    if precision not in ("fp32", "bf16"):
+        raise UsageError(f"--precision {precision!r}: one of fp32, bf16")
+
+
+def prepare_torch(threads: int | None) -> None:
+    """fp32 means fp32: no TF32 behind the back of an attack."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def read_class_list(spec: str | None) -> tuple[str, ...] | None:
+    """``--classes`` of the data commands: a file with one class id per line, or ``a,b,c``."""
+    if spec is None:
+        return None
+    if Path(spec).is_file():
+        lines = Path(spec).read_text().splitlines()
+        names = [line.split("\t")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+    else:
+        names = [name.strip() for name in spec.split(",") if name.strip()]
+    if len(names) < 2:
+        raise UsageError(f"--classes {spec!r}: at least two classes are needed: a file with one per line, or a,b,c")
+    return tuple(names)
+
+
+def wants_list(*values: str | None) -> bool:
+    """Did the user ask one of these options for its names?"""
+    return LIST in values
+
+
+def saved_config(context: typer.Context) -> dict[str, Any]:
+    """Every option of this call, defaults included, as ``--config`` reads it back."""
+    skip = {"config", "resume", "dry_run", "debug", "quiet", "output", "json_out"}
+    config: dict[str, Any] = {}
+    for parameter in context.command.params:
+        if parameter.name is None or parameter.name in skip or parameter.name not in context.params:
+            continue
+        flag = max(parameter.opts, key=len).lstrip("-")
+        value = context.params[parameter.name]
+        config[flag] = _plain(value)
+    return config
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(v) for v in value]
+    return value
+
+
+def dump_yaml(value: dict[str, Any]) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
+
+
+def write_config(path: Path, config: dict[str, Any]) -> None:
+    """Beside every result, in the form that ``--config`` reads back."""
+    path.write_text(dump_yaml(config))
+
+
+def print_models_or_data(model: str, data: str) -> None:
+    """``--model list`` or ``--data list``."""
+    if model == LIST:
+        from hrzs.models.loading import describe_models
+
+        print_names(describe_models())
+    elif data == LIST:
+        from hrzs.data import describe_datasets
+
+        print_names(describe_datasets())

@@ -1,0 +1,88 @@
+"""The table that `hrzs eval` prints: a block per dataset and ε, attacks down, scoring levels across."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def render(
+    results: Sequence[dict[str, Any]], summary: Sequence[dict[str, Any]], canaries: Sequence[dict[str, Any]]
+) -> str:
+    """Percentages with the half-width of their 95% interval; ``*`` marks what was attacked directly."""
+    blocks = []
+    for dataset in dict.fromkeys(row["dataset"] for row in results):
+        rows = [row for row in results if row["dataset"] == dataset]
+        blocks.append(_block(rows, [s for s in summary if s["dataset"] == dataset]))
+    lines = ["\n\n".join(blocks)]
+    if canaries:
+        lines.append("\ncanaries (at most 64 images each)")
+        for c in canaries:
+            verdict = {True: "ok", False: "UNEXPECTED", None: "not run"}[c["ok"]]
+            value = "" if c["value"] is None else f" {c['value']:.3f};"
+            lines.append(
+                f"  {verdict:<10} {c['name']}:{value} expected {c['expected']}. {c['note']}".rstrip(". ") + "."
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _block(rows: list[dict[str, Any]], summary: list[dict[str, Any]]) -> str:
+    classes = {row["level"]: row["classes"] for row in rows}
+    header = ["attack", "ε", "through", "scored by"] + [f"level {k} ({n})" for k, n in sorted(classes.items())]
+    body = [_line(group, sorted(classes)) for group in _groups(rows)]
+    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
+
+    def format_line(cells: list[str]) -> str:
+        return "  ".join(
+            f"{c:<{w}}" if i < 4 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip()
+
+    first = rows[0]
+    lines = [
+        f"{first['dataset']} ({first['split']}), {first['n']} images, accuracy in % ± half of the 95% interval, "
+        f"{first['precision']}; * attacked at this level through this scoring, else transfer",
+        format_line(header),
+        "-" * (sum(widths) + 2 * (len(widths) - 1)),
+        *map(format_line, body),
+    ]
+    for s in summary:
+        robust, ci = s["any_level_robust"], s["any_level_robust_ci95"]
+        if robust is not None:
+            lines.append(
+                f"any-level robust accuracy at ε {s['eps']}: {100 * robust:.1f}% [{100 * ci[0]:.1f}, {100 * ci[1]:.1f}]"
+                f"  (right at every level, clean: {100 * s['any_level_clean']:.1f}%)"
+            )
+        for title, severity in s["severity"].items():
+            mistakes = severity["lca_height_mistakes"]
+            shown = "-" if mistakes is None else f"{mistakes:.2f}"
+            agreement = " / ".join("-" if c is None else f"{100 * c:.0f}" for c in s["consistency"][title])
+            lines.append(
+                f"  {title}: mean LCA height {shown} over mistakes, {severity['lca_height_all']:.2f} over all; "
+                f"leaf and superclass predictions agree on {agreement or '-'}%"
+            )
+    return "\n".join(lines)
+
+
+def _groups(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        key = (row["attack"], row["attack_level"], row["eps"], row["attacked_through"], row["scoring"])
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
+
+
+def _line(group: list[dict[str, Any]], levels: list[int]) -> list[str]:
+    first = group[0]
+    clean = first["attack"] == "none"
+    name = "none (clean)" if clean else f"{first['attack']} @ {first['attack_level']}"
+    cells = [name, first["eps"] or "", "" if clean else first["attacked_through"], first["scoring"]]
+    by_level = {row["level"]: row for row in group}
+    for level in levels:
+        row = by_level.get(level)
+        if row is None:
+            cells.append("")
+            continue
+        value, ci = (row["clean"], row["clean_ci95"]) if clean else (row["robust"], row["robust_ci95"])
+        mark = "*" if row["transfer"] is False else ""
+        cells.append(f"{mark}{100 * value:.1f} ±{50 * (ci[1] - ci[0]):.1f}")
+    return cells

@@ -1,0 +1,53 @@
+"""One call from classes to a levelled tree: what `hrzs build-tree` does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from hrzs import __version__
+from hrzs.errors import UsageError
+from hrzs.hierarchy.levelling import level_tree
+from hrzs.hierarchy.sources import SOURCES, ClassSpec, SourceOptions
+from hrzs.hierarchy.tree import Tree
+
+
+def build_tree(
+    classes: Sequence[ClassSpec],
+    *,
+    source: str = "wordnet",
+    levels: int = 5,
+    options: SourceOptions | None = None,
+    label: str | None = None,
+) -> tuple[Tree, tuple[str, ...]]:
+    """A tree over ``classes`` in their order, and what the user should know about how it was made.
+
+    Args:
+        source: a name in `SOURCES`.
+        levels: the level of the root at most; the leaves are level 0.
+        label: what to call the set of classes in the header of the file.
+
+    Raises:
+        UsageError: an unknown source, a class given twice, classes that the source does not know (all are named),
+            fewer than two classes, or ``levels`` below 1.
+    """
+    if source not in SOURCES:
+        raise UsageError(f"--source {source}: there is no such source; there are {', '.join(SOURCES)}")
+    twice = [class_id for class_id, count in Counter(spec.class_id for spec in classes).items() if count > 1]
+    if twice:
+        shown = ", ".join(map(repr, twice[:10])) + (", …" if len(twice) > 10 else "")
+        raise UsageError(
+            f"--classes names {shown} more than once; a class id stands for one class "
+            "(give each an id of its own in a text file: ID<TAB>NAME)"
+        )
+    if len(classes) < 2:
+        raise UsageError(f"a tree needs at least two classes, and --classes gave {len(classes)}")
+    options = options or SourceOptions()
+    grown = SOURCES[source](classes, options)
+    header: dict[str, object] = {"name": source, **grown.source, "hrzs": __version__}
+    if label is not None:
+        header["classes"] = label
+    header["levels"] = levels
+    if options.senses:
+        header["sense"] = [f"{name}={synset}" for name, synset in sorted(options.senses.items())]
+    return level_tree(grown.root, levels, [spec.class_id for spec in classes], header), grown.notes

@@ -1,0 +1,18 @@
+"""The trees we publish, found by the name of the dataset they belong to."""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+# A wheel carries the trees inside the package; in a checkout they stand beside it.
+_FOLDERS = (_PACKAGE / "hierarchies", _PACKAGE.parent / "hierarchies")
+
+
+def find_tree(dataset: str) -> Path | None:
+    """The published tree file of ``dataset``, or None if there is none."""
+    if Path(dataset).name != dataset:
+        return None
+    for folder in _FOLDERS:
+        file = folder / f"{dataset}.yaml"
+        if file.is_file():
+            return file
+    return None

@@ -1,0 +1,11 @@
+"""Where trees come from. A new source is one file with a function as `Source` describes, and one line here."""
+
+from hrzs.hierarchy.sources import file, wordnet
+from hrzs.hierarchy.sources.base import ClassSpec, Grown, Source, SourceOptions
+
+SOURCES: dict[str, Source] = {
+    "wordnet": wordnet.grow,
+    "file": file.grow,
+}
+
+__all__ = ["SOURCES", "ClassSpec", "Grown", "Source", "SourceOptions"]

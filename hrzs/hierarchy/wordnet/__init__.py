@@ -1,0 +1,8 @@
+"""The nouns of WordNet 3.0, in the package, read from memory through NLTK's reader: no download, no data folder.
+
+``*.xz`` beside this file are made by `hrzs.hierarchy.wordnet.pack`; their licence is ``LICENSE.wordnet``.
+"""
+
+from hrzs.hierarchy.wordnet.reader import open_wordnet
+
+__all__ = ["open_wordnet"]

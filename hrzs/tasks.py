@@ -1,0 +1,97 @@
+"""What to work on: a dataset, cut and resized as asked, and the tree over exactly its classes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hrzs.data import Dataset, digest, open_dataset, resize_to, subset
+from hrzs.errors import UsageError
+from hrzs.hierarchy.published import find_tree
+from hrzs.hierarchy.tree import Tree
+from hrzs.hierarchy.yaml_form import load_tree
+from hrzs.models.clip import ClipModel
+
+logger = logging.getLogger(__name__)
+
+RESIZE = ("auto", "in-graph", "before")
+
+
+@dataclass(frozen=True)
+class Task:
+    """``tree.classes == data.classes``; ``resize`` says where images get the model's size."""
+
+    data: Dataset
+    tree: Tree
+    tree_source: str
+    resize: str
+
+    def describe(self) -> dict[str, Any]:
+        """What a report says of the data and the tree."""
+        return {
+            "dataset": self.data.name,
+            "split": self.data.split,
+            "n": len(self.data),
+            "image_ids": digest(self.data),
+            "classes": len(self.data.classes),
+            "native_size": self.data.native_size,
+            "resize": self.resize,
+            "tree": self.tree_source,
+            "tree_digest": self.tree.digest,
+            "levels": [len(level) for level in self.tree.levels],
+        }
+
+
+def open_task(
+    spec: str,
+    model: ClipModel,
+    *,
+    purpose: Literal["train", "eval"],
+    split: str | None = None,
+    root: Path | None = None,
+    tree: str | None = None,
+    classes: Sequence[str] | None = None,
+    limit: int | None = None,
+    skip: int = 0,
+    resize: str = "auto",
+) -> Task:
+    """Open one ``--data`` value with its tree (by default the published one of the dataset's name).
+
+    Raises:
+        UsageError: no such data, no tree for it, a tree that does not belong to it, or nothing left of it.
+    """
+    if resize not in RESIZE:
+        raise UsageError(f"--resize {resize!r}: one of {', '.join(RESIZE)}")
+    data = open_dataset(spec, split, root=root, purpose=purpose)
+    if limit is not None or skip or classes is not None:
+        data = subset(data, limit=limit, skip=skip, classes=classes)
+    if resize == "in-graph" and data.native_size is None:
+        raise UsageError(
+            f"--resize in-graph: the images of {spec} differ in size; they are resized before (--resize before)"
+        )
+    # Small data keeps its native pixels, so that ε means what it says; photographs of all sizes are cut to size first.
+    in_graph = resize == "in-graph" or (resize == "auto" and data.native_size is not None)
+    if not in_graph:
+        data = resize_to(data, model.image_size)
+    whole, source = _find_tree(tree, data.name, spec)
+    fitted = whole.restrict(data.classes)
+    if len(fitted.classes) < len(whole.classes):
+        sizes = " / ".join(str(len(level)) for level in fitted.levels)
+        logger.info("%s: %d of the tree's %d classes are in the data; levels of %s nodes are left",
+                    spec, len(fitted.classes), len(whole.classes), sizes)  # fmt: skip
+    return Task(data, fitted, source, "in-graph" if in_graph else "before")
+
+
+def _find_tree(tree: str | None, name: str, spec: str) -> tuple[Tree, str]:
+    if tree is not None:
+        return load_tree(tree), tree
+    published = find_tree(name)
+    if published is None:
+        raise UsageError(
+            f"--tree: no tree is published for {spec!r}; make one with "
+            f"`hrzs build-tree --classes {spec} -o tree.yaml` and add --tree tree.yaml"
+        )
+    return load_tree(published), published.name

@@ -1,0 +1,197 @@
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from hrzs.data import Dataset, digest, held_out, loader, resize_to, subset
+from hrzs.data.base import prompt_name
+from hrzs.errors import HrzsError, UsageError
+
+
+class Plain(Dataset):
+    """Images of one colour, the size of each as told."""
+
+    name, split = "plain", "all"
+
+    def __init__(self, counts: Sequence[int], sizes: Sequence[tuple[int, int]] = ((6, 6),)) -> None:
+        self.classes = tuple(f"c{i}" for i in range(len(counts)))
+        self.class_names = tuple(f"thing {i}" for i in range(len(counts)))
+        self.labels = [i for i, n in enumerate(counts) for _ in range(n)]
+        self.ids = [f"c{i}/{k}.png" for i, n in enumerate(counts) for k in range(n)]
+        self.native_size = 6
+        self.sizes = sizes
+
+    def picture(self, index: int) -> Image.Image:
+        return Image.new("RGB", self.sizes[index % len(self.sizes)], (index % 256, 255, 0))
+
+
+class Broken(Plain):
+    def picture(self, index: int) -> Image.Image:
+        if index == 3:
+            raise HrzsError(f"Image {self.ids[index]} cannot be decoded.")
+        return super().picture(index)
+
+
+COUNTS = st.lists(st.integers(0, 12), min_size=1, max_size=6).filter(any)
+
+
+def test_sample_is_exact_pixels_over_255() -> None:
+    sample = Plain([300])[77]
+    expected = torch.tensor([77, 255, 0]).float().div(255)[:, None, None].expand(3, 6, 6)
+    assert torch.equal(sample.image, expected)
+    assert (sample.label, sample.id) == (0, "c0/77.png")
+
+
+@pytest.mark.parametrize("index", [-1, 4])
+def test_index_out_of_range(index: int) -> None:
+    with pytest.raises(IndexError, match="has 4 images"):
+        Plain([4])[index]
+
+
+@given(COUNTS, st.integers(1, 40))
+def test_limit_and_skip_are_disjoint_and_cover(counts: list[int], n: int) -> None:
+    data = Plain(counts)
+    first = subset(data, limit=n).ids
+    rest = subset(data, limit=None, skip=n).ids if n < len(data) else []
+    assert len(first) == min(n, len(data))
+    assert Counter([*first, *rest]) == Counter(data.ids)
+
+
+@given(COUNTS, st.integers(1, 40))
+def test_subset_is_as_balanced_as_the_data_allows(counts: list[int], n: int) -> None:
+    taken = np.bincount(subset(Plain(counts), limit=n).labels, minlength=len(counts))
+    open_classes = [k for k, count in zip(taken, counts, strict=True) if k < count]
+    # A class with images left is at most one turn behind the fullest.
+    assert all(k >= taken.max() - 1 for k in open_classes)
+
+
+@given(COUNTS)
+def test_subset_order_comes_from_ids_alone(counts: list[int]) -> None:
+    data = Plain(counts)
+    shuffled = Plain(counts)
+    shuffled.ids, shuffled.labels = data.ids[::-1], data.labels[::-1]
+    assert list(subset(data, limit=None).ids) == list(subset(shuffled, limit=None).ids)
+
+
+def test_subset_keeps_the_image_with_its_id() -> None:
+    data = Plain([5, 5])
+    view = subset(data, limit=4, skip=2)
+    for i in range(4):
+        original = data[list(data.ids).index(view.ids[i])]
+        assert torch.equal(view[i].image, original.image)
+        assert view[i].label == original.label
+
+
+def test_subset_of_classes_relabels_in_the_order_given() -> None:
+    view = subset(Plain([2, 3, 4]), limit=None, classes=["c2", "c0"])
+    assert view.classes == ("c2", "c0")
+    assert view.class_names == ("thing 2", "thing 0")
+    assert Counter(view.labels) == {0: 4, 1: 2}
+    assert all(view.ids[i].startswith(view.classes[view.labels[i]]) for i in range(len(view)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": 0}, "--limit 0"),
+        ({"limit": None, "skip": -1}, "--skip -1"),
+        ({"limit": None, "skip": 5}, "--skip 5"),
+        ({"limit": None, "classes": ["c1", "c11"]}, r"no class 'c11'\. Did you mean c1"),
+        ({"limit": None, "classes": ["zebra"]}, r"no class 'zebra'\. There are: c0, c1"),
+        ({"limit": None, "classes": ["c1", "c1"]}, "'c1' is named twice"),
+    ],
+)
+def test_subset_refuses(options: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        subset(Plain([2, 3]), **options)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5).filter(lambda counts: max(counts) > 1))
+def test_held_out_divides_every_class(counts: list[int]) -> None:
+    data = Plain(counts)
+    train, val = held_out(data, "train"), held_out(data, "val")
+    assert (train.split, val.split) == ("train", "val")
+    assert Counter([*train.ids, *val.ids]) == Counter(data.ids)
+    kept = np.bincount(val.labels, minlength=len(counts))
+    assert kept.tolist() == [0 if n == 1 else max(1, n // 10) for n in counts]
+
+
+def test_held_out_needs_more_than_one_image() -> None:
+    with pytest.raises(UsageError, match="one image per class"):
+        held_out(Plain([1, 1]), "val")
+
+
+def test_digest_tells_images_apart_but_not_orders() -> None:
+    data = Plain([5, 5])
+    assert digest(data) == digest(subset(data, limit=None))
+    assert digest(data) != digest(subset(data, limit=9))
+
+
+@pytest.mark.parametrize("size", [(40, 20), (21, 33), (7, 7), (5, 16), (8, 9)], ids=str)
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_resize_is_that_of_torchvision(size: tuple[int, int], interpolation: str) -> None:
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+
+    class Noise(Plain):
+        def picture(self, _: int) -> Image.Image:
+            return Image.fromarray(pixels)
+
+    view = resize_to(Noise([1]), 8, interpolation)
+    reference = Compose([Resize(8, InterpolationMode(interpolation)), CenterCrop(8)])(Image.fromarray(pixels))
+    assert view.native_size == 8
+    assert np.array_equal(np.asarray(view.picture(0)), np.asarray(reference))
+
+
+def test_resize_leaves_the_right_size_alone() -> None:
+    data = Plain([3])
+    assert torch.equal(resize_to(data, 6)[2].image, data[2].image)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loader_follows_order(workers: int) -> None:
+    data = Plain([5, 5])
+    before = torch.random.get_rng_state()
+    batches = list(loader(data, 4, workers, order=[9, 0, 3, 3, 7]))
+    assert [b.ids for b in batches] == [("c1/4.png", "c0/0.png", "c0/3.png", "c0/3.png"), ("c1/2.png",)]
+    assert batches[0].labels.tolist() == [1, 0, 0, 0]
+    assert torch.equal(batches[1].images[0], data[7].image)
+    # Reading data must not change what a training run draws next.
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_loader_goes_through_all_in_order() -> None:
+    data = Plain([4, 3])
+    assert [i for batch in loader(data, 3) for i in batch.ids] == data.ids
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loader_names_the_broken_image(workers: int) -> None:
+    with pytest.raises(HrzsError, match=r"^Image c0/3\.png cannot be decoded\.$"):
+        list(loader(Broken([8]), 2, workers))
+
+
+def test_loader_names_images_that_differ_in_size() -> None:
+    with pytest.raises(HrzsError, match=r"c0/1\.png is 6×7 where c0/0\.png is 6×6"):
+        list(loader(Plain([4], sizes=[(6, 6), (6, 7)]), 2))
+
+
+@pytest.mark.parametrize(
+    ("class_id", "name"),
+    [
+        ("aquarium_fish", "aquarium fish"),
+        ("001.ak47", "ak47"),
+        ("AnnualCrop", "Annual Crop"),
+        ("SeaLake", "Sea Lake"),
+        ("McLaren MP4-12C", "McLaren MP4-12C"),
+        ("n02119789", "n02119789"),
+    ],
+)
+def test_prompt_name(class_id: str, name: str) -> None:
+    assert prompt_name(class_id) == name

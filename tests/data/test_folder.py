@@ -1,0 +1,144 @@
+import logging
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from hrzs.data import open_dataset
+from hrzs.errors import HrzsError, UsageError
+
+Maker = Callable[..., Path]
+
+
+def tar_of(folder: Path, arcname: str = ".") -> Path:
+    path = folder.with_suffix(".tar")
+    with tarfile.open(path, "w") as tar:
+        tar.add(folder, arcname=arcname)
+    return path
+
+
+def test_order_labels_and_ids(tree_of_images: Path) -> None:
+    data = open_dataset(str(tree_of_images), "val")
+    assert data.classes == ("cat", "dog", "n02084071")
+    assert data.class_names == data.classes
+    assert data.labels == [0] * 5 + [1] * 5 + [2] * 5
+    assert data.ids == [f"{c}/{i}.png" for c in data.classes for i in range(5)]
+    assert (data.name, data.split, data.native_size) == ("pictures", "val", 8)
+
+
+@pytest.mark.parametrize("arcname", [".", "pictures", "archive/of/pictures"])
+def test_tar_is_the_same_dataset(tree_of_images: Path, arcname: str) -> None:
+    folder, tar = (open_dataset(str(p), "train") for p in (tree_of_images, tar_of(tree_of_images, arcname)))
+    assert (folder.ids, folder.labels, folder.classes) == (tar.ids, tar.labels, tar.classes)
+    assert folder.name == tar.name
+    assert all(torch.equal(folder[i].image, tar[i].image) for i in range(len(folder)))
+
+
+def test_split_folder_given_directly_has_the_same_ids(tree_of_images: Path) -> None:
+    assert open_dataset(str(tree_of_images / "val")).ids == open_dataset(str(tree_of_images), "val").ids
+
+
+def test_classes_are_those_of_all_splits(make_folder: Maker) -> None:
+    root = make_folder(["train/a/1.png", "train/b/1.png", "test/b/2.png"])
+    assert open_dataset(str(root), "test").classes == ("a", "b")
+    assert open_dataset(str(root), "test").labels == [1]
+
+
+def test_a_class_may_be_called_train(make_folder: Maker) -> None:
+    root = make_folder(["train/1.png", "car/1.png"])
+    assert open_dataset(str(root)).classes == ("car", "train")
+
+
+def test_deeper_images_belong_to_the_class_above(make_folder: Maker) -> None:
+    root = make_folder(["train/n01440764/images/1.png", "train/n01443537/images/1.png"])
+    assert set(open_dataset(str(root), "train", purpose="train").classes) == {"n01440764", "n01443537"}
+
+
+def test_hidden_and_other_files_are_passed_over(make_folder: Maker) -> None:
+    root = make_folder(["a/1.png", "b/1.png"])
+    for name in ("a/._1.png", "a/notes.txt", ".cache.png"):
+        (root / name).write_bytes(b"no image")
+    assert open_dataset(str(root)).ids == ["a/1.png", "b/1.png"]
+
+
+def test_folder_beside_the_splits_is_left_out_aloud(make_folder: Maker, caplog: pytest.LogCaptureFixture) -> None:
+    root = make_folder(["val/a/1.png", "samples/a/2.png"])
+    with caplog.at_level(logging.WARNING):
+        assert open_dataset(str(root)).ids == ["a/1.png"]
+    assert "samples" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("size", "native"), [((64, 64), 64), ((96, 96), 96), ((97, 97), None), ((64, 48), None)], ids=str
+)
+def test_native_size(make_folder: Maker, size: tuple[int, int], native: int | None) -> None:
+    assert open_dataset(str(make_folder(["a/1.png", "a/2.png"], size))).native_size == native
+
+
+def test_native_size_of_mixed_images(make_folder: Maker) -> None:
+    make_folder(["a/1.png"], (8, 8))
+    assert open_dataset(str(make_folder(["a/2.png"], (9, 9)))).native_size is None
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+def test_every_image_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    (tmp_path / "a").mkdir()
+    suffix = "tif" if mode == "CMYK" else "png"
+    Image.new(mode, (8, 8)).save(tmp_path / f"a/1.{suffix}")
+    assert open_dataset(str(tmp_path))[0].image.shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("kept", [0, 20, 150])
+@pytest.mark.parametrize("form", ["folder", "tar"])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_broken_image_is_named(make_folder: Maker, form: str, kept: int, suffix: str) -> None:
+    root = make_folder([f"a/1.{suffix}", f"a/2.{suffix}"], (32, 32))
+    broken = root / f"a/2.{suffix}"
+    broken.write_bytes(broken.read_bytes()[:kept])
+    data = open_dataset(str(root if form == "folder" else tar_of(root)))
+    assert data[0].image.shape == (3, 32, 32)
+    with pytest.raises(HrzsError, match=rf"a/2\.{suffix} cannot be decoded .* Replace it"):
+        data[1]
+
+
+def test_vanished_image_is_named(make_folder: Maker) -> None:
+    root = make_folder(["a/1.png"])
+    data = open_dataset(str(root))
+    (root / "a/1.png").unlink()
+    with pytest.raises(HrzsError, match=r"a/1\.png cannot be read: No such file"):
+        data[0]
+
+
+def test_tar_cut_short(make_folder: Maker) -> None:
+    tar = tar_of(make_folder([f"a/{i}.png" for i in range(4)], (64, 64)))
+    tar.write_bytes(tar.read_bytes()[:20000])
+    with pytest.raises(UsageError, match=r"pictures\.tar: .*cut short"):
+        open_dataset(str(tar))
+
+
+def test_compressed_tar_says_how_to_unpack(make_folder: Maker) -> None:
+    root = make_folder(["a/1.png"])
+    path = root.with_suffix(".tar.gz")
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(root, arcname=".")
+    with pytest.raises(UsageError, match=r"gunzip -k pictures\.tar\.gz"):
+        open_dataset(str(path))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "no images"),
+        (["a/readme.txt", "b/readme.txt"], "no images"),
+        (["1.png", "2.png"], "2 images but no folder per class"),
+    ],
+)
+def test_folder_without_classes_of_images(tmp_path: Path, files: list[str], message: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UsageError, match=rf"{tmp_path}: {message}.*<class>/<image>"):
+        open_dataset(str(tmp_path))
