@@ -32,7 +32,7 @@ class AttackSpec:
         Raises:
             UsageError: not a level of this tree.
         """
-        if level not in (None, "all") and not (str(level).isdigit() and int(str(level)) < tree.top):
+        if level not in (None, "all") and not (str(level).isdecimal() and int(str(level)) < tree.top):
             raise UsageError(f"--level {level}: this tree has levels 0 … {tree.top - 1} to attack; or `all`")
         if self.aim == "all":
             return ("all",)

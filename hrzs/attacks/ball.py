@@ -115,29 +115,30 @@ class L2Ball(Ball):
 
     def project(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         x = x.clamp(0, 1)
-        # Each round shrinks δ by a hair more than needed, since adding it back to the centre rounds in fp32;
-        # clipping to [0, 1] only ever shortens δ further.
-        for _ in range(8):
-            distance = self.distance(x)
-            outside = distance > float_below(self.eps)
-            if not outside.any():
-                return x
-            shrink = torch.where(outside, float(self.eps) / distance.clamp_min(1e-300) * (1 - 1e-6), 1.0)
-            x = (self.centre + (x - self.centre) * shrink.float().view(-1, 1, 1, 1)).clamp(0, 1)
-        return torch.where((self.distance(x) <= float_below(self.eps)).view(-1, 1, 1, 1), x, self.centre)
+        centre, distance = self.centre.double(), self.distance(x)
+        outside = (distance > float_below(self.eps)).view(-1, 1, 1, 1)
+        # A hair short of ε, for the rounding of the sum of squares in float64.
+        shrink = float(self.eps) * (1 - 1e-9) / distance.clamp_min(torch.finfo(torch.float64).tiny)
+        delta = (x.double() - centre) * shrink.view(-1, 1, 1, 1)
+        near = (centre + delta).float()
+        # Rounding to fp32 may have gone outward: one ulp back in where it did. The others must not move at all.
+        near = torch.where((near.double() - centre).abs() > delta.abs(), torch.nextafter(near, self.centre), near)
+        return torch.where(outside, near, x)
 
     def random(self, seeds: Sequence[int]) -> Float[Tensor, "B 3 H W"]:
         direction = _noise(self.centre, seeds, torch.randn)
         radius = _noise(self.centre[:, :1, :1, :1], [s ^ 1 for s in seeds], torch.rand)
         norm = direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        exponent = 1 / self.centre[0].numel()
+        exponent = 1 / self.centre.shape[1:].numel()
         return self.project(self.centre + direction / norm * radius**exponent * float(self.eps))
 
     def step(
         self, x: Float[Tensor, "B 3 H W"], gradient: Float[Tensor, "B 3 H W"], size: float
     ) -> Float[Tensor, "B 3 H W"]:
-        norm = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
-        return self.project(x + size * gradient / norm.view(-1, 1, 1, 1))
+        # In float64: the squares of a saturated softmax's gradient underflow in fp32.
+        norm = gradient.double().flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+        direction = (gradient / norm.view(-1, 1, 1, 1)).float()
+        return self.project(x + size * direction)
 
     def distance(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
         distance: Tensor = torch.linalg.vector_norm((x.double() - self.centre.double()).flatten(1), dim=1)

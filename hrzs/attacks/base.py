@@ -67,13 +67,13 @@ class Attack(ABC):
             HrzsError: the attack left the ball: a fault in the attack, never a warning.
         """
         low, high = (images.min().item(), images.max().item()) if images.numel() else (0.0, 0.0)
-        if low < -1e-6 or high > 1 + 1e-6:
+        if not (low >= -1e-6 and high <= 1 + 1e-6):  # a NaN fails both
             raise UsageError(
                 f"pixels must lie in [0, 1], these in [{low:.3g}, {high:.3g}]: "
                 "leave normalisation to the model, it happens inside"
             )
         ball = Ball.of(images.clamp(0, 1), self.budget)
-        with frozen(model):
+        with frozen(model), torch.enable_grad():
             result = self.run(model, objective, ball, labels, seeds)
         outside = (~ball.contains(result.images)).sum().item()
         if outside:

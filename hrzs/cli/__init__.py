@@ -74,7 +74,3 @@ def _fail(error: Exception, status: int, given: Sequence[str]) -> Any:
 
 def _say(message: str) -> None:
     print(f"Error: {message}", file=sys.stderr)  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()

@@ -58,7 +58,7 @@ def attack(
         _print_list(model, data, attack)
         return
     folder = output or Path("runs") / "-".join((attack, Path(model).stem.replace(":", "-"), Path(data).stem))
-    if resume and (folder / "manifest.jsonl").is_file():  # written last
+    if resume and is_finished(folder):
         console.emit(str(folder))
         return
     if not resume and not dry_run:
@@ -92,10 +92,20 @@ def attack(
                                         "estimated_minutes": round(minutes, 1),
                                         "estimated_memory_mb": round(batch_size * megabytes)}))  # fmt: skip
         return
-    for unit in units:
-        where = folder if len(units) == 1 else folder / f"level-{unit.level}"
+    places = [folder if len(units) == 1 else folder / f"level-{unit.level}" for unit in units]
+    for where in places:
+        if not resume:
+            check_folder(where)
+    for unit, where in zip(units, places, strict=True):
+        if resume and is_finished(where):
+            continue
         _attack_to(where, loaded, task, settings, unit, png=png, quiet=quiet, config=options.saved_config(context))
     console.emit(str(folder))
+
+
+def is_finished(folder: Path) -> bool:
+    """The manifest is written last."""
+    return (folder / "manifest.jsonl").is_file()
 
 
 def _print_list(model: str, data: str, attack: str) -> None:

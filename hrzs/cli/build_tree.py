@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from hrzs.hierarchy.sources import ClassSpec
     from hrzs.hierarchy.tree import Tree
 
-_SPLIT_FOLDERS = ("train", "val", "test")
+_SPLIT_FOLDERS = ("train", "val", "validation", "valid", "test")
+_WNID = re.compile(r"n\d{8}")
 
 
 def build_tree(
@@ -141,11 +142,15 @@ def read_classes(spec: str, data_root: Path | None = None) -> tuple[list[ClassSp
         if "" in names:
             raise UsageError(f"--classes {spec}: there is an empty name between the commas")
         return [ClassSpec(name) for name in names], f"{len(names)} names"
+    label = path.name
     if path.is_dir():
         label = path.resolve().name
         if label in _SPLIT_FOLDERS:
             label = f"{path.resolve().parent.name}/{label}"
-        return [ClassSpec(class_id) for class_id in _class_folders(path)], label
+        folders = _class_folders(path)
+        # Importing the datasets, and torch with them, takes longer than all the rest; WordNet ids need no names.
+        if all(map(_WNID.fullmatch, folders)):
+            return [ClassSpec(class_id) for class_id in folders], label
     from hrzs.data import class_names
 
     try:
@@ -155,11 +160,11 @@ def read_classes(spec: str, data_root: Path | None = None) -> tuple[list[ClassSp
             f"--classes {spec}: {error} A text file with one class per line and a,b,c are understood as well."
         ) from error
     # A name that only repeats the id is none; a WordNet id then takes its synset's.
-    return [ClassSpec(class_id, None if name == class_id else name) for class_id, name in found], path.name
+    return [ClassSpec(class_id, None if name == class_id else name) for class_id, name in found], label
 
 
 def _class_folders(path: Path) -> list[str]:
-    """The classes of a folder as `hrzs.data.class_names` finds them, without importing torch, which takes longest."""
+    """The class folders in label order, by the rule of `hrzs.data.class_names`."""
 
     def inside(folder: Path) -> list[Path]:
         return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
@@ -185,7 +190,7 @@ def _classes_of_file(path: Path) -> list[ClassSpec]:
     for line in filter(None, lines):
         class_id, _, name = line.partition("\t")
         # The lists of synsets of this field: `n02119789 kit fox, Vulpes macrotis`.
-        if match := re.fullmatch(r"(n\d{8})\s+(.+)", line):
+        if match := re.fullmatch(rf"({_WNID.pattern})\s+(.+)", line):
             class_id, name = match[1], match[2].split(",")[0]
         specs.append(ClassSpec(class_id.strip(), name.strip() or None))
     if not specs:
@@ -194,14 +199,16 @@ def _classes_of_file(path: Path) -> list[ClassSpec]:
 
 
 def _check(file: str) -> Tree:
-    from hrzs.hierarchy.yaml_form import check, load_tree, parse_tree_spec
+    from hrzs.hierarchy.yaml_form import parse_tree_spec, read
 
-    path, _ = parse_tree_spec(file)
-    faults = check(path)
+    path, number = parse_tree_spec(file)
+    trees, faults = read(path)
     if faults:
         lines = "\n".join(f"{path}:{fault.line}: {fault.message}" for fault in faults)
         raise UsageError(f"--check {path}: {len(faults)} fault(s)\n{lines}")
-    tree = load_tree(file)
+    if number > len(trees):
+        raise UsageError(f"--check {file}: {path} has {len(trees)} tree(s)")
+    tree = trees[number - 1]
     sizes = " ".join(str(len(nodes)) for nodes in tree.levels)
     console.note(f"{file}: valid; nodes at each level from the leaves to the root: {sizes}")
     return tree

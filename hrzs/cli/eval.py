@@ -99,7 +99,9 @@ def evaluate(
     target = None if json_out in (None, "-") else Path(str(json_out))
     if target is not None and not target.parent.is_dir():
         raise UsageError(f"--json {target}: the folder {target.parent} does not exist")
-    store = None if target is None else target.with_name(target.name + ".partial")
+    if target is not None and target.is_dir():
+        raise UsageError(f"--json {target}: is a folder; give a file, or - for stdout")
+    store = None if target is None or dry_run else target.with_name(target.name + ".partial")
     if store is not None and not resume:
         store.unlink(missing_ok=True)
     loaded = load_model(model, pretrained, device=options.resolve_device(device), precision=precision, seed=seed)

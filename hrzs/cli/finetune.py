@@ -91,13 +91,13 @@ def finetune(
     loaded = load_model(model, pretrained, device=options.resolve_device(device), precision=precision, seed=seed)
     task = open_task(data, loaded, purpose="train", split=split, root=data_root, tree=tree,
                      classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize)  # fmt: skip
-    settings = _for_data(settings, context, task)
+    settings = _for_data(settings, context, recipe, task)
     if dry_run:
         _estimate(loaded, task, settings, folder)
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        options.write_config(folder / "config.yaml", options.saved_config(context))
+        options.write_config(folder / "config.yaml", options.saved_config(context) | _as_config(settings))
     except OSError as error:
         raise HrzsError(f"-o {folder}: cannot be written ({error.strerror}); give another folder") from error
     trainer = Trainer(loaded, task.data, task.tree, settings, folder, workers=workers, save_every=save_every,
@@ -162,14 +162,22 @@ def _settings(context: typer.Context, recipe: str) -> TrainOptions:
     return TrainOptions(**values)
 
 
-def _for_data(settings: TrainOptions, context: typer.Context, task: Task) -> TrainOptions:
-    """Data may set its own ε (`shapes` does), unless one was given."""
+def _as_config(settings: TrainOptions) -> dict[str, Any]:
+    """What was settled on, so that a saved configuration means the same when defaults have moved on."""
+    from hrzs.training.trainer import options_as_config
+
+    return {name.replace("_", "-"): value for name, value in options_as_config(settings).items()}
+
+
+def _for_data(settings: TrainOptions, context: typer.Context, recipe: str, task: Task) -> TrainOptions:
+    """Data may set its own ε (`shapes` does), unless one was given or belongs to the recipe."""
     from dataclasses import replace
 
     from hrzs.attacks.budget import default_step_size
+    from hrzs.training.options import RECIPES
 
     own = task.data.default_eps
-    if own is None or context.params.get("eps") is not None:
+    if own is None or context.params.get("eps") is not None or "eps" in RECIPES[recipe]:
         return settings
     step = settings.step_size if context.params.get("step_size") is not None else default_step_size(own)
     return replace(settings, eps=own, step_size=step)

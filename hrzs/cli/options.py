@@ -13,6 +13,9 @@ import yaml
 from hrzs.cli.console import LIST, print_names
 from hrzs.errors import UsageError
 
+#: What the configuration in a report says beyond the options; passed over when it is fed back.
+REPORTED = ("tasks", "prompts_digest", "versions")
+
 
 def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     """``--config FILE.yaml``: defaults for every option of this subcommand; the command line wins."""
@@ -30,8 +33,8 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     values: dict[str, Any] = {}
     for key, value in given.items():
         name = str(key).replace("-", "_")
-        if name in ("hrzs", "command"):
-            continue  # what a saved configuration says of itself
+        if name in REPORTED:
+            continue
         if name not in flags or name == "config":
             near = difflib.get_close_matches(name, flags, 1)
             hint = f"; did you mean {near[0]}?" if near else ""

@@ -114,7 +114,8 @@ class AdversarialSet:
         before, after = torch.cat(self.before, 1), torch.cat(self.after, 1)
 
         def names(nodes: Tensor) -> list[str]:
-            return [tree.levels[level][node].id for level, node in enumerate(nodes.tolist())]
+            stood = [tree.levels[level][node] for level, node in enumerate(nodes.tolist())]
+            return [node.class_id or node.id for node in stood]
 
         return [
             {

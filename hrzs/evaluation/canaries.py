@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-import torch
-
 from hrzs.attacks import ATTACKS, Budget, sample_seeds
 from hrzs.attacks.base import judge
 from hrzs.attacks.budget import format_eps
@@ -122,8 +120,7 @@ def _cosine_head(evaluation: Evaluation, eps: Fraction) -> Canary:
         images, labels = batch.images.to(model.device), batch.labels.to(model.device)
         seeds = sample_seeds(batch.ids, options.seed)
         right = ~judge(model, own, images, labels) & ~attack(model, own, images, labels, seeds).won
-        with torch.no_grad():
-            transferred = judge(model, own, attack(model, surrogate, images, labels, seeds).images, labels)
+        transferred = judge(model, own, attack(model, surrogate, images, labels, seeds).images, labels)
         held += int(right.sum())
         both += int((right & ~transferred).sum())
     lost = (held - both) / max(1, held)

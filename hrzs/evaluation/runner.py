@@ -128,6 +128,7 @@ class Evaluation:
         options = {k: str(v) for k, v in asdict(replace(self.options, batch_size=1, workers=0)).items()}
         about = [
             self.model.info.digest,
+            self.model.info.config,
             self.model.precision,
             self.task.describe(),
             options,
@@ -195,7 +196,8 @@ class Evaluation:
         if len(rows):
             objective = spec.objective(self.classifier, unit.level, unit.scoring)
             budget = budget_of(options, unit.eps)
-            attack = spec.optimiser(budget, early_stop=not options.matrix)
+            # What is scored away from its own aim is attacked for all steps, or transfer would be overstated.
+            attack = spec.optimiser(budget, early_stop=not (options.matrix or isinstance(unit.level, str)))
             seeds = sample_seeds([ids[i] for i in rows.tolist()], options.seed)
             where = rows.to(images.device)
             result = attack(self.model, objective, images[where], labels[where], seeds)
@@ -320,7 +322,9 @@ class _Store:
             whole.append(line)
             if record["identity"] == identity:
                 self.kept.setdefault(record["unit"], []).append(record)
-        path.write_text("".join(f"{line}\n" for line in whole))
+        aside = path.with_name(f".{path.name}")
+        aside.write_text("".join(f"{line}\n" for line in whole))
+        aside.replace(path)
 
     def read(self, unit: str) -> list[dict[str, Any]]:
         return self.kept.get(unit, [])

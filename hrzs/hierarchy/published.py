@@ -9,7 +9,7 @@ _FOLDERS = (_PACKAGE / "hierarchies", _PACKAGE.parent / "hierarchies")
 
 def find_tree(dataset: str) -> Path | None:
     """The published tree file of ``dataset``, or None if there is none."""
-    if Path(dataset).name != dataset:
+    if not dataset or Path(dataset).name != dataset:
         return None
     for folder in _FOLDERS:
         file = folder / f"{dataset}.yaml"

@@ -88,7 +88,7 @@ def load_trees(path: str | Path) -> list[Tree]:
     Raises:
         UsageError: the file cannot be read or has faults; each is named with its line.
     """
-    trees, faults = _read(path)
+    trees, faults = read(path)
     if faults:
         shown = [f"  {path}:{fault.line}: {fault.message}" for fault in faults[:20]]
         if len(faults) > 20:
@@ -103,7 +103,22 @@ def check(path: str | Path) -> list[Fault]:
     Raises:
         UsageError: the file cannot be opened.
     """
-    return _read(path)[1]
+    return read(path)[1]
+
+
+def read(path: str | Path) -> tuple[list[Tree], list[Fault]]:
+    """The trees of a file and its faults, by line; where there are faults there are no trees.
+
+    Raises:
+        UsageError: the file cannot be opened.
+    """
+    reader = _Reader()
+    try:
+        # A superclass takes two collections, itself and its children; `trees:` stands in four more.
+        top = parse(read_text(path), max_depth=2 * MAX_DEPTH + 6)
+    except BadYamlError as error:
+        return [], [Fault(error.line, error.message)]
+    return reader.file(top), sorted(set(reader.faults))
 
 
 # -- writing ---------------------------------------------------------------------------------------------------
@@ -220,17 +235,6 @@ def _reads_as(short: str, node: Node) -> bool:
 
 
 # -- reading ---------------------------------------------------------------------------------------------------
-
-
-def _read(path: str | Path) -> tuple[list[Tree], list[Fault]]:
-    reader = _Reader()
-    try:
-        # A superclass takes two collections, itself and its children; `trees:` stands in four more.
-        top = parse(read_text(path), max_depth=2 * MAX_DEPTH + 6)
-    except BadYamlError as error:
-        return [], [Fault(error.line, error.message)]
-    trees = reader.file(top)
-    return trees, sorted(set(reader.faults))
 
 
 @dataclass

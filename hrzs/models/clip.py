@@ -48,7 +48,7 @@ class ClipModel(nn.Module):
 
     def __init__(self, clip: nn.Module, info: ModelInfo, geometry: HyperbolicHead | None = None) -> None:
         super().__init__()
-        self.clip = clip.eval()
+        self.clip = clip
         self.info = info
         self.geometry = geometry
         self.precision = "fp32"
@@ -57,6 +57,7 @@ class ClipModel(nn.Module):
         self.register_buffer("mean", torch.tensor(info.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(info.std).view(3, 1, 1), persistent=False)
         self.tokenizer = open_clip.get_tokenizer(info.arch)
+        self.eval()
 
     @property
     def device(self) -> torch.device:

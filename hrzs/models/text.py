@@ -44,7 +44,7 @@ class NodeIndex:
     """
 
     nodes: tuple[Node, ...]
-    columns: tuple[Int[Tensor, "nodes"], ...]
+    columns: tuple[Int[Tensor, "_"], ...]
 
     @staticmethod
     def of(tree: Tree) -> NodeIndex:

@@ -60,8 +60,13 @@ class TrainOptions:
                 shown = ", ".join(str(a) for a in allowed if a)
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)!r}: one of {shown}")
         for name in ("epochs", "batch_size", "lr", "steps", "curvature"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be more than 0")
+        if self.beta is not None and self.beta <= 0:
+            raise UsageError(f"--beta {self.beta}: must be more than 0")
+        for name in ("weight_decay", "warmup", "lambda_vic", "lambda_gap", "zeta_vic", "zeta_gap", "eps_text"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: cannot be negative")
         for name in ("radius", "radius_text"):
             if not 0 < getattr(self, name) < 1:
                 raise UsageError(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hrzs.attacks.base import sample_seeds
-from hrzs.data import Dataset, loader
+from hrzs.data import Dataset, digest, loader
 from hrzs.errors import HrzsError, UsageError
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
@@ -68,9 +68,15 @@ class Trainer:
         self.batch_size = min(options.batch_size, len(data))
         self.steps = total_steps(options, len(data))
         self.base = {"model": origin[0], "pretrained": origin[1], "digest": model.info.digest}
+        # What the weights depend on: a checkpoint made under another plan is not gone on from.
+        self.plan: dict[str, Any] = {
+            **options_as_config(options), "total_steps": self.steps, "images": digest(data), "tree": tree.digest,
+            "start": model.info.digest, "precision": model.precision,
+        }  # fmt: skip
         self.method: Method = method_class(options.method)(model, tree, options)
         self.step = 0
         self._optimizer_state: dict[str, Any] | None = None
+        self._mid_step = False
 
     # -- the run --------------------------------------------------------------------------------------------------
 
@@ -101,12 +107,14 @@ class Trainer:
                     log["seconds"] = time.monotonic() - started
                     metrics.write(json.dumps({"step": self.step, **log}) + "\n")
                     metrics.flush()
+                    self._mid_step = False
                     if self.step % self.save_every == 0:
                         self.save_checkpoint(optimizer)
                     if progress is not None:
                         progress(self.step, self.steps, log)
         except KeyboardInterrupt:
-            if optimizer is not None:
+            # Half of an update is no state to go on from: then the checkpoint before it stands.
+            if optimizer is not None and not self._mid_step:
                 self.save_checkpoint(optimizer)
             raise
         if optimizer is not None:
@@ -132,6 +140,7 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 10.0)
+        self._mid_step = True
         optimizer.step()
         self.step += 1
         log = {"loss": value, "lr": self.options.lr * factor, "grad_norm": norm.item()}
@@ -170,7 +179,7 @@ class Trainer:
         geometry = self.model.geometry
         state = {
             "step": self.step,
-            "steps": self.steps,
+            "plan": self.plan,
             "model": self.model.clip.state_dict(),
             "geometry": None if geometry is None else geometry.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -195,12 +204,16 @@ class Trainer:
         try:
             state = torch.load(path, map_location=self.model.device, weights_only=True)
             self.model.clip.load_state_dict(state["model"])
+            plan: dict[str, Any] = state["plan"]
         except Exception as error:  # torch.load and load_state_dict raise many kinds
             raise UsageError(
                 f"--resume: {path} is no checkpoint of this run ({error}); delete it to start anew"
             ) from error
-        if state["steps"] != self.steps:
-            raise UsageError(f"--resume: {path} was planned for {state['steps']} steps, these options for {self.steps}")
+        other = [f"{k} {plan.get(k)} (now {v})" for k, v in self.plan.items() if plan.get(k) != v]
+        if other:
+            raise UsageError(
+                f"--resume: {path} belongs to other options: it has {', '.join(other)}; resume with its own"
+            )
         if state["geometry"] is not None:
             geometry = HyperbolicHead(1.0, 1.0, 1.0)
             geometry.load_state_dict(state["geometry"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import lzma
 import warnings
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,13 @@ class NounReader(WordNetCorpusReader):  # type: ignore[misc]  # NLTK is untyped
     def open(self, file: str) -> _Text:
         return _Text(self._files.get(file, ""))
 
+    def _load_lemma_pos_offset_map(self) -> None:
+        """As NLTK does, token by token and for four parts of speech, in a fraction of the second that it takes."""
+        for line in self.open("index.noun"):
+            if not line.startswith(" "):
+                fields = line.split()
+                self._lemma_pos_offset_map[fields[0]]["n"] = [int(offset) for offset in fields[-int(fields[2]) :]]
+
     def map_wn(self, version: str = "wordnet") -> None:
         """Other languages' data refer to WordNet 3.0; there are none here, and the mapping would want a download."""
 
@@ -75,7 +83,7 @@ def open_wordnet(where: str | None = None) -> Any:
         UsageError: there is no WordNet at ``where``.
     """
     if where is None:
-        return NounReader({name: _packed(name) for name in _PACKED}, "WordNet 3.0 in hrzs")
+        return _embedded()
     if where == "nltk":
         from nltk.corpus import wordnet
 
@@ -99,6 +107,11 @@ def open_wordnet(where: str | None = None) -> Any:
         file = folder / name
         files[name] = file.read_text("latin-1") if file.is_file() else _packed(name)
     return NounReader(files, where)
+
+
+@cache
+def _embedded() -> NounReader:
+    return NounReader({name: _packed(name) for name in _PACKED}, "WordNet 3.0 in hrzs")
 
 
 _PACKED = ("data.noun", "index.noun", "noun.exc", "cntlist.rev", "lexnames")

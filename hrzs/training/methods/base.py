@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
+from hrzs.models.text import TextBank
 from hrzs.training.options import TrainOptions
 
 
@@ -51,6 +52,13 @@ class Method(ABC):
             return list(clip.parameters())
         image = list(clip.visual.parameters())
         return image + (self.model.text_projection_parameters() if self.tune == "image+projection" else [])
+
+    def text_features(self, bank: TextBank, *, normalise: bool = False) -> Float[Tensor, "N D"]:
+        """``g(t)`` of every node; the text transformer runs again only where it is trained (``--tune all``)."""
+        if self.tune != "all":
+            return bank.features(self.model, normalise=normalise)
+        with self.model.autocast():
+            return bank.prompts.gather(self.model.encode_text(bank.prompts.texts), normalise=normalise)
 
     def begin(self, images: Float[Tensor, "B 3 H W"]) -> None:  # noqa: B027 -- most methods need no calibration
         """Called once, before the first step of a new run, with a batch of clean images."""

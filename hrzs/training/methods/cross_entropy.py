@@ -25,6 +25,8 @@ class Clean(Method):
 
     def __init__(self, model: ClipModel, tree: Tree, options: TrainOptions) -> None:
         super().__init__(model, tree, options)
+        # Begun from a hierarchical run, the model leaves with the head that is trained here.
+        model.geometry = None
         self.head = model.head("cosine")
         self.bank = TextBank(model, tree, options.template)
         self.alignment = LevelAlignment(tree, self.bank.index, "none", model.device)
@@ -32,11 +34,7 @@ class Clean(Method):
         self.prepared = None if self.tune in ("all", "image+projection") else self._prepare().detach()
 
     def _prepare(self) -> Float[Tensor, "N D"]:
-        if self.tune == "all":
-            with self.model.autocast():
-                features = self.model.encode_text(self.bank.prompts.texts)
-            return self.head.prepare(self.bank.prompts.gather(features, normalise=True))
-        return self.head.prepare(self.bank.features(self.model, normalise=True))
+        return self.head.prepare(self.text_features(self.bank, normalise=True))
 
     def cross_entropy(
         self, features: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"], labels: Int[Tensor, "B"]

@@ -114,7 +114,7 @@ class Hierarchical(Method):
 
     def loss(self, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
         o, head = self.options, self._head()
-        text = self.bank.features(self.model)
+        text = self.text_features(self.bank)
 
         def alignment(features: Float[Tensor, "B D"], texts: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
             return self._parts(features, head.prepare(texts), labels, o.image_levels != "per-image").alignment

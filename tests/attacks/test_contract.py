@@ -1,0 +1,395 @@
+"""The contract of every attack: each entry of `ATTACKS` under each norm, level and scoring passes all of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor
+
+from hrzs.attacks import ATTACKS, SUITE, AttackResult, AttackSpec, Budget, attack_spec, sample_seeds
+from hrzs.attacks.ball import Ball
+from hrzs.attacks.base import Attack, judge
+from hrzs.attacks.objectives import Objective
+from hrzs.errors import HrzsError, UsageError
+from hrzs.hierarchy.tree import Node, Tree
+from hrzs.models.classifier import ZeroShotClassifier
+from hrzs.models.clip import ClipModel
+
+LEVELS: dict[str, tuple[int | str, ...]] = {"leaf": (0,), "superclass": (1, 2), "all": ("all",)}
+# ε at which the untrained model of these tests loses some images and keeps others.
+BUDGETS = {
+    "linf": Budget(Fraction(3, 255), Fraction(1, 255), 5),
+    "l2": Budget(Fraction(1, 4), Fraction(1, 12), 5, "l2"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    attack: str
+    norm: str
+    level: int | str
+    scoring: str
+
+    def __str__(self) -> str:
+        return f"{self.attack}-{self.norm}-level {self.level}-{self.scoring}"
+
+    @property
+    def spec(self) -> AttackSpec:
+        return ATTACKS[self.attack]
+
+    @property
+    def budget(self) -> Budget:
+        return BUDGETS[self.norm]
+
+    def optimiser(self, *, early_stop: bool = True, **change: object) -> Attack:
+        return self.spec.optimiser(replace(self.budget, **change), early_stop=early_stop)  # type: ignore[arg-type]
+
+
+CASES = [
+    Case(name, norm, level, scoring)
+    for name, spec in ATTACKS.items()
+    for norm in BUDGETS
+    for level in LEVELS[spec.aim]
+    for scoring in (("prompt",) if level == 0 else ("prompt", "leaves"))
+]
+every_attack = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+@dataclass
+class Bench:
+    """A model, its classifier and images whose labels are the leaves it predicts when they are clean."""
+
+    model: ClipModel
+    classifier: ZeroShotClassifier
+    pixels: Tensor
+
+    def __post_init__(self) -> None:
+        with torch.no_grad():
+            self.labels = self.classifier.predict(self.model.encode_image(self.pixels))[0, 0]
+        self.seeds = sample_seeds([str(i) for i in range(len(self.pixels))], seed=0)
+
+    def objective(self, case: Case) -> Objective:
+        return case.spec.objective(self.classifier, case.level, case.scoring)
+
+    def attack(self, case: Case, rows: Sequence[int] | None = None, *, early_stop: bool = True,
+               seeds: Sequence[int] | None = None, **change: object) -> AttackResult:  # fmt: skip
+        seeds = self.seeds if seeds is None else seeds
+        rows = list(range(len(self.pixels)) if rows is None else rows)
+        attack = case.optimiser(early_stop=early_stop, **change)
+        return attack(
+            self.model, self.objective(case), self.pixels[rows], self.labels[rows], [seeds[row] for row in rows]
+        )
+
+    def correct(self, case: Case, images: Tensor) -> Tensor:
+        """Which images do not win: an independent reading of the contract, from predictions alone."""
+        with torch.no_grad():
+            features = self.model.encode_image(images, "fp32")
+        levels = range(self.classifier.tree.top) if case.level == "all" else [int(case.level)]
+        right = [
+            self.classifier.logits(features, level, case.scoring).argmax(1) == self.classifier.labels(self.labels, level)
+            for level in levels
+        ]
+        return torch.stack(right).any(0)
+
+
+@pytest.fixture(scope="module")
+def bench(small_model: ClipModel, classifier: ZeroShotClassifier, pixels: Tensor) -> Bench:
+    return Bench(small_model, classifier, pixels)
+
+
+@pytest.fixture(scope="module")
+def solved(bench: Bench) -> dict[Case, AttackResult]:
+    """Every attack once, with the defaults; several tests look at the same result."""
+    return {case: bench.attack(case) for case in CASES}
+
+
+Solved = dict[Case, AttackResult]
+
+
+def assert_alike(a: Tensor, b: Tensor) -> None:
+    """Equal but for a pixel in a hundred, whose gradient is so near 0 that rounding decides its sign."""
+    assert ((a - b).abs() > 1e-5).sum() <= 0.01 * a.numel()
+
+
+def test_bench_can_tell(solved: Solved, bench: Bench) -> None:
+    """Were every image fooled, or none, the comparisons below would not mean much."""
+    shares = torch.tensor([result.won.float().mean() for result in solved.values()])
+    assert ((shares > 0) & (shares < 1)).any()
+    assert len(bench.labels.unique()) > 1
+
+
+# -- what comes out -----------------------------------------------------------------------------------------------
+
+
+@every_attack
+def test_inside_ball_and_range(case: Case, bench: Bench, solved: Solved) -> None:
+    images = solved[case].images
+    assert images.isfinite().all()
+    assert images.min() >= 0
+    assert images.max() <= 1
+    delta = images.double() - bench.pixels.double()
+    if case.norm == "linf":
+        assert all(abs(Fraction(d)) <= case.budget.eps for d in delta.flatten().tolist())
+    else:
+        assert all(Fraction(d) <= case.budget.eps for d in delta.flatten(1).norm(dim=1).tolist())
+    assert (delta != 0).flatten(1).any(1).all()
+
+
+@every_attack
+def test_won_is_what_a_plain_forward_says(case: Case, bench: Bench, solved: Solved) -> None:
+    assert torch.equal(solved[case].won, ~bench.correct(case, solved[case].images))
+
+
+@every_attack
+def test_never_weaker_than_noise(case: Case, bench: Bench, solved: Solved) -> None:
+    ball, objective = Ball.of(bench.pixels, case.budget), bench.objective(case)
+    noise = [
+        judge(bench.model, objective, ball.random([seed + i for seed in bench.seeds]), bench.labels) for i in range(1, 6)
+    ]
+    assert solved[case].won.float().mean() >= torch.stack(noise).float().mean()
+
+
+@every_attack
+def test_stronger_with_eps(case: Case, bench: Bench, solved: Solved) -> None:
+    far = bench.attack(case, eps=case.budget.eps * 16, step_size=case.budget.eps * 4, steps=10)
+    assert far.won.sum() >= solved[case].won.sum()
+    assert far.won.float().mean() > 0.5
+
+
+@every_attack
+def test_counts_gradients(case: Case, bench: Bench, solved: Solved) -> None:
+    everything = bench.attack(case, early_stop=False)
+    assert everything.gradients == len(bench.pixels) * case.budget.steps
+    assert 0 < solved[case].gradients <= everything.gradients
+    assert everything.zero_gradients == everything.bad_gradients == 0
+
+
+@every_attack
+def test_wrong_label_has_won(case: Case, bench: Bench) -> None:
+    """Robust accuracy is at most clean accuracy: what is wrong to begin with, and stays so, counts as won."""
+    sides = bench.classifier.tree.ancestors[2]
+    wrong = copy.copy(bench)
+    wrong.labels = torch.tensor([int((sides != sides[label]).nonzero()[0]) for label in bench.labels])
+    started_wrong = ~wrong.correct(case, bench.pixels)
+    assert started_wrong.any()
+    tiny = wrong.attack(case, eps=Fraction(1, 10**5), step_size=Fraction(1, 10**6))
+    assert tiny.won[started_wrong].all()
+
+
+# -- what it may depend on ----------------------------------------------------------------------------------------
+
+
+@every_attack
+def test_same_seed_same_result(case: Case, bench: Bench, solved: Solved) -> None:
+    again = bench.attack(case)
+    assert torch.equal(again.images, solved[case].images)
+    assert torch.equal(again.won, solved[case].won)
+    assert again.gradients == solved[case].gradients
+
+
+@every_attack
+def test_other_seed_other_result(case: Case, bench: Bench, solved: Solved) -> None:
+    other = bench.attack(case, seeds=sample_seeds([str(i) for i in range(len(bench.pixels))], seed=1))
+    assert (other.images != solved[case].images).flatten(1).any(1).all()
+
+
+@every_attack
+@pytest.mark.parametrize("batches", [[[i] for i in range(8)], [[7, 2, 5], [0, 6, 1, 3, 4]]], ids=["singly", "shuffled"])
+def test_independent_of_batch(case: Case, bench: Bench, solved: Solved, batches: list[list[int]]) -> None:
+    """PMG-AFT #1: robust accuracy rose with the batch size, since the loss was averaged."""
+    for rows in batches:
+        result = bench.attack(case, rows)
+        assert torch.equal(result.won, solved[case].won[rows])
+        assert_alike(result.images, solved[case].images[rows])
+
+
+@every_attack
+def test_early_stop_keeps_verdict(case: Case, bench: Bench, solved: Solved) -> None:
+    patient = bench.attack(case, early_stop=False)
+    assert torch.equal(patient.won, solved[case].won)
+    lost = ~patient.won
+    assert_alike(patient.images[lost], solved[case].images[lost])
+
+
+@every_attack
+def test_no_image(case: Case, bench: Bench) -> None:
+    result = bench.attack(case, [])
+    assert result.images.shape == (0, 3, 12, 12)
+    assert result.won.shape == (0,)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("norm", BUDGETS)
+@pytest.mark.parametrize("name", ATTACKS)
+def test_few_classes(name: str, norm: str, classes: int, small_model: ClipModel, pixels: Tensor) -> None:
+    """auto-attack #70, #76, #79, #110: losses that break below four classes."""
+    leaves = [Node(name, name, class_id=name) for name in ("cat", "dog", "car")]
+    if classes == 2:
+        tree = Tree(Node("thing", "thing", tuple(leaves[:2]), level=1))
+    else:
+        pet = Node("pet", "pet", tuple(leaves[:2]), level=1)
+        tree = Tree(Node("thing", "thing", (pet, leaves[2]), level=2))
+    bench = Bench(small_model, ZeroShotClassifier(small_model, tree), pixels)
+    levels = ATTACKS[name].levels(tree, "all")
+    assert bool(levels) == (ATTACKS[name].aim != "superclass" or classes == 3)
+    for level in levels:
+        for scoring in ("prompt", "leaves"):
+            case = Case(name, norm, level, scoring)
+            result = bench.attack(case)
+            assert torch.equal(result.won, ~bench.correct(case, result.images))
+
+
+# -- what it leaves alone -----------------------------------------------------------------------------------------
+
+
+@every_attack
+def test_model_comes_out_as_it_went_in(case: Case, bench: Bench) -> None:
+    model = copy.deepcopy(bench.model)
+    parameters = list(model.parameters())
+    for i, p in enumerate(parameters):
+        p.requires_grad_(i % 2 == 0)
+        p.grad = torch.ones_like(p) if i % 4 == 0 else None
+    before = copy.deepcopy(model.state_dict())
+    case.optimiser()(model, bench.objective(case), bench.pixels[:2], bench.labels[:2], bench.seeds[:2])
+    assert not model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    for i, p in enumerate(parameters):
+        assert p.requires_grad == (i % 2 == 0)
+        assert (p.grad is None) if i % 4 else torch.equal(p.grad, torch.ones_like(p))
+
+
+@every_attack
+def test_neither_text_nor_parameter_gradients(case: Case, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text is prepared once per classifier; no time or memory goes into gradients of weights."""
+    objective, encode_image, calls = bench.objective(case), ClipModel.encode_image, []
+
+    def watched(self: ClipModel, pixels: Tensor, precision: str | None = None) -> Tensor:
+        assert not any(p.requires_grad for p in self.parameters())
+        calls.append(len(pixels))
+        return encode_image(self, pixels, precision)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("an attack encodes no text")
+
+    for name in ("encode_text", "encode_text_trunk", "project_text", "tokenize"):
+        monkeypatch.setattr(ClipModel, name, refuse)
+    monkeypatch.setattr(ClipModel, "encode_image", watched)
+    case.optimiser()(bench.model, objective, bench.pixels[:2], bench.labels[:2], bench.seeds[:2])
+    assert calls
+    assert all(p.grad is None for p in bench.model.parameters())
+
+
+@every_attack
+def test_inputs_are_not_written_to(case: Case, bench: Bench) -> None:
+    pixels, labels = bench.pixels.clone(), bench.labels.clone()
+    result = bench.attack(case)
+    result.images.zero_()
+    assert torch.equal(bench.pixels, pixels)
+    assert torch.equal(bench.labels, labels)
+
+
+@every_attack
+def test_works_where_gradients_are_off(case: Case, bench: Bench, solved: Solved) -> None:
+    with torch.no_grad():
+        assert torch.equal(bench.attack(case).images, solved[case].images)
+
+
+# -- what the base refuses ----------------------------------------------------------------------------------------
+
+
+@every_attack
+@pytest.mark.parametrize("bad", [-0.01, 1.01, 255.0, float("nan"), float("inf")])
+def test_pixels_out_of_range(case: Case, bench: Bench, bad: float) -> None:
+    """torchattacks #1, #11, #63, #78, #136: images normalised before the attack, or of 0 … 255."""
+    pixels = bench.pixels.clone()
+    pixels[1, 0, 0, 0] = bad
+    with pytest.raises(UsageError, match=r"\[0, 1\].*normalisation"):
+        case.optimiser()(bench.model, bench.objective(case), pixels, bench.labels, bench.seeds)
+
+
+def test_rounding_of_inputs_is_forgiven(bench: Bench) -> None:
+    """A tolerance is for inputs only."""
+    case = CASES[0]
+    pixels = bench.pixels.clone()
+    pixels[0, 0, 0, 0], pixels[0, 0, 0, 1] = -1e-7, 1 + 1e-7
+    images = case.optimiser()(bench.model, bench.objective(case), pixels, bench.labels, bench.seeds).images
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+@pytest.mark.parametrize("norm", BUDGETS)
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda ball: torch.nextafter(ball.project(ball.centre + 1), torch.tensor(2.0)),
+        lambda ball: ball.centre * float("nan"),
+        lambda ball: torch.full_like(ball.centre, -1e-7),
+    ],
+    ids=["one ulp", "nan", "range"],
+)
+def test_leaving_the_ball_is_an_error(norm: str, move: object, bench: Bench) -> None:
+    class Leaver(Attack):
+        def run(self, _model: object, _objective: object, ball: Ball, labels: Tensor, _seeds: object) -> AttackResult:
+            images = ball.centre.clone()
+            images[:1] = move(ball)[:1]  # type: ignore[operator]
+            return AttackResult(images, torch.zeros_like(labels, dtype=torch.bool))
+
+    objective = bench.objective(CASES[0])
+    pixels = bench.pixels * 0.5 if norm == "linf" else torch.zeros_like(bench.pixels)
+    with pytest.raises(HrzsError, match="Leaver: 1 of 8 images left") as failure:
+        Leaver(BUDGETS[norm])(bench.model, objective, pixels, bench.labels, bench.seeds)
+    assert not isinstance(failure.value, UsageError)
+
+
+# -- the registry -------------------------------------------------------------------------------------------------
+
+
+def test_names(tree: Tree) -> None:
+    assert all(spec.name == name and spec.description for name, spec in ATTACKS.items())
+    assert set(SUITE) <= set(ATTACKS)
+    assert len({ATTACKS[name].optimiser for name in SUITE}) == 1
+    aimed = [level for name in SUITE for level in ATTACKS[name].levels(tree, "all")]
+    assert sorted(map(str, aimed)) == ["0", "1", "2", "all"]
+
+
+def test_unknown_attack_lists_the_known() -> None:
+    with pytest.raises(UsageError, match=r"'pgd'.*leaf-pgd.*--attack list"):
+        attack_spec("pgd")
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "expected"),
+    [
+        ("leaf-pgd", None, (0,)),
+        ("leaf-pgd", "0", (0,)),
+        ("leaf-pgd", "1", ()),
+        ("leaf-pgd", "all", (0,)),
+        ("superclass-pgd", None, (1,)),
+        ("superclass-pgd", "2", (2,)),
+        ("superclass-pgd", "0", ()),
+        ("superclass-pgd", "all", (1, 2)),
+        ("hierarchical-pgd", None, ("all",)),
+        ("hierarchical-pgd", "1", ("all",)),
+    ],
+)
+def test_levels(name: str, level: str | None, expected: tuple[int | str, ...], tree: Tree) -> None:
+    assert ATTACKS[name].levels(tree, level) == expected
+
+
+@pytest.mark.parametrize("level", ["3", "-1", "x", "", "²", "1.0"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_no_such_level(name: str, level: str, tree: Tree) -> None:
+    with pytest.raises(UsageError, match="levels 0 … 2"):
+        ATTACKS[name].levels(tree, level)
+
+
+def test_seeds_come_from_ids() -> None:
+    assert sample_seeds(["a", "b"], 0) == sample_seeds(["b", "a"], 0)[::-1]
+    every = [s for seed in (0, 1) for salt in ("", "x") for s in sample_seeds(["a", "b"], seed, salt)]
+    assert len(set(every)) == 8
+    assert all(0 <= s < 2**63 for s in every)

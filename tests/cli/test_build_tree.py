@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from hrzs.cli.build_tree import build_tree, read_classes
+from hrzs.data import class_names
+from hrzs.errors import HrzsError, UsageError
+from hrzs.hierarchy.published import find_tree
+from hrzs.hierarchy.yaml_form import load_tree
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command()(build_tree)
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Runs `build-tree` in an empty folder; what it raises is raised."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hrzs.cli.console.set_up", lambda **_: None)
+        logging.getLogger("hrzs").setLevel(logging.INFO)
+        yield lambda *arguments: CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_stdout_is_the_tree(run: Run, tmp_path: Path) -> None:
+    result = run("--classes", "cat,dog,truck")
+    assert result.exit_code == 0
+    (tmp_path / "piped.yaml").write_text(result.stdout)
+    assert load_tree("piped.yaml").classes == ("cat", "dog", "truck")
+
+
+def test_default_is_the_published_tree(run: Run) -> None:
+    published = find_tree("shapes")
+    assert published is not None
+    assert run("--source", "wordnet").stdout == published.read_text("utf-8")
+
+
+def test_output_is_a_path_and_may_be_written_again(run: Run, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert run("--classes", "cat,dog", "-o", "new/tree.yaml").stdout == "new/tree.yaml\n"
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["tree.yaml"]
+    assert load_tree("new/tree.yaml").header["classes"] == "2 names"
+
+
+def test_failed_write_leaves_what_was_there(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tree.yaml").write_text("precious")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hrzs.cli.build_tree.os.fdopen", full)
+    with pytest.raises(HrzsError, match="No space left on device; what was there is untouched"):
+        run("--classes", "cat,dog", "-o", "tree.yaml")
+    assert [file.name for file in tmp_path.iterdir()] == ["tree.yaml"]
+    assert (tmp_path / "tree.yaml").read_text() == "precious"
+
+
+def test_output_beneath_a_file_or_onto_a_folder(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(HrzsError, match=r"-o file/tree\.yaml: cannot write it"):
+        run("--classes", "cat,dog", "-o", "file/tree.yaml")
+    with pytest.raises(UsageError, match="is a folder; name a file in it"):
+        run("--classes", "cat,dog", "-o", ".")
+
+
+def test_show_draws_on_stderr(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = StringIO()
+    monkeypatch.setattr("hrzs.cli.console.stderr", Console(file=drawn))
+    result = run("--classes", "cat,dog,truck", "--show", "-o", "tree.yaml")
+    assert result.stdout == "tree.yaml\n"
+    assert "carnivore  level 1, 2 classes" in drawn.getvalue()
+
+
+def test_statistics_are_json(run: Run) -> None:
+    figures = json.loads(run("--classes", "cat,dog,truck", "--stats").stdout)
+    assert [level["nodes"] for level in figures["levels"]] == [3, 2, 1]
+
+
+def test_plot(run: Run) -> None:
+    run("--classes", "cat,dog", "--plot", "tree.svg")
+    assert Path("tree.svg").read_text().startswith("<?xml")
+    with pytest.raises(HrzsError, match=r"--plot no/tree\.svg: cannot write"):
+        run("--classes", "cat,dog", "--plot", "no/tree.svg")
+
+
+def test_levels_and_senses_are_recorded(run: Run) -> None:
+    run("--classes", "star,moon", "--sense", "star=star.n.01", "--levels", "1", "-o", "t.yaml")
+    assert load_tree("t.yaml").header["sense"] == ["star=star.n.01"]
+    assert load_tree("t.yaml").header["levels"] == 1
+
+
+def test_notes_name_the_flag(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    run("--classes", "star,square,circle")
+    assert "--sense star=star.n.01" in caplog.text
+
+
+def test_file_source_levels_anew(run: Run) -> None:
+    run("--source", "file", "--levels", "2", "-o", "two.yaml")
+    assert load_tree("two.yaml").top == 2
+    run("--source", "file", "--tree", "two.yaml", "--classes", "circle,ellipse,star,heart", "-o", "part.yaml")
+    assert load_tree("part.yaml").classes == ("circle", "ellipse", "star", "heart")
+
+
+def test_check(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text("hrzs-tree: 1\ntree:\n- r:\n  - a\n  - b\n")
+    assert run("--check", "good.yaml").stdout == ""
+    assert json.loads(run("--check", "good.yaml", "--stats").stdout)["classes"] == 2
+    (tmp_path / "bad.yaml").write_text("hrzs-tree: 1\ntree:\n- r:\n  - a\n  - a\n  - s thing:\n")
+    with pytest.raises(UsageError, match=r"(?s)2 fault.*bad\.yaml:5: class 'a'.*bad\.yaml:6: superclass"):
+        run("--check", "bad.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--classes", "cat,elefant"), "elefant.*near:.*elephant"),
+        (("--classes", "nowhere"), "--classes nowhere: .*one class per line"),
+        (("--classes", "cat,,dog"), "empty name"),
+        (("--classes", "cat,cat"), "'cat' more than once"),
+        (("--levels", "0"), "--levels 0"),
+        (("--trees", "2"), "--trees 2"),
+        (("--source", "oracle"), "--source oracle: .*wordnet, file"),
+        (("--sense", "star"), "write NAME=SYNSET"),
+        (("--wordnet", "nowhere"), "--wordnet nowhere: cannot read"),
+        (("--tree", "x.yaml"), "--source file"),
+        (("--source", "file", "--classes", "cifar10000"), "no tree is published for cifar10000"),
+        (("--check", "none.yaml"), "none.yaml: No such file"),
+        (("--plot", "x.txt"), r"--plot x\.txt: .*\.svg"),
+    ],
+)
+def test_wrong_call_names_the_option_and_the_remedy(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=f"(?s){message}"):
+        run(*arguments)
+
+
+def test_list_of_sources(run: Run) -> None:
+    assert [line.split()[0] for line in run("--source", "list").stdout.splitlines()] == ["wordnet", "file"]
+
+
+# -- the forms of --classes ------------------------------------------------------------------------------------
+
+
+def names(spec: str | Path) -> list[tuple[str, str | None]]:
+    return [tuple(found) for found in read_classes(str(spec))[0]]
+
+
+def test_classes_of_a_text_file(tmp_path: Path) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_text("\ufeffcat\n\nn02119789 kit fox, Vulpes macrotis\n 7\tred panda \nn02084071\n")
+    expected = [("cat", None), ("n02119789", "kit fox"), ("7", "red panda"), ("n02084071", None)]
+    assert names(file) == expected
+    file.write_text("\n")
+    with pytest.raises(UsageError, match="is empty"):
+        names(file)
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="no UTF-8 text"):
+        names(file)
+
+
+@pytest.mark.parametrize("layout", ["{}", "train/{}", "data/{}", "valid/{}"])
+@pytest.mark.parametrize("ids", [["n02084071", "n02119789"], ["cat", "red_panda"]])
+def test_classes_of_a_folder_are_those_of_the_data(tmp_path: Path, layout: str, ids: list[str]) -> None:
+    for class_id in ids:
+        (tmp_path / layout.format(class_id)).mkdir(parents=True)
+    assert [class_id for class_id, _ in names(tmp_path)] == ids == [c for c, _ in class_names(str(tmp_path))]
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no subfolders"):
+        names(tmp_path)
+
+
+def test_label_of_a_split_folder_says_of_what(tmp_path: Path) -> None:
+    folder = tmp_path / "animals" / "val"
+    for class_id in ("n02084071", "n02119789"):
+        (folder / class_id).mkdir(parents=True)
+    assert read_classes(str(folder))[1] == "animals/val"
+
+
+def test_thousand_ids_take_less_than_five_seconds(tmp_path: Path) -> None:
+    """From process start (issue 2); torch is not imported on the way."""
+    from hrzs.hierarchy.wordnet import open_wordnet
+
+    synsets = sorted(open_wordnet()._lemma_pos_offset_map.items())[:: len(open_wordnet()._lemma_pos_offset_map) // 1400]
+    ids = list(dict.fromkeys(f"n{offsets['n'][0]:08d}" for _, offsets in synsets if "n" in offsets))[:1000]
+    (tmp_path / "ids.txt").write_text("\n".join(ids))
+    code = (
+        "import sys; from hrzs.cli import app\n"
+        "app(['build-tree', '--classes', 'ids.txt', '-o', 'tree.yaml'], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert len(load_tree(tmp_path / "tree.yaml").classes) == 1000
+    # Processor time of one thread: what else the machine does must not decide.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5

@@ -1,0 +1,208 @@
+"""One contract for every method: new ones enter through `METHODS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor
+
+from hrzs.attacks import sample_seeds
+from hrzs.data import Batch
+from hrzs.errors import UsageError
+from hrzs.hierarchy.tree import Tree
+from hrzs.models.clip import ClipModel
+from hrzs.models.text import TextBank
+from hrzs.training.methods import METHODS, Method, method_class
+from hrzs.training.options import TrainOptions
+
+MakeModel = Callable[[], ClipModel]
+
+#: (method, options): every method as it is, the hierarchical one in all its forms.
+CASES = {
+    **{name: TrainOptions(method=name) for name in METHODS},
+    **{f"hierarchical-{m}": TrainOptions(image_levels=m) for m in ("per-image", "hypavg", "mixed")},
+    "hierarchical-no-gap": TrainOptions(lambda_gap=0.0),
+    "clean-every-level": TrainOptions(method="clean", every_level=True),
+    "tecoa-every-level": TrainOptions(method="tecoa", every_level=True),
+}
+SCALARS = {"geometry.log_scale_image", "geometry.log_scale_text", "geometry.log_beta"}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
+def options(request: pytest.FixtureRequest) -> TrainOptions:
+    return replace(request.param, steps=1, eps=Fraction(2, 255), step_size=Fraction(2, 255))
+
+
+def start(model: ClipModel, tree: Tree, options: TrainOptions, batch: Batch) -> Method:
+    method = method_class(options.method)(model, tree, options)
+    method.begin(batch.images)
+    return method
+
+
+def seeds(batch: Batch) -> list[int]:
+    return sample_seeds(batch.ids, 0)
+
+
+def reached(model: ClipModel) -> set[str]:
+    """The parameters that a backward pass left a gradient other than zero on."""
+    return {name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
+
+
+def named(model: ClipModel, *prefixes: str) -> set[str]:
+    return {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
+
+
+def tuned(model: ClipModel, options: TrainOptions) -> set[str]:
+    """What ``--tune`` promises, in the names of open_clip."""
+    default = "image+projection" if options.method == "hierarchical" else "image"
+    tune = options.tune or default
+    prefixes = {
+        "image": ("clip.visual",),
+        "image+projection": ("clip.visual", "clip.text_projection"),
+        "all": ("clip",),
+    }
+    head = SCALARS if options.method == "hierarchical" else set()
+    return named(model, *prefixes[tune]) | head
+
+
+@pytest.mark.parametrize("tune", [None, "image", "image+projection", "all"])
+def test_gradient_reaches_exactly_what_is_tuned(
+    make_model: MakeModel, shapes_tree: Tree, batch: Batch, options: TrainOptions, tune: str | None
+) -> None:
+    options = replace(options, tune=tune)
+    model = make_model()
+    method = start(model, shapes_tree, options, batch)
+    loss = method.loss(batch.images, batch.labels, seeds(batch))
+    assert loss.total.isfinite()
+    assert all(value.isfinite() and not value.requires_grad for value in loss.log.values())
+    loss.total.backward()
+    expected = tuned(model, options)
+    if options.method == "hierarchical":
+        expected -= {"clip.logit_scale"}  # the cosine head's; distances have β
+    assert reached(model) == expected
+
+
+def test_curvature_is_learnt_on_request(make_model: MakeModel, shapes_tree: Tree, batch: Batch) -> None:
+    model = make_model()
+    options = TrainOptions(steps=1, learn_curvature=True)
+    start(model, shapes_tree, options, batch).loss(batch.images, batch.labels, seeds(batch)).total.backward()
+    assert reached(model) == tuned(model, options) | {"geometry.log_curvature"}
+
+
+def test_a_few_steps_lower_the_loss(
+    make_model: MakeModel, shapes_tree: Tree, batch: Batch, options: TrainOptions
+) -> None:
+    model = make_model()
+    method = start(model, shapes_tree, options, batch)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    losses = []
+    for _ in range(8):
+        loss = method.loss(batch.images, batch.labels, seeds(batch)).total
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.97 * losses[0]
+
+
+@pytest.mark.parametrize(("tune", "expected"), [(None, 0), ("image+projection", 0), ("all", 1)])
+def test_text_transformer_runs_per_step_only_where_it_is_trained(
+    make_model: MakeModel, shapes_tree: Tree, batch: Batch, options: TrainOptions, tune: str | None, expected: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    model, calls = make_model(), 0
+    transformer = model.clip.transformer
+    forward = transformer.forward
+
+    def counted(*args: Tensor, **kwargs: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(transformer, "forward", counted)
+    method = start(model, shapes_tree, replace(options, tune=tune), batch)
+    assert calls == 1
+    for step in range(1, 3):
+        method.loss(batch.images, batch.labels, seeds(batch))
+        assert calls == 1 + step * expected
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_few_classes_and_a_flat_tree(
+    make_model: MakeModel, shapes_tree: Tree, batch: Batch, options: TrainOptions, count: int
+) -> None:
+    tree = shapes_tree.restrict(shapes_tree.classes[:count])
+    assert tree.top == 1
+    chosen = batch.labels < count
+    ids = tuple(i for i, c in zip(batch.ids, chosen.tolist(), strict=True) if c)
+    few = Batch(batch.images[chosen], batch.labels[chosen], ids)
+    model = make_model()
+    loss = start(model, tree, options, few).loss(few.images, few.labels, seeds(few)).total
+    assert loss.isfinite()
+    loss.backward()
+    assert named(model, "clip.visual") <= reached(model)
+
+
+def test_seeds_decide_the_loss(make_model: MakeModel, shapes_tree: Tree, batch: Batch, options: TrainOptions) -> None:
+    method = start(make_model(), shapes_tree, options, batch)
+    first, again = (method.loss(batch.images, batch.labels, seeds(batch)).total for _ in range(2))
+    assert torch.equal(first, again)
+    if options.method != "clean":
+        assert not torch.equal(first, method.loss(batch.images, batch.labels, range(48)).total)
+
+
+@pytest.mark.parametrize("radius", [0.3, 0.5, 0.8])
+def test_calibration(make_model: MakeModel, shapes_tree: Tree, batch: Batch, radius: float) -> None:
+    model = make_model()
+    options = TrainOptions(radius=radius, radius_text=0.9 * radius, curvature=2.0)
+    start(model, shapes_tree, options, batch)
+    head, cosine = model.head("hyperbolic"), model.head("cosine")
+    bank = TextBank(model, shapes_tree)
+    with torch.no_grad():
+        image = model.encode_image(batch.images)
+        text = bank.features(model)[bank.index.columns[0]]
+        own = cosine.logits(image, cosine.prepare(text)).std(dim=1).mean()
+        hyperbolic = head.logits(image, head.prepare(text)).std(dim=1).mean()
+        radii = {"image": head.embed_image(image), "text": head.prepare(text)}  # type: ignore[operator]
+    torch.testing.assert_close(own, hyperbolic, rtol=1e-3, atol=0)
+    # The scale brings the mean norm to `radius`; the mean of the radii lies a little below (tanh is concave).
+    shares = {name: 2.0**0.5 * points.norm(dim=1).mean().item() for name, points in radii.items()}
+    assert shares["image"] == pytest.approx(radius, rel=0.05)
+    assert shares["text"] == pytest.approx(0.9 * radius, rel=0.05)
+
+
+def test_calibration_takes_a_beta_as_given(make_model: MakeModel, shapes_tree: Tree, batch: Batch) -> None:
+    model = make_model()
+    start(model, shapes_tree, TrainOptions(beta=3.5), batch)
+    assert model.geometry is not None
+    assert model.geometry.values()["beta"] == pytest.approx(3.5)
+
+
+def test_a_baseline_leaves_the_head_it_trained(make_model: MakeModel, shapes_tree: Tree, batch: Batch) -> None:
+    model = make_model()
+    start(model, shapes_tree, TrainOptions(), batch)
+    assert model.head().name == "hyperbolic"
+    start(model, shapes_tree, TrainOptions(method="tecoa"), batch)
+    assert model.head().name == "cosine"
+
+
+def test_unknown_method() -> None:
+    with pytest.raises(UsageError, match="hierarchical, tecoa, clean"):
+        method_class("tekoa")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tune", "text"), ("augment", "rotate"), ("image_levels", "mean"), ("hnsa", "all"), ("epochs", 0.0),
+        ("batch_size", 0), ("lr", -1.0), ("lr", float("nan")), ("steps", 0), ("curvature", 0.0), ("radius", 1.0),
+        ("radius_text", 0.0), ("beta", 0.0), ("lambda_gap", -1.0), ("eps_text", -1e-4), ("warmup", -0.1),
+    ],
+)  # fmt: skip
+def test_options_out_of_range_are_named(name: str, value: float | str) -> None:
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} "):
+        replace(TrainOptions(), **{name: value})
