@@ -1,3 +1,20 @@
-"""hrzs: hierarchically robust zero-shot vision-language models."""
+"""hrzs: hierarchically robust zero-shot vision-language models.
+
+From Python: `hrzs.load`, `hrzs.attack`, `hrzs.evaluate` (see `hrzs.api`). Nothing heavy is imported before one is used.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "attack", "evaluate", "load"]
+
+if TYPE_CHECKING:
+    from hrzs.api import attack, evaluate, load
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from hrzs import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'hrzs' has no attribute {name!r}")

@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
         (*evaluate, "--model", str(run), "--json", str(after)),
     ):  # fmt: skip
         console.rule(f"[bold]$ hrzs {' '.join(arguments)}", align="left")
-        subprocess.run([sys.executable, "-m", "hrzs.cli", *arguments], check=True)
+        subprocess.run([sys.executable, "-m", "hrzs", *arguments], check=True)
     console.rule("[bold]before and after", align="left")
     console.print(compare(json.loads(before.read_text()), json.loads(after.read_text())))
     console.print(f"picture: {attacked / 'gallery.png'}   run: {run}   {time.monotonic() - began:.0f} s")

@@ -34,6 +34,10 @@ def build_tree(
     ] = None,
     data_root: options.DataRoot = None,
     levels: Annotated[int, typer.Option(help="The level of the root at most; leaves are level 0.")] = 5,
+    depths: Annotated[
+        str | None,
+        typer.Option(metavar="8,6,4", help="Cut at these depths below WordNet's root instead of by entropy."),
+    ] = None,
     trees: Annotated[int, typer.Option(help="How many trees over the same classes.")] = 1,
     sense: Annotated[
         list[str] | None, typer.Option(metavar="NAME=SYNSET", help="Which synset a class means; repeatable.")
@@ -66,7 +70,7 @@ def build_tree(
         return
     if trees != 1:
         raise UsageError(f"--trees {trees}: the sources of this version give one tree each; leave it out or say 1")
-    made = _make(source, classes, data_root, levels, sense or [], wordnet, tree)
+    made = _make(source, classes, data_root, levels, _depths(depths), sense or [], wordnet, tree)
     if output is not None:
         _write(output, dump_trees([made]))
     _draw(made, show, plot)
@@ -84,11 +88,19 @@ def _list_sources() -> None:
     console.print_names([(name, (source.__doc__ or "").splitlines()[0]) for name, source in SOURCES.items()])
 
 
+def _depths(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise UsageError(f"--depths {text!r}: falling numbers from the leaves up, such as 8,6,4") from None
+
+
 def _make(
     source: str,
     classes: str | None,
     data_root: Path | None,
     levels: int,
+    depths: tuple[int, ...],
     sense: list[str],
     wordnet: str | None,
     tree: str | None,
@@ -110,7 +122,7 @@ def _make(
     else:
         specs, label = read_classes(classes or "shapes", data_root)
     asked = SourceOptions(senses=_senses(sense), wordnet=wordnet, tree=tree)
-    made, notes = build.build_tree(specs, source=source, levels=levels, options=asked, label=label)
+    made, notes = build.build_tree(specs, source=source, levels=levels, depths=depths, options=asked, label=label)
     for note in notes:
         console.note(note)
     return made

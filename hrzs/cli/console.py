@@ -30,7 +30,8 @@ class Update(Protocol):
 
 def set_up(*, quiet: bool, debug: bool) -> None:
     """Route the package's log and Python's warnings to stderr; other packages speak only of errors."""
-    logging.getLogger().setLevel(logging.ERROR)
+    for name in (None, "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     ours = logging.getLogger("hrzs")
     ours.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
     handler: logging.Handler

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,7 +81,7 @@ def evaluate(
 
     from hrzs.attacks import SUITE
     from hrzs.attacks.budget import parse_eps, parse_eps_list
-    from hrzs.evaluation.runner import EvalOptions, Evaluation
+    from hrzs.evaluation.runner import EvalOptions, Evaluation, not_applicable
     from hrzs.models.classifier import SCORINGS
     from hrzs.models.loading import describe, load_model
     from hrzs.tasks import open_task
@@ -96,6 +96,8 @@ def evaluate(
         steps=steps, norm=norm, template=template, scorings=SCORINGS if scoring == "both" else (scoring,),
         matrix=matrix, head=head, seed=seed, batch_size=batch_size, workers=workers,
     )  # fmt: skip
+    # The default suite, and a list of datasets, skip what a flat tree has no level for, and say so.
+    settings = replace(settings, lenient="," in data or names == SUITE)
     target = None if json_out in (None, "-") else Path(str(json_out))
     if target is not None and not target.parent.is_dir():
         raise UsageError(f"--json {target}: the folder {target.parent} does not exist")
@@ -120,8 +122,12 @@ def evaluate(
         "config": {**options.saved_config(context), "tasks": [e.task.describe() for e in evaluations],
                    "prompts_digest": evaluations[0].classifier.prompts.digest, "versions": _versions()},
         "results": [],
-        "summary": {"levels": [], "canaries": [] if canaries else "switched off (--no-canaries)"},
+        "summary": {"levels": [], "not_applicable": {e.task.data.name: names for e in evaluations
+                                                     if (names := not_applicable(e.task, settings))},
+                    "canaries": [] if canaries else "switched off (--no-canaries)"},
     }  # fmt: skip
+    for dataset, skipped in report["summary"]["not_applicable"].items():
+        console.note(f"{dataset}: not applicable, its tree has no superclass: {', '.join(skipped)}")
     with console.progress_bar("eval", quiet=quiet) as update:
         for evaluation in evaluations:
             evaluation.run(update)

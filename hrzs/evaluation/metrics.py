@@ -19,7 +19,8 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     p, zz = successes / n, z * z
     centre = (p + zz / (2 * n)) / (1 + zz / n)
     half = z / (1 + zz / n) * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # The bounds of none and of all are exact; computed, they would be off by a rounding.
+    return 0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half
 
 
 @dataclass(frozen=True)

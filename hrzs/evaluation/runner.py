@@ -50,6 +50,8 @@ class EvalOptions:
     scorings: tuple[str, ...] = SCORINGS
     matrix: bool = True
     head: str | None = None
+    # Leave out superclass attacks where a tree has no superclass, instead of refusing.
+    lenient: bool = False
     seed: int = 0
     batch_size: int = 128
     workers: int = 0
@@ -84,16 +86,16 @@ def plan(task: Task, options: EvalOptions) -> list[Unit]:
             that has no superclass.
     """
     units = [Unit("none")]
-    top = task.tree.top
     eps = options.eps or (task.data.default_eps or DEFAULT_EPS,)
-    attacks = [attack_spec(name) for name in options.attacks if name != "none"]
+    missing = not_applicable(task, options)
+    if missing and not options.lenient:
+        raise UsageError(
+            f"--attack {missing[0]}: the tree of {task.data.name} has no level between leaves and root, so no "
+            "superclass to attack; give a deeper one with --tree"
+        )
+    attacks = [attack_spec(name) for name in options.attacks if name not in ("none", *missing)]
     levels = {spec.name: spec.levels(task.tree, options.level) for spec in attacks}
     for spec in attacks:
-        if spec.aim == "superclass" and top == 1:
-            raise UsageError(
-                f"--attack {spec.name}: the tree of {task.data.name} has no level between leaves and root, so no "
-                "superclass to attack; give a deeper one with --tree"
-            )
         if not levels[spec.name] and len(attacks) == 1:
             raise UsageError(f"--level {options.level}: {spec.name} does not attack that level")
     for radius in eps:
@@ -103,6 +105,13 @@ def plan(task: Task, options: EvalOptions) -> list[Unit]:
                 own = options.scorings if isinstance(level, int) and level > 0 else ("prompt",)
                 units += [Unit(spec.name, level, scoring, radius) for scoring in own]
     return units
+
+
+def not_applicable(task: Task, options: EvalOptions) -> list[str]:
+    """The attacks of the list that this tree has no level for."""
+    if task.tree.top > 1:
+        return []
+    return [name for name in options.attacks if name != "none" and attack_spec(name).aim == "superclass"]
 
 
 class Evaluation:

@@ -38,16 +38,12 @@ def max_margin(
     return scale * (4 / root) * torch.atanh(root * norm)
 
 
-def euclidean_margin_inner(
-    norm: Float[Tensor, "..."], scale: float | Float[Tensor, ""]
-) -> Float[Tensor, "..."]:
+def euclidean_margin_inner(norm: Float[Tensor, "..."], scale: float | Float[Tensor, ""]) -> Float[Tensor, "..."]:
     """The largest margin, in logits, for inner products ``scale ⟨u, v⟩``, norms at most η: ``2 scale η²``."""
     return 2 * scale * norm.square()
 
 
-def euclidean_margin_distance(
-    norm: Float[Tensor, "..."], scale: float | Float[Tensor, ""]
-) -> Float[Tensor, "..."]:
+def euclidean_margin_distance(norm: Float[Tensor, "..."], scale: float | Float[Tensor, ""]) -> Float[Tensor, "..."]:
     """The largest margin, in logits, for distances ``-scale ‖u - v‖``, norms at most η: ``2 scale η``."""
     return 2 * scale * norm
 
@@ -71,9 +67,7 @@ def plot_margin(path: Path, curvature: float) -> None:
     axes.plot(norm, euclidean_margin_distance(norm, 1.0), "--", label="Euclidean distance")
     axes.plot(norm, euclidean_margin_inner(norm, 1.0), ":", label="inner product")
     axes.axvline(boundary, color="grey", linewidth=0.8)
-    axes.set(
-        xlabel="norm η of image and prototypes", ylabel="largest margin / scale", xlim=(0, 1.02 * boundary)
-    )
+    axes.set(xlabel="norm η of image and prototypes", ylabel="largest margin / scale", xlim=(0, 1.02 * boundary))
     axes.set_ylim(bottom=0)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -129,9 +129,7 @@ def expmap0(v: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, ".
 
 
 @_in_full_precision
-def mobius_add(
-    u: Float[Tensor, "... D"], v: Float[Tensor, "... D"], curvature: Curvature
-) -> Float[Tensor, "... D"]:
+def mobius_add(u: Float[Tensor, "... D"], v: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, "... D"]:
     """Möbius addition ``u ⊕ v``, broadcast over leading dimensions, capped at `max_norm` (section 1)."""
     # Written with s = u + v, every term of the denominator is positive: it cannot cancel, even where v = -u.
     s = u + v
@@ -142,9 +140,7 @@ def mobius_add(
 
 
 @_in_full_precision
-def distance(
-    u: Float[Tensor, "... D"], v: Float[Tensor, "... D"], curvature: Curvature
-) -> Float[Tensor, "..."]:
+def distance(u: Float[Tensor, "... D"], v: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, "..."]:
     """The geodesic distance, broadcast over leading dimensions (method.md, section 1).
 
     ``(2/√r) asinh(√r‖u - v‖ / √((1 - r‖u‖²)(1 - r‖v‖²)))``, the same as ``(2/√r) artanh(√r‖(-u) ⊕ v‖)``.
@@ -156,9 +152,7 @@ def distance(
 
 
 @_in_full_precision
-def pairwise_distance(
-    u: Float[Tensor, "N D"], v: Float[Tensor, "M D"], curvature: Curvature
-) -> Float[Tensor, "N M"]:
+def pairwise_distance(u: Float[Tensor, "N D"], v: Float[Tensor, "M D"], curvature: Curvature) -> Float[Tensor, "N M"]:
     """All distances between two sets of points, through one matrix product.
 
     ``‖u - v‖²`` is taken as ``‖u‖² + ‖v‖² - 2⟨u, v⟩``, which resolves points further apart than

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hrzs import __version__
 from hrzs.errors import UsageError
-from hrzs.hierarchy.levelling import level_tree
+from hrzs.hierarchy.levelling import level_at_depths, level_tree
 from hrzs.hierarchy.sources import SOURCES, ClassSpec, SourceOptions
 from hrzs.hierarchy.tree import Tree
 
@@ -17,6 +17,7 @@ def build_tree(
     *,
     source: str = "wordnet",
     levels: int = 5,
+    depths: Sequence[int] = (),
     options: SourceOptions | None = None,
     label: str | None = None,
 ) -> tuple[Tree, tuple[str, ...]]:
@@ -25,6 +26,7 @@ def build_tree(
     Args:
         source: a name in `SOURCES`.
         levels: the level of the root at most; the leaves are level 0.
+        depths: cut at these depths of the hypernym tree instead of by entropy.
         label: what to call the set of classes in the header of the file.
 
     Raises:
@@ -47,7 +49,11 @@ def build_tree(
     header: dict[str, object] = {"name": source, **grown.source, "hrzs": __version__}
     if label is not None:
         header["classes"] = label
-    header["levels"] = levels
+    if not depths:
+        header["levels"] = levels
     if options.senses:
         header["sense"] = [f"{name}={synset}" for name, synset in sorted(options.senses.items())]
-    return level_tree(grown.root, levels, [spec.class_id for spec in classes], header), grown.notes
+    order = [spec.class_id for spec in classes]
+    if depths:
+        return level_at_depths(grown.root, depths, order, header | {"depths": list(depths)}), grown.notes
+    return level_tree(grown.root, levels, order, header), grown.notes

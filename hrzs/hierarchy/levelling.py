@@ -13,6 +13,9 @@ Hypernym paths differ in length from class to class, so depth does not make comp
    which these cuts are all different: every level is strictly coarser than the one below, the entropy falls evenly,
    and a small or flat tree has fewer levels.
 
+`level_at_depths` cuts at given depths below WordNet's root instead, the older custom of the field: names then mean
+the same from one set of classes to the next, sizes do not.
+
 A superclass that is in no chosen cut is dropped and its children join the next one above. A class without a small
 enough superclass passes through as its own. No step is random, and the order of children is that of the classes.
 """
@@ -22,6 +25,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from math import log
 
 from hrzs.errors import UsageError
@@ -49,6 +53,38 @@ def level_tree(root: Node, levels: int, classes: Sequence[str] = (), header: dic
     sizes = {id(node): sum(1 for _ in node.leaves()) for node in root.walk()}
     bounds = _choose_bounds(root, sizes, levels)
     return Tree(_place(root, sizes, bounds), order, header or {})
+
+
+def level_at_depths(
+    root: Node, depths: Sequence[int], classes: Sequence[str] = (), header: dict[str, object] | None = None
+) -> Tree:
+    """The tree whose level ``l`` holds the superclasses ``depths[l - 1]`` edges below the top of the hypernym tree.
+
+    A class less deep than that passes through; a level that is not coarser than the one below is left out.
+
+    Args:
+        depths: falling, at least 1 each: ``(8, 6, 4)`` gives levels 1 to 3, and the root above them.
+
+    Raises:
+        UsageError: ``depths`` do not fall, or no superclass lies at any of them.
+    """
+    if not depths or min(depths) < 1 or any(a <= b for a, b in pairwise(depths)):
+        raise UsageError(f"--depths {','.join(map(str, depths))}: falling numbers from the leaves up, such as 8,6,4")
+    order = tuple(classes) or tuple(leaf.class_id or "" for leaf in root.leaves())
+    depth = {id(root): 0}
+    for node in root.walk():
+        depth |= {id(child): depth[id(node)] + 1 for child in node.children}
+    level = {d: i + 1 for i, d in enumerate(depths)}
+    placed: dict[int, list[Node]] = {}
+    for node in reversed(list(root.walk())):
+        children = tuple(kept for child in node.children for kept in placed.pop(id(child)))
+        if node.is_leaf:
+            placed[id(node)] = [node]
+        elif node is root or depth[id(node)] in level:
+            placed[id(node)] = [replace(node, children=children, level=level.get(depth[id(node)], len(depths) + 1))]
+        else:
+            placed[id(node)] = list(children)
+    return Tree(placed[id(root)][0], order, header or {}).restrict(order)
 
 
 def _collapse(root: Node, position: dict[str, int]) -> Node:

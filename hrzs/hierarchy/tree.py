@@ -188,8 +188,6 @@ class Tree:
         Raises:
             UsageError: a class has no leaf in this tree (all of them are named), or fewer than two are left.
         """
-        if tuple(classes) == self.classes:
-            return self
         missing = sorted(set(classes) - set(self.classes))
         if missing:
             shown = ", ".join(repr(c) for c in missing[:5]) + (", …" if len(missing) > 5 else "")
@@ -203,6 +201,8 @@ class Tree:
                  for level in range(self.top + 1)]  # fmt: skip
         # A level survives if it is strictly coarser than the one below; the root always has one node.
         survives = [0] + [level for level in range(1, self.top + 1) if sizes[level] < sizes[level - 1]]
+        if tuple(classes) == self.classes and len(survives) == self.top + 1:
+            return self
         if sizes[0] < 2 or len(survives) < 2:
             raise UsageError(f"a tree needs at least two classes; {len(keep)} would be left of {len(self.classes)}")
         root = _prune(self.root, keep, {level: new for new, level in enumerate(survives)})

@@ -6,15 +6,18 @@ import difflib
 import hashlib
 import json
 import logging
-import os
+import socket
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import open_clip
 import torch
+from huggingface_hub import constants
 from open_clip.factory import load_checkpoint
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from safetensors import SafetensorError, safe_open
@@ -100,7 +103,8 @@ def _load_config(path: Path, pretrained: str | None, seed: int) -> ClipModel:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"--model {path}: not a readable open_clip model config: {error}") from error
-    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
+    keys = config if isinstance(config, dict) else ()
+    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in keys]
     if missing:
         raise UsageError(f"--model {path}: not an open_clip model config, it lacks {', '.join(missing)}")
     if pretrained is None:
@@ -129,10 +133,12 @@ def _load_arch(arch: str, pretrained: str | None, seed: int) -> ClipModel:
         arch, config = named, open_clip.get_model_config(named) or config | {"quick_gelu": True}
     file = _fetch(cfg, f"the weights {pretrained!r} of {arch}")
     defaults = {key: cfg[key] for key in ("mean", "std", "interpolation") if key in cfg}
-    return _build(arch, config, f"{arch}:{pretrained}", file, seed, **defaults)
+    # The source is the tag, not where this machine keeps its downloads.
+    return replace_source(_build(arch, config, arch, file, seed, **defaults), f"{arch}:{pretrained}")
 
 
 def _load_hub(spec: str) -> ClipModel:
+    _fail_fast_without_hub()
     try:
         clip = open_clip.create_model(spec)
         config = open_clip.get_model_config(spec)
@@ -207,7 +213,12 @@ def _info(
 
 def _instantiate(arch: str, weights: str | None) -> torch.nn.Module:
     # open_clip speaks through the root logger; what matters of it becomes an error here.
-    clip: torch.nn.Module = open_clip.create_model(arch, pretrained=None, pretrained_image=False, pretrained_text=False)
+    try:
+        clip: torch.nn.Module = open_clip.create_model(
+            arch, pretrained=None, pretrained_image=False, pretrained_text=False
+        )
+    except Exception as error:  # a config of somebody's own may be wrong in any way
+        raise UsageError(f"--model {arch}: open_clip cannot build it from its config: {error}") from error
     if weights is not None:
         try:
             load_checkpoint(clip, weights, strict=True, weights_only=True)
@@ -222,12 +233,23 @@ def _instantiate(arch: str, weights: str | None) -> torch.nn.Module:
 
 
 def _fetch(cfg: Mapping[str, Any], what: str) -> str:
-    for variable in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
-        os.environ.setdefault(variable, "10")
+    _fail_fast_without_hub()
     try:
         return str(download_pretrained(dict(cfg)))
     except Exception as error:  # a hub's client raises many kinds, all of them mean: not to be had
         raise HrzsError(_cannot_fetch(what, error)) from error
+
+
+def _fail_fast_without_hub(timeout: float = 3.0) -> None:
+    """Where the hub cannot be reached, use its cache only: its client would retry for a minute before saying so."""
+    host = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or getproxies().get(host.scheme):
+        return
+    try:
+        port = host.port or (443 if host.scheme == "https" else 80)
+        socket.create_connection((host.hostname or "", port), timeout).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
 
 
 def _cannot_fetch(what: str, error: Exception) -> str:
@@ -240,6 +262,8 @@ def _cannot_fetch(what: str, error: Exception) -> str:
 
 def _register(arch: str, config: dict[str, Any]) -> str:
     """Make ``config`` known to open_clip as ``arch``; under a name of its own if that one means another model."""
+    if Path(arch).name != arch:
+        raise UsageError(f"--model: {arch!r} in the header is no name of an architecture, but a path")
     if open_clip.get_model_config(arch) == config:
         return arch
     if arch in open_clip.list_models():
@@ -301,14 +325,17 @@ def read_header(path: Path) -> dict[str, Any]:
     """The header that `write_safetensors` wrote.
 
     Raises:
-        UsageError: not a safetensors file.
+        UsageError: not a safetensors file, or one with a header of somebody else's.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{path}: not a safetensors file ({error})") from error
-    return {key: json.loads(value) for key, value in metadata.items() if key != "format"}
+    try:
+        return {key: json.loads(value) for key, value in metadata.items() if key != "format"}
+    except ValueError as error:
+        raise UsageError(f"{path}: its header was not written by hrzs ({error})") from error
 
 
 def file_digest(path: Path) -> str:

@@ -79,7 +79,7 @@ class Prompts:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256("\n".join(self.texts).encode()).hexdigest()
+        return hashlib.sha256(repr((self.texts, self.owner.tolist())).encode()).hexdigest()
 
     def gather(self, features: Float[Tensor, "P D"], *, normalise: bool) -> Float[Tensor, "N D"]:
         """One feature per node: the mean over its prompts, each first L2-normalised for a cosine head."""

@@ -48,7 +48,7 @@ class LevelAlignment:
         return torch.stack(terms).sum()
 
 
-def _candidates(tree: Tree, index: NodeIndex, hnsa: str) -> list[Bool[Tensor, "nodes N"]]:
+def _candidates(tree: Tree, index: NodeIndex, hnsa: str) -> list[Bool[Tensor, "_ N"]]:
     """Per level: for each true node, which columns stand in the softmax's denominator."""
     size = len(index.nodes)
     masks = []

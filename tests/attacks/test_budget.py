@@ -58,7 +58,7 @@ def test_option_is_named() -> None:
 
 def test_l2_may_exceed_the_pixel_range() -> None:
     assert parse_eps("3", norm="l2") == 3
-    with pytest.raises(UsageError, match="more than 0$"):
+    with pytest.raises(UsageError, match=r"more than 0$"):
         parse_eps("-3", norm="l2")
 
 
@@ -93,7 +93,9 @@ def test_default_step_size(eps: Fraction) -> None:
     assert default_step_size(eps) == (eps / 4 if eps >= Fraction(4, 255) else Fraction(1, 255))
 
 
-@pytest.mark.parametrize(("change", "message"), [({"norm": "l1"}, "--norm 'l1'.*linf, l2"), ({"steps": 0}, "--steps 0")])
+@pytest.mark.parametrize(
+    ("change", "message"), [({"norm": "l1"}, "--norm 'l1'.*linf, l2"), ({"steps": 0}, "--steps 0")]
+)
 def test_budget_checks(change: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Budget(**{"eps": Fraction(1, 255), "step_size": Fraction(1, 255), "steps": 3} | change)  # type: ignore[arg-type]

@@ -91,7 +91,8 @@ class Bench:
             features = self.model.encode_image(images, "fp32")
         levels = range(self.classifier.tree.top) if case.level == "all" else [int(case.level)]
         right = [
-            self.classifier.logits(features, level, case.scoring).argmax(1) == self.classifier.labels(self.labels, level)
+            self.classifier.logits(features, level, case.scoring).argmax(1)
+            == self.classifier.labels(self.labels, level)
             for level in levels
         ]
         return torch.stack(right).any(0)
@@ -149,7 +150,8 @@ def test_won_is_what_a_plain_forward_says(case: Case, bench: Bench, solved: Solv
 def test_never_weaker_than_noise(case: Case, bench: Bench, solved: Solved) -> None:
     ball, objective = Ball.of(bench.pixels, case.budget), bench.objective(case)
     noise = [
-        judge(bench.model, objective, ball.random([seed + i for seed in bench.seeds]), bench.labels) for i in range(1, 6)
+        judge(bench.model, objective, ball.random([seed + i for seed in bench.seeds]), bench.labels)
+        for i in range(1, 6)
     ]
     assert solved[case].won.float().mean() >= torch.stack(noise).float().mean()
 
@@ -199,7 +201,7 @@ def test_other_seed_other_result(case: Case, bench: Bench, solved: Solved) -> No
 
 
 @every_attack
-@pytest.mark.parametrize("batches", [[[i] for i in range(8)], [[7, 2, 5], [0, 6, 1, 3, 4]]], ids=["singly", "shuffled"])
+@pytest.mark.parametrize("batches", [[[0], [3], [5]], [[7, 2, 5], [0, 6, 1, 3, 4]]], ids=["singly", "shuffled"])
 def test_independent_of_batch(case: Case, bench: Bench, solved: Solved, batches: list[list[int]]) -> None:
     """PMG-AFT #1: robust accuracy rose with the batch size, since the loss was averaged."""
     for rows in batches:
@@ -249,18 +251,23 @@ def test_few_classes(name: str, norm: str, classes: int, small_model: ClipModel,
 
 @every_attack
 def test_model_comes_out_as_it_went_in(case: Case, bench: Bench) -> None:
-    model = copy.deepcopy(bench.model)
-    parameters = list(model.parameters())
-    for i, p in enumerate(parameters):
-        p.requires_grad_(i % 2 == 0)
-        p.grad = torch.ones_like(p) if i % 4 == 0 else None
-    before = copy.deepcopy(model.state_dict())
-    case.optimiser()(model, bench.objective(case), bench.pixels[:2], bench.labels[:2], bench.seeds[:2])
-    assert not model.training
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    for i, p in enumerate(parameters):
-        assert p.requires_grad == (i % 2 == 0)
-        assert (p.grad is None) if i % 4 else torch.equal(p.grad, torch.ones_like(p))
+    parameters = list(bench.model.parameters())
+    versions = [p._version for p in parameters]
+    try:
+        for i, p in enumerate(parameters):
+            p.requires_grad_(i % 2 == 0)
+            p.grad = torch.full_like(p, 2.0) if i % 4 == 0 and p.numel() < 1000 else None
+        grads = [p.grad for p in parameters]
+        bench.attack(case, [0, 1])
+        assert [p.requires_grad for p in parameters] == [i % 2 == 0 for i in range(len(parameters))]
+        assert all(p.grad is grad for p, grad in zip(parameters, grads, strict=True))
+        assert all((grad == 2).all() for grad in grads if grad is not None)
+        assert [p._version for p in parameters] == versions  # nobody wrote to them
+        assert not bench.model.training
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+            p.grad = None
 
 
 @every_attack

@@ -17,7 +17,7 @@ HNSA = ("none", "lower", "upper", "both")
 
 
 Plan = tuple[int, list[list[tuple[int, bool]]], int]
-#: Leaves, then for each level the group of every node and whether it passes through when alone, and an order of classes.
+#: Leaves; for each level the group of every node, and whether it passes through when alone; an order of classes.
 plans: st.SearchStrategy[Plan] = st.integers(2, 9).flatmap(
     lambda leaves: st.tuples(
         st.just(leaves),

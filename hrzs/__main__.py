@@ -1,0 +1,5 @@
+"""`python -m hrzs` is `hrzs`."""
+
+from hrzs.cli import main
+
+main()

@@ -1,0 +1,162 @@
+"""Speed, as ratios within one run (`make bench`); the bounds are those the project promises."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+from hrzs.attacks import ATTACKS, Budget, sample_seeds
+from hrzs.hierarchy.build import build_tree
+from hrzs.hierarchy.sources import ClassSpec
+from hrzs.hierarchy.tree import Tree
+from hrzs.hierarchy.wordnet import open_wordnet
+from hrzs.models.classifier import ZeroShotClassifier
+from hrzs.models.clip import ClipModel, frozen
+from hrzs.models.loading import load_model
+from hrzs.training.methods import method_class
+from hrzs.training.options import TrainOptions
+
+pytestmark = pytest.mark.benchmark
+
+BATCH = 16
+
+
+def wordnet_ids(count: int) -> list[str]:
+    """Noun synsets without hyponyms, spread over WordNet."""
+    leaves = sorted(f"n{s.offset():08d}" for s in open_wordnet(None).all_synsets("n") if not s.hyponyms())
+    return leaves[:: len(leaves) // count][:count]
+
+
+@pytest.fixture(scope="module")
+def tree() -> Tree:
+    return build_tree([ClassSpec(i, None) for i in wordnet_ids(1000)])[0]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ClipModel:
+    """The image encoder of ViT-B-32. The text transformer has one layer: it runs once per run, never in a step."""
+    import open_clip
+
+    torch.set_flush_denormal(True)
+    config = open_clip.get_model_config("ViT-B-32")
+    config["text_cfg"]["layers"] = 1
+    file = tmp_path_factory.mktemp("model") / "ViT-B-32-short-text.json"
+    file.write_text(json.dumps(config))
+    return load_model(str(file), "none")
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(BATCH, 3, 224, 224, generator=generator)
+    return images, torch.randint(1000, (BATCH,), generator=generator), sample_seeds([str(i) for i in range(BATCH)], 0)
+
+
+def ratio(a: Callable[[], object], b: Callable[[], object], rounds: int = 4) -> float:
+    """Fastest a over fastest b, run in turns so that both see the same machine."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds + 1):
+        for function, kept in zip((a, b), times, strict=True):
+            began = time.perf_counter()
+            function()
+            kept.append(time.perf_counter() - began)
+    return min(times[0][1:]) / min(times[1][1:])
+
+
+def training_step(model: ClipModel, tree: Tree, batch: tuple[torch.Tensor, torch.Tensor, list[int]], name: str,
+                  precision: str = "fp32", **options: object) -> Callable[[], None]:  # fmt: skip
+    images, labels, seeds = batch
+    method = method_class(name)(model, tree, TrainOptions(method=name, **options))  # type: ignore[arg-type]
+    method.begin(images)
+    tuned = [p for p in model.parameters() if p.requires_grad]
+
+    def step() -> None:
+        model.precision = precision
+        for p in model.parameters():
+            p.requires_grad_(False)
+        for p in tuned:
+            p.requires_grad_(True)
+        method.loss(images, labels, seeds).total.backward()
+        model.zero_grad(set_to_none=True)
+        model.precision = "fp32"
+
+    return step
+
+
+@pytest.mark.parametrize("image_levels", ["per-image", "hypavg"])
+def test_hierarchical_step_costs_at_most_a_tenth_more_than_tecoa(model, tree, batch, image_levels) -> None:
+    hierarchical = training_step(model, tree, batch, "hierarchical", image_levels=image_levels)
+    tecoa = training_step(model, tree, batch, "tecoa")
+    measured = ratio(hierarchical, tecoa)
+    print(
+        f"\nhierarchical ({image_levels}) / TeCoA step, ViT-B-32, 1000 leaves, batch {BATCH}: {measured:.3f} (bound 1.10)"
+    )
+    assert measured <= 1.10
+
+
+def test_pgd_step_costs_no_more_than_the_encoder(model, tree, batch) -> None:
+    images, labels, seeds = batch
+    classifier = ZeroShotClassifier(model, tree)
+    spec, steps = ATTACKS["leaf-pgd"], 4
+    # ε so small that nothing is fooled early and every image is attacked for all steps.
+    attack = spec.optimiser(Budget(Fraction(1, 2550), Fraction(1, 2550), steps), early_stop=False)
+    objective = spec.objective(classifier, 0)
+
+    def bare() -> None:
+        with frozen(model):
+            for _ in range(steps):
+                x = images.clone().requires_grad_(True)
+                torch.autograd.grad(model.encode_image(x).sum(), x)
+            with torch.no_grad():
+                model.encode_image(images)  # the last forward, which judges
+
+    measured = ratio(lambda: attack(model, objective, images, labels, seeds), bare)
+    print(
+        f"\nPGD-{steps} / {steps} × (forward + input gradient) + judging forward, ViT-B-32: {measured:.3f} (bound 1.05)"
+    )
+    assert measured <= 1.05
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="bf16 on a CPU goes through oneDNN")
+def test_bf16_trains_and_attacks_twice_as_fast(model, tree, batch) -> None:
+    flags = Path("/proc/cpuinfo")
+    if not flags.is_file() or "avx512_bf16" not in flags.read_text():
+        pytest.skip("this CPU has no bf16 instructions")
+    slow = training_step(model, tree, batch, "tecoa")
+    fast = training_step(model, tree, batch, "tecoa", "bf16")
+    training = ratio(slow, fast, rounds=3)
+    images, labels, seeds = batch
+    spec = ATTACKS["leaf-pgd"]
+    objective = spec.objective(ZeroShotClassifier(model, tree), 0)
+    attack = spec.optimiser(Budget(Fraction(1, 2550), Fraction(1, 2550), 10), early_stop=False)
+
+    def run(precision: str) -> None:
+        model.precision = precision
+        attack(model, objective, images, labels, seeds)
+        model.precision = "fp32"
+
+    attacking = ratio(lambda: run("fp32"), lambda: run("bf16"), rounds=2)
+    print(f"\nfp32 / bf16, ViT-B-32: training {training:.2f}, PGD-10 {attacking:.2f} (bound 2)")
+    assert training >= 2
+    assert attacking >= 2
+
+
+def test_build_tree_for_a_thousand_ids_takes_five_seconds(tmp_path) -> None:
+    ids = tmp_path / "ids.txt"
+    ids.write_text("\n".join(wordnet_ids(1000)))
+    command = [sys.executable, "-m", "hrzs", "build-tree", "--classes", str(ids), "-o", str(tmp_path / "tree.yaml")]
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        seconds.append(time.perf_counter() - began)
+    print(f"\nbuild-tree, 1000 WordNet ids, from process start: {min(seconds):.2f} s (bound 5)")
+    assert min(seconds) < 5

@@ -1,0 +1,394 @@
+"""The contract that scripts rely on: stdout, exit statuses, messages, folders, configuration."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+Hrzs = Callable[..., Any]
+Options = tuple[str, ...]
+FINETUNE = ("finetune", "--steps", "1", "--batch-size", "8", "--max-steps", "2")
+EVAL = ("eval", "--attack", "leaf-pgd", "--steps", "1", "--no-canaries")
+ATTACK = ("attack", "--steps", "1")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def run_folder(hrzs: Hrzs, small: Options, tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    assert hrzs(*FINETUNE, *small, "-o", folder).status == 0
+    return folder
+
+
+# -- stdout ------------------------------------------------------------------------------------------------------
+
+
+def test_finetune_prints_the_run_folder_last(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
+    ended = hrzs(*FINETUNE, *small, "-o", tmp_path / "run")
+    assert ended.status == 0
+    assert ended.out == f"{tmp_path / 'run'}\n"
+    assert "2/2" in ended.err
+    assert "\x1b" not in ended.err
+    assert sorted(files(tmp_path / "run")) == [
+        "checkpoint/last.pt", "config.yaml", "metrics.jsonl", "model.safetensors", "open_clip_config.json",
+    ]  # fmt: skip
+
+
+def test_eval_prints_json_and_nothing_else(hrzs: Hrzs, run_folder: Path) -> None:
+    ended = hrzs("eval", "--model", run_folder, "--limit", "24", "--steps", "1", "--json", "-")
+    assert ended.status == 0
+    report = json.loads(ended.out)
+    assert report.keys() == {"hrzs", "model", "config", "results", "summary"}
+    assert {row["attack"] for row in report["results"]} == {"none", "leaf-pgd", "superclass-pgd", "hierarchical-pgd"}
+    assert report["summary"]["levels"][0]["any_level_robust"] is not None
+    assert {c["name"] for c in report["summary"]["canaries"]} == {
+        "untouched-model", "huge-eps", "dead-gradients", "cosine-head",
+    }  # fmt: skip
+    assert report["model"]["geometry"]["curvature"] == 1.0
+    assert report["config"]["tasks"][0]["n"] == 24
+
+
+def test_eval_prints_a_table_and_writes_json_beside_it(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
+    target = tmp_path / "report.json"
+    ended = hrzs(*EVAL, *small, "--json", target)
+    assert ended.status == 0
+    assert ended.out.startswith("shapes (test), 24 images")
+    assert "leaf-pgd @ 0" in ended.out
+    assert json.loads(target.read_text())["summary"]["canaries"] == "switched off (--no-canaries)"
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_quiet_says_nothing(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
+    ended = hrzs(*FINETUNE, *small, "-o", tmp_path / "run", "--quiet")
+    assert ended.err == ""
+
+
+def test_attack_prints_its_folder(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
+    ended = hrzs(*ATTACK, *small, "--png", "-o", tmp_path / "adv")
+    assert (ended.status, ended.out) == (0, f"{tmp_path / 'adv'}\n")
+    names = files(tmp_path / "adv").keys()
+    assert {"adversarial.safetensors", "config.yaml", "gallery.png", "manifest.jsonl", "images/000000.png"} <= names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (("eval", "--attack"), ("none", "leaf-pgd", "superclass-pgd", "hierarchical-pgd")),
+        (("attack", "--attack"), ("leaf-pgd", "superclass-pgd", "hierarchical-pgd")),
+        (("finetune", "--method"), ("hierarchical", "tecoa", "clean")),
+        (("finetune", "--recipe"), ("default", "paper")),
+        (("eval", "--preset"), ("paper", "tecoa")),
+        (("eval", "--data"), ("shapes", "imagenet", "cifar10")),
+        (("finetune", "--model"), ("tiny", "ViT-B-32")),
+    ],
+    ids=lambda value: "-".join(value) if "-" in value[-1] else "",
+)
+def test_lists_have_one_line_each(hrzs: Hrzs, arguments: Options, names: Options) -> None:
+    ended = hrzs(*arguments, "list")
+    assert ended.status == 0
+    lines = ended.out.splitlines()
+    assert set(names) <= {line.split()[0] for line in lines}
+    assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
+
+
+# -- what is wrong is named, with the remedy ----------------------------------------------------------------------
+
+#: command, options, what the message must hold
+WRONG: list[tuple[Options, str]] = [
+    (("eval", "--model", "vit-b-23"), "--model 'vit-b-23'"),
+    (("finetune", "--model", "missing.safetensors"), "missing.safetensors does not exist"),
+    (("eval", "--data", "shape"), "Did you mean shapes"),
+    (("eval", "--data", "shapes,shape"), "Did you mean shapes"),
+    (("eval", "--split", "validation"), "--split validation"),
+    (("eval", "--tree", "missing.yaml"), "missing.yaml"),
+    ((*EVAL, "--attack", "pgd"), "--attack 'pgd': one of leaf-pgd"),
+    ((*ATTACK, "--attack", "pgd"), "--attack 'pgd': one of leaf-pgd"),
+    (("finetune", "--method", "trades"), "--method 'trades': one of hierarchical"),
+    (("finetune", "--recipe", "books"), "--recipe 'books': one of default, paper"),
+    (("eval", "--preset", "papers"), "--preset 'papers': one of paper"),
+    (("eval", "--precision", "fp16"), "--precision 'fp16': one of fp32, bf16"),
+    (("finetune", "--precision", "fp8"), "--precision 'fp8'"),
+    (("eval", "--device", "tpu"), "--device 'tpu': one of auto, cpu, cuda"),
+    ((*EVAL, "--norm", "l1"), "--norm 'l1': one of linf, l2"),
+    ((*ATTACK, "--norm", "l1"), "--norm 'l1': one of linf, l2"),
+    (("eval", "--scoring", "root"), "--scoring 'root': one of prompt, leaves, both"),
+    (("eval", "--template", "foto"), "--template 'foto'"),
+    (("finetune", "--template", "foto"), "--template 'foto'"),
+    (("eval", "--attack", "superclass-pgd", "--level", "9"), "--level 9: this tree has levels 0 … 3"),
+    (("eval", "--attack", "leaf-pgd", "--level", "1"), "--level 1: leaf-pgd does not attack that level"),
+    (("attack", "--level", "top"), "--level top"),
+    *[((command, "--eps", e), f"--eps '{e}'") for command in ("eval", "attack", "finetune") for e in ("0", "2", "abc")],
+    (("eval", "--eps", "1/255,x"), "--eps 'x'"),
+    (("eval", "--step-size", "-1"), "--step-size '-1'"),
+    (("eval", "--limit", "0"), "--limit 0"),
+    (("finetune", "--limit", "0"), "--limit 0"),
+    (("eval", "--skip", "-3"), "--skip -3"),
+    (("eval", "--resize", "never"), "--resize 'never'"),
+    (("eval", "--head", "hyperbolic"), "--head hyperbolic"),
+    (("eval", "--classes", "circle"), "--classes 'circle'"),
+    (("eval", "--classes", "circle,sqare"), "square"),
+    (("finetune", "--image-levels", "median"), "--image-levels 'median': one of per-image"),
+    (("finetune", "--radius", "1"), "--radius 1.0"),
+    (("finetune", "--lr", "0"), "--lr 0.0"),
+    (("finetune", "--tune", "text"), "--tune 'text'"),
+    (("eval", "--json", "missing/report.json"), "--json missing/report.json: the folder missing does not exist"),
+    (("eval", "--json", "."), "--json .: is a folder"),
+    (("eval", "--config", "missing.yaml"), "--config missing.yaml"),
+    (("eval", "--steps", "0"), "--steps"),
+    (("eval", "--batch-size", "0"), "--batch-size"),
+    (("eval", "--no-such-option"), "--no-such-option"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[" ".join(a) for a, _ in WRONG])
+def test_wrong_calls_exit_2_and_name_the_culprit(
+    hrzs: Hrzs, small: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Options, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = set(arguments)
+    untouched = [pair for pair in zip(small[::2], small[1::2], strict=True) if pair[0] not in given]
+    if "--model" in given:
+        untouched = [pair for pair in untouched if pair[0] != "--pretrained"]
+    ended = hrzs(*arguments, *(word for pair in untouched for word in pair))
+    assert ended.status == 2, ended.err
+    assert message in ended.err
+    assert "Traceback" not in ended.err
+    assert ended.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tree_of_other_data(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
+    tree = tmp_path / "tree.yaml"
+    tree.write_text("hrzs-tree: 1\ntree:\n- animal animal:\n  - {class: dog}\n  - {class: cat}\n")
+    ended = hrzs(*EVAL, *small, "--tree", tree)
+    assert ended.status == 2, ended.err
+    assert "does not belong to this data" in ended.err
+
+
+def test_tree_that_lacks_a_leaf(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
+    published = Path(__file__).parents[2] / "hierarchies" / "shapes.yaml"
+    tree = tmp_path / "tree.yaml"
+    lines = [line for line in published.read_text().splitlines() if "{class: heart" not in line]
+    tree.write_text("\n".join(lines).replace("heart,", ""))
+    ended = hrzs(*EVAL, *small, "--tree", tree)
+    assert ended.status == 2, ended.err
+    assert "'heart'" in ended.err
+
+
+def test_superclass_attack_on_classes_that_leave_a_flat_tree(hrzs: Hrzs, small: Options) -> None:
+    for command in ("eval", "attack"):
+        ended = hrzs(command, *small, "--classes", "square,rectangle", "--attack", "superclass-pgd")
+        assert ended.status == 2
+        assert "no level between leaves and root" in ended.err
+
+
+@pytest.mark.parametrize("command", [FINETUNE, ATTACK], ids=["finetune", "attack"])
+def test_output_that_cannot_be_written(hrzs: Hrzs, small: Options, tmp_path: Path, command: Options) -> None:
+    (tmp_path / "file").write_text("mine")
+    below = hrzs(*command, *small, "-o", tmp_path / "file" / "run")
+    assert below.status == 1
+    assert "cannot be written" in below.err
+    itself = hrzs(*command, *small, "-o", tmp_path / "file")
+    assert itself.status == 2
+    assert "is a file; give a folder" in itself.err
+    assert files(tmp_path) == {"file": b"mine"}
+
+
+def test_debug_shows_where() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "hrzs.cli", "eval", "--attack", "pgd", "--debug"], capture_output=True, text=True
+    )
+    assert ended.returncode != 0
+    assert "Traceback" in ended.stderr
+    assert ended.stdout == ""
+
+
+# -- folders, resuming, dry runs ----------------------------------------------------------------------------------
+
+
+def test_a_run_is_not_overwritten(hrzs: Hrzs, small: Options, run_folder: Path) -> None:
+    before = files(run_folder)
+    for command in (FINETUNE, ATTACK):
+        ended = hrzs(*command, *small, "-o", run_folder)
+        assert ended.status == 2
+        assert "holds a run already; go on with --resume" in ended.err
+    assert files(run_folder) == before
+
+
+def test_resuming_a_finished_run_changes_nothing(hrzs: Hrzs, small: Options, run_folder: Path) -> None:
+    before = files(run_folder)
+    ended = hrzs(*FINETUNE, *small, "-o", run_folder, "--resume")
+    assert (ended.status, ended.out) == (0, f"{run_folder}\n")
+    assert files(run_folder) == before
+
+
+def test_resuming_without_a_checkpoint_starts_anew(hrzs: Hrzs, small: Options, run_folder: Path) -> None:
+    before = files(run_folder)
+    (run_folder / "model.safetensors").unlink()
+    (run_folder / "checkpoint" / "last.pt").unlink()
+    ended = hrzs(*FINETUNE, *small, "-o", run_folder, "--resume")
+    assert ended.status == 0
+    assert "starting anew" in ended.err
+    assert files(run_folder)["model.safetensors"] == before["model.safetensors"]
+    assert len((run_folder / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_resuming_a_broken_checkpoint_is_refused(hrzs: Hrzs, small: Options, run_folder: Path) -> None:
+    (run_folder / "model.safetensors").unlink()
+    (run_folder / "checkpoint" / "last.pt").write_bytes(b"torn")
+    ended = hrzs(*FINETUNE, *small, "-o", run_folder, "--resume")
+    assert ended.status == 2
+    assert "no checkpoint of this run" in ended.err
+
+
+def test_attack_at_every_level_has_a_folder_each(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
+    command = (*ATTACK, *small, "--attack", "superclass-pgd", "--level", "all", "--limit", "6", "-o", tmp_path / "adv")
+    ended = hrzs(*command)
+    assert ended.status == 0, ended.err
+    before = files(tmp_path / "adv")
+    assert {name.split("/")[0] for name in before} == {"level-1", "level-2", "level-3"}
+    assert hrzs(*command).status == 2
+    assert files(tmp_path / "adv") == before
+    (tmp_path / "adv" / "level-2" / "manifest.jsonl").unlink()
+    assert hrzs(*command, "--resume").status == 0
+    assert files(tmp_path / "adv").keys() == before.keys()
+
+
+def test_interrupted_eval_goes_on(hrzs: Hrzs, small: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hrzs.evaluation.runner import Evaluation
+
+    target = tmp_path / "report.json"
+    attack, calls = Evaluation._attack, 0
+
+    def interrupted(self: Evaluation, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return attack(self, *arguments)
+
+    command = (*EVAL, *small, "--batch-size", "8", "--json", target)
+    with monkeypatch.context() as patched:
+        patched.setattr(Evaluation, "_attack", interrupted)
+        ended = hrzs(*command)
+        assert ended.status == 1
+        assert "--resume goes on" in ended.err
+        assert not target.exists()
+        assert hrzs(*command, "--dry-run").status == 0
+        assert hrzs(*command, "--resume").status == 0
+    assert calls == 4  # two batches before, the third twice
+    assert json.loads(target.read_text())["results"]
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize("command", [FINETUNE, ATTACK, EVAL], ids=["finetune", "attack", "eval"])
+def test_dry_run_writes_nothing(
+    hrzs: Hrzs, small: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Options
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = hrzs(*command, *small, "--dry-run")
+    assert ended.status == 0
+    plan = yaml.safe_load(ended.out)
+    assert plan["estimated_minutes"] >= 0
+    assert plan["estimated_memory_mb"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- configuration ------------------------------------------------------------------------------------------------
+
+
+def test_saved_configuration_reproduces_the_run_bit_for_bit(hrzs: Hrzs, run_folder: Path, tmp_path: Path) -> None:
+    ended = hrzs("finetune", "--config", run_folder / "config.yaml", "-o", tmp_path / "again")
+    assert ended.status == 0, ended.err
+    ours, theirs = files(tmp_path / "again"), files(run_folder)
+    assert ours["model.safetensors"] == theirs["model.safetensors"]
+    assert ours["config.yaml"] == theirs["config.yaml"]
+
+
+def test_configuration_in_a_report_can_be_fed_back(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
+    first = json.loads(hrzs(*EVAL, *small, "--eps", "2/255", "--json", "-").out)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(first["config"]))
+    again = json.loads(hrzs("eval", "--config", tmp_path / "config.yaml", "--json", "-").out)
+    assert again["config"] == first["config"]
+    for row in (*first["results"], *again["results"]):
+        del row["seconds"]
+    assert again["results"] == first["results"]
+
+
+def test_the_command_line_wins_over_the_configuration(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("batch-size: 4\nlr: 0.5\nmax_steps: 3\neps: 0.01\n")
+    ended = hrzs("finetune", *small, "--config", file, "--lr", "0.25", "--dry-run")
+    assert ended.status == 0, ended.err
+    plan = yaml.safe_load(ended.out)
+    assert (plan["batch_size"], plan["lr"], plan["max_steps"], plan["eps"]) == (4, 0.25, 3, "1/100")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batchsize: 4", "'batchsize' is no option of `hrzs finetune`; did you mean batch_size?"),
+        ("attack: leaf-pgd", "'attack' is no option of `hrzs finetune`"),
+        ("config: other.yaml", "'config' is no option"),
+        ("- lr", "a mapping of option names to values is needed"),
+        ("lr: [", "not valid YAML"),
+        ("batch-size: many", "many"),
+    ],
+)
+def test_faulty_configuration(hrzs: Hrzs, tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    ended = hrzs("finetune", "--config", file, "--dry-run")
+    assert ended.status == 2
+    assert message in ended.err
+
+
+def test_epsilon_of_the_data_unless_given_or_of_a_recipe(hrzs: Hrzs, small: Options) -> None:
+    def eps(*arguments: str) -> tuple[str, str]:
+        plan = yaml.safe_load(hrzs("finetune", *small, *arguments, "--dry-run").out)
+        return plan["eps"], plan["step_size"]
+
+    assert eps() == ("4/255", "1/255")
+    assert eps("--eps", "8/255") == ("8/255", "2/255")
+    assert eps("--recipe", "paper") == ("1/255", "1/255")
+
+
+def test_preset_gives_way_to_the_command_line(hrzs: Hrzs, small: Options) -> None:
+    ended = hrzs("eval", *small, "--preset", "tecoa", "--steps", "2", "--no-canaries", "--json", "-")
+    assert ended.status == 0, ended.err
+    report = json.loads(ended.out)
+    assert {k: report["config"][k] for k in ("steps", "eps", "template")} == {
+        "steps": 2, "eps": "1/255", "template": "tecoa",
+    }  # fmt: skip
+
+
+# -- as a process -------------------------------------------------------------------------------------------------
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from hrzs.cli import main\n"
+        "try:\n    main(['finetune', '--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'torchvision', 'open_clip', 'nltk', 'matplotlib'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "--method" in ended.stdout
+
+
+def test_module_runs_as_a_command() -> None:
+    ended = subprocess.run([sys.executable, "-m", "hrzs.cli", "--version"], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("hrzs ")

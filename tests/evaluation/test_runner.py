@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hrzs.errors import UsageError
+from hrzs.evaluation.metrics import right
+from hrzs.evaluation.runner import EvalOptions, Evaluation, Unit, plan
+from hrzs.hierarchy.tree import Tree
+from hrzs.models.classifier import SCORINGS
+from hrzs.tasks import Task
+
+Evaluate = Callable[..., Evaluation]
+Row = dict[str, Any]
+EPS = Fraction(4, 255)  # what shapes sets
+KEYS = {
+    "dataset": str, "split": str, "n": int, "eps": str, "attack": str, "attack_level": (int, str), "level": int,
+    "classes": int, "scoring": str, "clean": float, "robust": float, "clean_ci95": tuple, "robust_ci95": tuple,
+    "precision": str, "seconds": float,
+}  # fmt: skip
+
+
+def rows_of(evaluation: Evaluation) -> list[Row]:
+    evaluation.run()
+    return evaluation.rows()
+
+
+def timeless(rows: list[Row]) -> list[Row]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def diagonal(rows: list[Row]) -> dict[tuple[Any, ...], float]:
+    chosen = [row for row in rows if row["level"] == row["attack_level"] and row["transfer"] is False]
+    return {(row["attack"], row["level"], row["scoring"]): row["robust"] for row in chosen}
+
+
+def names(units: list[Unit]) -> list[tuple[Any, ...]]:
+    return [(u.attack, u.level, u.scoring) for u in units]
+
+
+# -- the plan ----------------------------------------------------------------------------------------------------
+
+
+def test_plan_of_the_suite(task: Task) -> None:
+    leaf, every = ("leaf-pgd", 0, "prompt"), ("hierarchical-pgd", "all", "prompt")
+    superclass = [("superclass-pgd", level, scoring) for level in (1, 2) for scoring in ("prompt", "leaves")]
+    clean = ("none", None, "prompt")
+    assert names(plan(task, EvalOptions(level="all"))) == [clean, leaf, *superclass, every]
+    assert names(plan(task, EvalOptions())) == [clean, leaf, *superclass[:2], every]
+    assert names(plan(task, EvalOptions(attacks=("superclass-pgd",), level="2", scorings=("leaves",)))) == [
+        clean, superclass[3],
+    ]  # fmt: skip
+    assert names(plan(task, EvalOptions(attacks=("none",)))) == [clean]
+
+
+def test_plan_takes_epsilon_from_the_data_unless_told(task: Task) -> None:
+    assert {u.eps for u in plan(task, EvalOptions())} == {None, EPS}
+    given = (Fraction(1, 255), Fraction(2, 255))
+    assert {u.eps for u in plan(task, EvalOptions(eps=given))} == {None, *given}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attacks": ("leaf-pdg",)}, "--attack 'leaf-pdg'"),
+        ({"level": "3"}, "--level 3: this tree has levels 0 … 2"),
+        ({"level": "-1"}, "--level -1"),
+        ({"level": "low"}, "--level low"),
+        ({"attacks": ("leaf-pgd",), "level": "1"}, "--level 1: leaf-pgd does not attack that level"),
+        ({"attacks": ("superclass-pgd",), "level": "0"}, "--level 0: superclass-pgd does not attack that level"),
+    ],
+)
+def test_plan_refuses(task: Task, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan(task, EvalOptions(**options))
+
+
+def test_flat_tree_has_no_superclass_to_attack(task: Task, flat: Tree) -> None:
+    with pytest.raises(UsageError, match="no level between leaves and root"):
+        plan(replace(task, tree=flat), EvalOptions(attacks=("superclass-pgd",)))
+    assert len(plan(replace(task, tree=flat), EvalOptions(attacks=("leaf-pgd",)))) == 2
+
+
+# -- the rows ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows(evaluate: Evaluate) -> list[Row]:
+    return rows_of(evaluate(level="all"))
+
+
+def test_rows_have_all_keys_with_their_types(rows: list[Row]) -> None:
+    for row in rows:
+        assert KEYS.keys() <= row.keys()
+        attacked = row["attack"] != "none"
+        for key, kind in KEYS.items():
+            if not attacked and key in ("eps", "attack_level", "robust", "robust_ci95"):
+                assert row[key] is None
+            else:
+                assert isinstance(row[key], kind), key
+        assert row["scoring"] in ("prompt", "leaves")
+        assert row["precision"] == "fp32"
+    identity = ("dataset", "eps", "attack", "attack_level", "level", "scoring")
+    assert len({tuple(row[key] for key in identity) for row in rows}) == len(rows)
+    json.dumps(rows, allow_nan=False)
+
+
+def test_rows_make_sense(rows: list[Row]) -> None:
+    clean = {(row["level"], row["scoring"]): row["clean"] for row in rows}
+    assert clean[0, "prompt"] == 1.0
+    attacked = [row for row in rows if row["attack"] != "none"]
+    for row in attacked:
+        assert row["robust"] <= row["clean"] == clean[row["level"], row["scoring"]]
+        low, high = row["robust_ci95"]
+        assert low <= row["robust"] <= high
+    white_box = {(r["attack"], r["level"], r["scoring"]) for r in attacked if r["transfer"] is False}
+    assert ("superclass-pgd", 1, "leaves") in white_box
+    assert ("leaf-pgd", 1, "prompt") not in white_box
+    assert any(0 < row["robust"] < row["clean"] for row in attacked)
+
+
+def test_a_diagonal_row_counts_a_win_at_any_step(evaluate: Evaluate) -> None:
+    evaluation = evaluate(level="all")
+    evaluation.run()
+    clean = right(evaluation.task.tree, evaluation.labels, evaluation.predictions[evaluation.units[0].key].nodes)
+    robust = diagonal(evaluation.rows())
+    for unit in evaluation.units[1:-1]:
+        level = int(str(unit.level))
+        held = clean[SCORINGS.index(unit.scoring), level] & ~evaluation.predictions[unit.key].won
+        assert robust[unit.attack, level, unit.scoring] == held.double().mean().item()
+
+
+def test_result_does_not_depend_on_the_batch_size(evaluate: Evaluate) -> None:
+    few, many = (timeless(rows_of(evaluate(level="all", batch_size=size))) for size in (5, 24))
+    for a, b in zip(few, many, strict=True):
+        # A matrix product may round otherwise at another size, and tip one image.
+        assert a["clean"] == b["clean"]
+        assert a["robust"] == b["robust"] or abs(a["robust"] - b["robust"]) <= 1 / a["n"] + 1e-9
+
+
+def test_diagonal_is_the_same_without_the_matrix(evaluate: Evaluate) -> None:
+    options: dict[str, Any] = {"level": "all", "attacks": ("leaf-pgd", "superclass-pgd")}
+    whole, short = rows_of(evaluate(**options)), rows_of(evaluate(**options, matrix=False))
+    ours = diagonal(short)
+    assert len(ours) == 5
+    assert ours == pytest.approx(diagonal(whole), abs=1 / 24 + 1e-9)
+    assert {row["level"] for row in short if row["attack"] == "leaf-pgd"} == {0}
+    assert {row["level"] for row in whole if row["attack"] == "leaf-pgd"} == {0, 1, 2}
+
+
+def test_any_level_is_for_the_whole_suite_only(evaluate: Evaluate) -> None:
+    evaluation = evaluate(level="all", eps=(Fraction(1, 255), EPS))
+    rows = rows_of(evaluation)
+    for summary in evaluation.summary():
+        here = [row["robust"] for row in rows if row["eps"] == summary["eps"] and row["scoring"] == "prompt"]
+        assert 0 <= summary["any_level_robust"] <= min(here)
+        assert summary["any_level_robust"] <= summary["any_level_clean"]
+        assert len(summary["severity"]) == len(summary["consistency"]) == 5
+    for part in ({"attacks": ("leaf-pgd", "superclass-pgd"), "level": "all"}, {"level": None}, {"matrix": False}):
+        partial = evaluate(**{"level": "all", "steps": 1, **part})
+        partial.run()
+        assert partial.summary()[0]["any_level_robust"] is None
+
+
+# -- the store ---------------------------------------------------------------------------------------------------
+
+
+class StoppedError(Exception):
+    pass
+
+
+def interrupt(evaluation: Evaluation, after: int) -> None:
+    calls = 0
+
+    def progress(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == after:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        evaluation.run(progress)
+
+
+def counted(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the batches that are encoded from here on."""
+    sizes: list[int] = []
+    predict = evaluation._predict
+    monkeypatch.setattr(evaluation, "_predict", lambda images: (sizes.append(len(images)), predict(images))[1])
+    return sizes
+
+
+@pytest.mark.parametrize("after", [1, 2, 5])
+def test_resume_does_the_rest_only(
+    evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    options: dict[str, Any] = {"attacks": ("leaf-pgd",), "steps": 2}
+    whole = rows_of(evaluate(**options))
+    store = tmp_path / "kept"
+    interrupt(evaluate(store, **options), after)
+    resumed = evaluate(store, **options)
+    sizes = counted(resumed, monkeypatch)
+    assert timeless(rows_of(resumed)) == timeless(whole)
+    assert len(sizes) == 6 - after  # three batches clean, three attacked
+    again = evaluate(store, **options)
+    sizes = counted(again, monkeypatch)
+    assert timeless(rows_of(again)) == timeless(whole)
+    assert sizes == []
+
+
+@pytest.mark.parametrize("change", [{"steps": 3}, {"seed": 1}, {"template": "name"}, {"norm": "l2"}, {"eps": (EPS,)}])
+def test_what_other_options_left_is_not_used(
+    evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    options: dict[str, Any] = {"attacks": ("leaf-pgd",), "steps": 2}
+    store = tmp_path / "kept"
+    evaluate(store, **options).run()
+    other = evaluate(store, **(options | change))
+    sizes = counted(other, monkeypatch)
+    other.run()
+    assert len(sizes) == 6
+
+
+def test_a_torn_line_is_survived(evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"attacks": ("leaf-pgd",), "steps": 2}
+    store = tmp_path / "kept"
+    whole = rows_of(evaluate(store, **options))
+    text = store.read_text()
+    store.write_text(text[:-40])
+    torn = evaluate(store, **options)
+    sizes = counted(torn, monkeypatch)
+    assert timeless(rows_of(torn)) == timeless(whole)
+    assert len(sizes) == 1
+    assert [json.loads(line)["unit"] for line in store.read_text().splitlines()] == [
+        json.loads(line)["unit"] for line in text.splitlines()
+    ]
+
+
+def test_identity_tells_random_models_of_different_shape_apart(evaluate: Evaluate) -> None:
+    evaluation = evaluate()
+    before = evaluation.identity()
+    evaluation.model.info = replace(evaluation.model.info, config={**evaluation.model.info.config, "embed_dim": 8})
+    assert evaluation.identity() != before

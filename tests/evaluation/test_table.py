@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hrzs.evaluation.runner import Evaluation
+from hrzs.evaluation.table import render
+
+
+def test_table_shows_every_row_once(evaluate: Callable[..., Evaluation]) -> None:
+    evaluation = evaluate(level="all", steps=1)
+    evaluation.run()
+    rows = evaluation.rows()
+    canaries = [
+        {"name": "huge-eps", "value": 0.5, "expected": "at most 0.05", "ok": False, "note": "masked?"},
+        {"name": "untouched-model", "value": None, "expected": "at most 0.25", "ok": None, "note": "not to be had"},
+    ]
+    text = render(rows, evaluation.summary(), canaries)
+    assert text.count("±") - 1 == len(rows)  # one more in the heading
+    assert "level 0 (6)  level 1 (4)  level 2 (2)" in text
+    for row in rows:
+        value = row["clean"] if row["robust"] is None else row["robust"]
+        mark = "*" if row["transfer"] is False else " "
+        assert f"{mark}{100 * value:.1f} ±" in text
+    summary = evaluation.summary()[0]
+    assert f"any-level robust accuracy at ε 4/255: {100 * summary['any_level_robust']:.1f}%" in text
+    assert "UNEXPECTED huge-eps: 0.500; expected at most 0.05. masked?." in text
+    assert "not run    untouched-model: expected at most 0.25. not to be had." in text
+
+
+def test_table_without_superclasses_or_canaries(evaluate: Callable[..., Evaluation]) -> None:
+    evaluation = evaluate(attacks=("none",))
+    evaluation.run()
+    text = render(evaluation.rows(), evaluation.summary(), [])
+    assert "none (clean)" in text
+    assert "canaries" not in text

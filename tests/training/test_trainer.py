@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hrzs.data import Dataset
+from hrzs.errors import HrzsError, UsageError
+from hrzs.hierarchy.tree import Tree
+from hrzs.models.clip import ClipModel
+from hrzs.models.loading import load_model, read_header
+from hrzs.training.methods import METHODS, Loss
+from hrzs.training.options import TrainOptions
+from hrzs.training.trainer import CHECKPOINT, Progress, Trainer, augment, is_finished, lr_factor, total_steps
+
+MakeTrainer = Callable[..., Trainer]
+OPTIONS = TrainOptions(steps=1, batch_size=8, epochs=1.0, lr=1e-3, warmup=0.2, augment="dihedral")
+STEPS = 6
+
+
+@pytest.fixture
+def make_trainer(
+    make_model: Callable[[], ClipModel], shapes: Dataset, shapes_tree: Tree, tmp_path: Path
+) -> MakeTrainer:
+    """A trainer of a fresh model in a folder below ``tmp_path``; options as overrides."""
+
+    def make(name: str = "run", save_every: int = 100, **overrides: Any) -> Trainer:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        return Trainer(
+            make_model(), shapes, shapes_tree, replace(OPTIONS, **overrides), folder, save_every=save_every,
+            origin=("small", "none"),
+        )  # fmt: skip
+
+    return make
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def stop_after(step: int) -> Progress:
+    def progress(done: int, _: int, __: dict[str, float]) -> None:
+        if done == step:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def weights(model: ClipModel) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(a: ClipModel, b: ClipModel) -> None:
+    of_a, of_b = weights(a), weights(b)
+    assert of_a.keys() == of_b.keys()
+    assert [name for name in of_a if not torch.equal(of_a[name], of_b[name])] == []
+
+
+def test_run_folder(make_trainer: MakeTrainer, shapes_tree: Tree) -> None:
+    trainer = make_trainer()
+    seen: list[tuple[int, int, int]] = []
+
+    def progress(done: int, total: int, log: dict[str, float]) -> None:
+        # Flushed as it is written: the line of this step can be read by others already.
+        assert metrics(trainer.folder)[-1]["loss"] == log["loss"]
+        seen.append((done, total, len(metrics(trainer.folder))))
+        assert not is_finished(trainer.folder)
+
+    trainer.run(progress)
+    assert seen == [(k, STEPS, k) for k in range(1, STEPS + 1)]
+    assert is_finished(trainer.folder)
+    assert sorted(str(p.relative_to(trainer.folder)) for p in trainer.folder.rglob("*") if p.is_file()) == [
+        str(CHECKPOINT), "metrics.jsonl", "model.safetensors", "open_clip_config.json",
+    ]  # fmt: skip
+    logged = metrics(trainer.folder)
+    assert [line["step"] for line in logged] == list(range(1, STEPS + 1))
+    assert {"loss", "lr", "grad_norm", "alignment", "cap_share", "beta", "radius_image"} <= logged[0].keys()
+    run = read_header(trainer.folder / "model.safetensors")["run"]
+    assert run["method"] == "hierarchical"
+    assert run["tree_digest"] == shapes_tree.digest
+    assert run["base"] == {"model": "small", "pretrained": "none", "digest": "random:0"}
+    assert_same(load_model(str(trainer.folder)), trainer.model)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("k", [1, 4, STEPS])
+def test_resumed_ends_with_the_same_bits(make_trainer: MakeTrainer, method: str, k: int) -> None:
+    whole = make_trainer("whole", method=method)
+    whole.run()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(method=method).run(stop_after(k))
+    resumed = make_trainer(method=method)
+    assert resumed.resume()
+    assert resumed.step == k
+    resumed.run()
+    assert_same(whole.model, resumed.model)
+    assert metrics(whole.folder) == metrics(resumed.folder)
+
+
+def test_resumed_after_a_crash_between_checkpoints(make_trainer: MakeTrainer) -> None:
+    whole = make_trainer("whole")
+    whole.run()
+    crashing = make_trainer(save_every=2)
+
+    def power_cut(done: int, _: int, __: dict[str, float]) -> None:
+        if done == 3:
+            raise SystemError
+
+    with pytest.raises(SystemError):
+        crashing.run(power_cut)
+    assert len(metrics(crashing.folder)) == 3
+    resumed = make_trainer()
+    assert resumed.resume()
+    assert resumed.step == 2
+    resumed.run()
+    assert_same(whole.model, resumed.model)
+    assert metrics(whole.folder) == metrics(resumed.folder)
+
+
+def test_interrupted_within_an_update_goes_on_from_the_checkpoint_before(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(save_every=1)
+    update = torch.optim.AdamW.step
+
+    def half_done(self: torch.optim.AdamW, *args: Any) -> Any:
+        update(self, *args)
+        if trainer.step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "step", half_done)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    whole, resumed = make_trainer("whole"), make_trainer()
+    whole.run()
+    assert resumed.resume()
+    resumed.run()
+    assert_same(whole.model, resumed.model)
+
+
+def test_resume_without_a_checkpoint(make_trainer: MakeTrainer) -> None:
+    assert not make_trainer().resume()
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_steps", 3), ("lr", 5e-4), ("seed", 1), ("hnsa", "none")])
+def test_resume_under_other_options_is_refused(make_trainer: MakeTrainer, name: str, value: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer().run(stop_after(1))
+    with pytest.raises(UsageError, match=f"belongs to other options.*{name}"):
+        make_trainer(**{name: value}).resume()
+
+
+def test_corrupt_checkpoint(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer().run(stop_after(1))
+    trainer = make_trainer()
+    path = trainer.folder / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UsageError, match=r"last\.pt is no checkpoint of this run"):
+        trainer.resume()
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("/nonexistent/owned"),)
+
+
+def test_checkpoint_executes_no_code(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    path = trainer.folder / CHECKPOINT
+    path.parent.mkdir()
+    torch.save({"model": Malicious()}, path)
+    with pytest.raises(UsageError, match=r"(?s)no checkpoint of this run .*[Ww]eights.only"):
+        trainer.resume()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_loss_stops_with_step_images_and_state(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    trainer = make_trainer()
+    loss, kept = trainer.method.loss, {}
+
+    def broken(images: Tensor, labels: Tensor, seeds: list[int]) -> Loss:
+        good = loss(images, labels, seeds)
+        if trainer.step == 2:
+            kept.update(weights(trainer.model))
+            return Loss(good.total * value, good.log)
+        return good
+
+    monkeypatch.setattr(trainer.method, "loss", broken)
+    with pytest.raises(HrzsError, match=r"the loss is (nan|inf) at step 3 \(images shapes/train/\d+.*nonfinite\.pt"):
+        trainer.run()
+    state = torch.load(trainer.folder / "checkpoint" / "nonfinite.pt", weights_only=True)
+    assert state["step"] == 2
+    assert all(torch.equal(value, kept[f"clip.{name}"]) for name, value in state["model"].items())
+    assert not is_finished(trainer.folder)
+
+
+def test_order_is_a_permutation_each_epoch(make_trainer: MakeTrainer) -> None:
+    order = make_trainer(epochs=2.5)._order()
+    first, second, rest = order[:48], order[48:96], order[96:]
+    assert sorted(first) == sorted(second) == list(range(48))
+    assert first != second
+    assert len(rest) == len(set(rest)) == 24
+    assert make_trainer(epochs=2.5)._order() == order
+    assert make_trainer(epochs=2.5, seed=1)._order() != order
+    partial = make_trainer(batch_size=10)._order()
+    assert len(partial) == len(set(partial)) == 40
+
+
+@pytest.mark.parametrize(
+    ("options", "images", "steps"),
+    [
+        ({"batch_size": 8}, 48, 6), ({"batch_size": 10}, 48, 4), ({"batch_size": 128}, 48, 1),
+        ({"batch_size": 8, "epochs": 0.5}, 48, 3), ({"batch_size": 8, "epochs": 0.01}, 48, 1),
+        ({"batch_size": 8, "max_steps": 4}, 48, 4), ({"batch_size": 8, "epochs": 0.2, "max_steps": 4}, 48, 2),
+    ],
+)  # fmt: skip
+def test_total_steps(options: dict[str, Any], images: int, steps: int) -> None:
+    assert total_steps(TrainOptions(**options), images) == steps
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(100, 0.1), (100, 0.0), (10, 1.0), (1, 0.05), (2, 0.5)])
+def test_learning_rate_rises_then_falls(steps: int, warmup: float) -> None:
+    factors = [lr_factor(step, steps, warmup) for step in range(steps)]
+    peak = factors.index(max(factors))
+    assert max(factors) == 1.0
+    assert peak == max(1, round(warmup * steps)) - 1
+    assert factors[: peak + 1] == pytest.approx([(k + 1) / (peak + 1) for k in range(peak + 1)])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert all(f > 0 for f in factors)
+    if steps == 100:
+        assert factors[-1] < 1e-3
+        assert lr_factor(55, 100, 0.1) == pytest.approx(0.5)
+
+
+def test_augmentations_are_symmetries_of_the_square() -> None:
+    image = torch.arange(12.0).view(1, 3, 2, 2)
+    same = [image] * 16
+    assert augment(image, [1], "none") is image
+    flipped = augment(torch.cat(same), list(range(16)), "flip")
+    assert {str(i.tolist()) for i in flipped} == {str(image[0].tolist()), str(image[0].flip(-1).tolist())}
+    turned = {str(i.tolist()) for i in augment(torch.cat(same), list(range(16)), "dihedral")}
+    assert turned == {
+        str(i.rot90(k, (-2, -1)).tolist()) for i in (image[0], image[0].flip(-1)) for k in range(4)
+    }  # fmt: skip
+    assert len(turned) == 8
+
+
+def test_tree_of_other_classes_is_refused(
+    make_model: Callable[[], ClipModel], shapes: Dataset, shapes_tree: Tree, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="restrict"):
+        Trainer(make_model(), shapes, shapes_tree.restrict(shapes_tree.classes[::-1]), OPTIONS, tmp_path)
+
+
+def test_points_at_the_boundary_are_called_out(make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make_trainer(max_steps=1, eps=Fraction(1, 255))
+    begin = trainer.method.begin
+
+    def far_out(images: Tensor) -> None:
+        begin(images)
+        assert trainer.model.geometry is not None
+        trainer.model.geometry.log_scale_image.data.add_(4)
+
+    trainer.method.begin = far_out  # type: ignore[method-assign]
+    with caplog.at_level("WARNING", "hrzs"):
+        trainer.run()
+    assert "robustness may be masked" in caplog.text
