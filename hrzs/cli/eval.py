@@ -122,8 +122,8 @@ def evaluate(
         "config": {**options.saved_config(context), "tasks": [e.task.describe() for e in evaluations],
                    "prompts_digest": evaluations[0].classifier.prompts.digest, "versions": _versions()},
         "results": [],
-        "summary": {"levels": [], "not_applicable": {e.task.data.name: names for e in evaluations
-                                                     if (names := not_applicable(e.task, settings))},
+        "summary": {"levels": [], "not_applicable": {e.task.data.name: left_out for e in evaluations
+                                                     if (left_out := not_applicable(e.task, settings))},
                     "canaries": [] if canaries else "switched off (--no-canaries)"},
     }  # fmt: skip
     for dataset, skipped in report["summary"]["not_applicable"].items():

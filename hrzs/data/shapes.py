@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 from hrzs.data.base import Dataset
 
 SIZE = 64
-SPLITS = {"train": 24000, "val": 1200, "test": 2400}
+SPLITS = {"train": 24000, "val": 1200, "test": 1200}
 
 _SUPERSAMPLING = 4
 _SEED = {"train": 1, "val": 2, "test": 3}
