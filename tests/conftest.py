@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 if TYPE_CHECKING:
     from hrzs.hierarchy.tree import Tree
     from hrzs.models.clip import ClipModel
+
+
+# A busy machine is no fault of the code under test.
+settings.register_profile("hrzs", deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
+settings.load_profile("hrzs")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -315,6 +315,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping
     metadata = {"format": "pt", **{key: json.dumps(value) for key, value in header.items()}}
     try:
         save_file(dict(tensors), aside, metadata)
+        aside.chmod(0o644)  # safetensors makes it the owner's alone
         aside.replace(path)
     except (OSError, SafetensorError) as error:
         aside.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Trainer:
         save_every: steps between checkpoints.
         origin: the ``--model`` and ``--pretrained`` that ``model`` came from, kept so that an evaluation can load the
             untouched model beside the tuned one.
+        licence: of the weights that come out; by default that of the weights that went in.
     """
 
     def __init__(
@@ -60,11 +61,12 @@ class Trainer:
         workers: int = 0,
         save_every: int = 100,
         origin: tuple[str, str | None] = ("", None),
+        licence: str | None = None,
     ) -> None:
         if tree.classes != data.classes:
             raise UsageError("the tree's classes are not the data's; `tree.restrict(data.classes)` first")
         self.model, self.data, self.tree, self.options = model, data, tree, options
-        self.folder, self.workers, self.save_every = folder, workers, save_every
+        self.folder, self.workers, self.save_every, self.licence = folder, workers, save_every, licence
         self.batch_size = min(options.batch_size, len(data))
         self.steps = total_steps(options, len(data))
         self.base = {"model": origin[0], "pretrained": origin[1], "digest": model.info.digest}
@@ -119,8 +121,15 @@ class Trainer:
             raise
         if optimizer is not None:
             self.save_checkpoint(optimizer)
+        seen, trained_on = self.model.info.training_data, f"{self.data.name}/{self.data.split}"
+        from_scratch = self.base["pretrained"] == "none"
+        self.model.info = replace(
+            self.model.info,
+            licence=self.licence or self.model.info.licence,
+            training_data=trained_on if from_scratch else f"{seen}, then {trained_on}",
+        )
         save_model(self.model, self.folder, method=self.options.method, tree_digest=self.tree.digest, base=self.base,
-                   training_data=f"{self.data.name}/{self.data.split}", steps=self.step)  # fmt: skip
+                   steps=self.step)  # fmt: skip
 
     def _step(
         self, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, ids: tuple[str, ...]
