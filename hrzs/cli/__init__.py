@@ -21,10 +21,11 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         sys.stdout.write(f"hrzs {__version__}\n")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

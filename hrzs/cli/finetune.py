@@ -57,6 +57,7 @@ def finetune(
     zeta_gap: Annotated[float | None, typer.Option("--zeta-gap", help="Norm gap wanted between parent and child.")] = None,
     eps_text: Annotated[float | None, typer.Option("--eps-text", help="Radius of the text perturbation, relative to the mean norm.")] = None,
     licence: Annotated[str | None, typer.Option("--licence", help="Of the new weights, for their header.", show_default="the old weights'")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store the new weights as float16.")] = False,
     save_every: Annotated[int, typer.Option("--save-every", min=1, help="Steps between checkpoints.")] = 100,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Run folder.", show_default="runs/METHOD-MODEL-DATA")] = None,
     resume: options.Resume = False,
@@ -102,7 +103,7 @@ def finetune(
     except OSError as error:
         raise HrzsError(f"-o {folder}: cannot be written ({error.strerror}); give another folder") from error
     trainer = Trainer(loaded, task.data, task.tree, settings, folder, workers=workers, save_every=save_every,
-                      origin=(model, pretrained), licence=licence)  # fmt: skip
+                      origin=(model, pretrained), licence=licence, half=half)  # fmt: skip
     if resume and not trainer.resume():
         console.note(f"no checkpoint in {folder}: starting anew")
     with console.progress_bar(f"finetune {method}", quiet=quiet) as update:

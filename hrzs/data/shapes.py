@@ -386,7 +386,7 @@ class Shapes(Dataset):
     classes = CLASSES
     class_names = tuple(name.replace("_", " ") for name in CLASSES)
     native_size = SIZE
-    default_eps = Fraction(4, 255)
+    default_eps = Fraction(2, 255)
 
     def __init__(self, split: str) -> None:
         self.split = split

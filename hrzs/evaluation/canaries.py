@@ -78,7 +78,7 @@ def _untouched(evaluation: Evaluation, eps: Fraction) -> Canary:
     name = "untouched-model"
     expected = f"at most 0.25 under leaf-pgd at ε {format_eps(eps)}: a model that nobody made robust must fall"
     model, base = evaluation.model, evaluation.model.info.run.get("base")
-    if base:
+    if base and base["pretrained"] != "none":  # what was trained from scratch is untouched itself
         try:
             model = load_model(base["model"], base["pretrained"], device=str(model.device))
         except HrzsError as error:

@@ -278,11 +278,11 @@ def _register(arch: str, config: dict[str, Any]) -> str:
 # -- out ------------------------------------------------------------------------------------------------------
 
 
-def save_model(model: ClipModel, folder: Path, **run: Any) -> None:
+def save_model(model: ClipModel, folder: Path, *, half: bool = False, **run: Any) -> None:
     """Write ``model.safetensors`` (the open_clip state dict and nothing else) and ``open_clip_config.json``.
 
     ``run`` (method, tree digest, what it was trained from, …) goes into the header beside architecture,
-    preprocessing and geometry. Both files are written aside and renamed.
+    preprocessing and geometry; ``half`` stores float16. Both files are written aside and renamed.
     """
     info = model.info
     header = {
@@ -303,6 +303,8 @@ def save_model(model: ClipModel, folder: Path, **run: Any) -> None:
     if model.geometry is not None:
         header["geometry"] = model.geometry.values()
     state = {key: value.detach().cpu().contiguous().clone() for key, value in model.clip.state_dict().items()}
+    if half:
+        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     write_safetensors(state, folder / WEIGHTS_FILE, header)
     aside = folder / f".{CONFIG_FILE}"
     aside.write_text(json.dumps(info.config, indent=1) + "\n")

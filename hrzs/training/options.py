@@ -34,16 +34,16 @@ class TrainOptions:
     template: str = "photo"
     # clean, tecoa: cross-entropy at every level instead of the leaves alone.
     every_level: bool = False
-    # hierarchical
+    # hierarchical: what measured best (docs/results.md); the paper's own are --recipe paper
     image_levels: str = "per-image"
-    hnsa: str = "both"
+    hnsa: str = "none"
     radius: float = 0.5
     radius_text: float = 0.5
     beta: float | None = None
     curvature: float = 1.0
     learn_curvature: bool = False
-    lambda_vic: float = 1.0
-    lambda_gap: float = 1.0
+    lambda_vic: float = 0.0
+    lambda_gap: float = 0.0
     zeta_vic: float = 1.0
     zeta_gap: float = 0.01
     eps_text: float = 2e-4

@@ -48,6 +48,7 @@ class Trainer:
         origin: the ``--model`` and ``--pretrained`` that ``model`` came from, kept so that an evaluation can load the
             untouched model beside the tuned one.
         licence: of the weights that come out; by default that of the weights that went in.
+        half: store the result as float16.
     """
 
     def __init__(
@@ -62,11 +63,13 @@ class Trainer:
         save_every: int = 100,
         origin: tuple[str, str | None] = ("", None),
         licence: str | None = None,
+        half: bool = False,
     ) -> None:
         if tree.classes != data.classes:
             raise UsageError("the tree's classes are not the data's; `tree.restrict(data.classes)` first")
         self.model, self.data, self.tree, self.options = model, data, tree, options
-        self.folder, self.workers, self.save_every, self.licence = folder, workers, save_every, licence
+        self.folder, self.workers, self.save_every = folder, workers, save_every
+        self.licence, self.half = licence, half
         self.batch_size = min(options.batch_size, len(data))
         self.steps = total_steps(options, len(data))
         self.base = {"model": origin[0], "pretrained": origin[1], "digest": model.info.digest}
@@ -128,8 +131,8 @@ class Trainer:
             licence=self.licence or self.model.info.licence,
             training_data=trained_on if from_scratch else f"{seen}, then {trained_on}",
         )
-        save_model(self.model, self.folder, method=self.options.method, tree_digest=self.tree.digest, base=self.base,
-                   steps=self.step)  # fmt: skip
+        save_model(self.model, self.folder, half=self.half, method=self.options.method,
+                   tree_digest=self.tree.digest, base=self.base, steps=self.step)  # fmt: skip
 
     def _step(
         self, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, ids: tuple[str, ...]

@@ -358,7 +358,7 @@ def test_epsilon_of_the_data_unless_given_or_of_a_recipe(hrzs: Hrzs, small: Opti
         plan = yaml.safe_load(hrzs("finetune", *small, *arguments, "--dry-run").out)
         return plan["eps"], plan["step_size"]
 
-    assert eps() == ("4/255", "1/255")
+    assert eps() == ("2/255", "1/255")
     assert eps("--eps", "8/255") == ("8/255", "2/255")
     assert eps("--recipe", "paper") == ("1/255", "1/255")
 

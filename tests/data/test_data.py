@@ -14,7 +14,7 @@ Maker = Callable[..., Path]
 def test_shapes_by_default() -> None:
     assert open_dataset("shapes").split == "test"
     train = open_dataset("shapes", purpose="train")
-    assert (train.split, train.native_size, train.default_eps) == ("train", 64, Fraction(4, 255))
+    assert (train.split, train.native_size, train.default_eps) == ("train", 64, Fraction(2, 255))
     assert class_names("shapes") == list(zip(train.classes, train.class_names, strict=True))
     assert ("right_triangle", "right triangle") in class_names("shapes")
 

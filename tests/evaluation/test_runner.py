@@ -18,7 +18,7 @@ from hrzs.tasks import Task
 
 Evaluate = Callable[..., Evaluation]
 Row = dict[str, Any]
-EPS = Fraction(4, 255)  # what shapes sets
+EPS = Fraction(2, 255)  # what shapes sets
 KEYS = {
     "dataset": str, "split": str, "n": int, "eps": str, "attack": str, "attack_level": (int, str), "level": int,
     "classes": int, "scoring": str, "clean": float, "robust": float, "clean_ci95": tuple, "robust_ci95": tuple,
