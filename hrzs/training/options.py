@@ -24,7 +24,7 @@ class TrainOptions:
     epochs: float = 1.0
     max_steps: int | None = None
     batch_size: int = 128
-    lr: float = 2e-4
+    lr: float = 3e-4
     weight_decay: float = 1e-4
     warmup: float = 0.05
     seed: int = 0

@@ -24,6 +24,11 @@ from hrzs.training.perturbation import perturb_universally
 logger = logging.getLogger(__name__)
 
 
+#: β starts at this share of what would give the hyperbolic logits the spread of the model's own. Features move outwards
+#: during training, which sharpens the logits by itself; half was better than all of it (docs/results.md).
+SPREAD = 0.5
+
+
 class _Parts(NamedTuple):
     """``L'`` and what was computed on the way to it."""
 
@@ -65,7 +70,7 @@ class Hierarchical(Method):
         """Choose scales and β so that training starts where the model is (method.md, pilot figures).
 
         The mean image and the mean leaf text land at ``radius`` and ``radius_text`` (of the ball's); β gives the
-        hyperbolic leaf logits the spread that the model's own cosine logits have.
+        hyperbolic leaf logits `SPREAD` times the spread that the model's own cosine logits have.
         """
         if self.model.geometry is not None:
             return
@@ -80,7 +85,7 @@ class Hierarchical(Method):
         assert isinstance(cosine, CosineHead)
         own = cosine.logits(image, cosine.prepare(text))
         hyperbolic = head.logits(image, head.prepare(text))
-        beta = o.beta or (own.std(dim=1).mean() / hyperbolic.std(dim=1).mean()).item()
+        beta = o.beta or (SPREAD * own.std(dim=1).mean() / hyperbolic.std(dim=1).mean()).item()
         head.log_beta.fill_(math.log(beta))
         agree = (own.argmax(1) == hyperbolic.argmax(1)).float().mean().item()
         logger.info("calibrated: %s; agrees with the cosine head on %.0f%% of %d images",
