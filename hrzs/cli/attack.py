@@ -130,12 +130,12 @@ def _attack_to(
 ) -> None:
     from hrzs.evaluation.adversarial import AdversarialSet
 
+    made = AdversarialSet(model, task, settings, unit)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         options.write_config(folder / "config.yaml", config)
     except OSError as error:
         raise HrzsError(f"-o {folder}: cannot be written ({error.strerror}); give another folder") from error
-    made = AdversarialSet(model, task, settings, unit)
     with console.progress_bar(unit.title, quiet=quiet) as update:
         made.run(lambda done, total: update(done, total, ""))
     made.write(folder, png=png)

@@ -97,13 +97,13 @@ def finetune(
     if dry_run:
         _estimate(loaded, task, settings, folder)
         return
+    trainer = Trainer(loaded, task.data, task.tree, settings, folder, workers=workers, save_every=save_every,
+                      origin=(model, pretrained), licence=licence, half=half)  # fmt: skip
     try:
         folder.mkdir(parents=True, exist_ok=True)
         options.write_config(folder / "config.yaml", options.saved_config(context) | _as_config(settings))
     except OSError as error:
         raise HrzsError(f"-o {folder}: cannot be written ({error.strerror}); give another folder") from error
-    trainer = Trainer(loaded, task.data, task.tree, settings, folder, workers=workers, save_every=save_every,
-                      origin=(model, pretrained), licence=licence, half=half)  # fmt: skip
     if resume and not trainer.resume():
         console.note(f"no checkpoint in {folder}: starting anew")
     with console.progress_bar(f"finetune {method}", quiet=quiet) as update:

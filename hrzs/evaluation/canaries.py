@@ -16,6 +16,7 @@ from hrzs.attacks.budget import format_eps
 from hrzs.attacks.objectives import LevelObjective
 from hrzs.data import loader, subset
 from hrzs.errors import HrzsError
+from hrzs.evaluation.metrics import wilson
 from hrzs.evaluation.runner import Evaluation, budget_of
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel
@@ -124,7 +125,8 @@ def _cosine_head(evaluation: Evaluation, eps: Fraction) -> Canary:
         held += int(right.sum())
         both += int((right & ~transferred).sum())
     lost = (held - both) / max(1, held)
+    # Few images hold, so the verdict asks whether the share is surely above the bound, not whether it is in this sample.
     return Canary(
         "cosine-head", lost, "at most 0.05 of the images that hold under their own head fall to its cosine head",
-        lost <= 0.05, f"{both} of {held} hold under both",
+        wilson(held - both, held)[0] <= 0.05, f"{both} of {held} hold under both",
     )  # fmt: skip

@@ -82,8 +82,8 @@ def plan(task: Task, options: EvalOptions) -> list[Unit]:
     """The units of one dataset, the clean pass first.
 
     Raises:
-        UsageError: an unknown attack, a level that no attack of the list concerns, or superclass attacks on a tree
-            that has no superclass.
+        UsageError: an unknown attack or norm, a level that no attack of the list concerns, or superclass attacks on a
+            tree that has no superclass.
     """
     units = [Unit("none")]
     eps = options.eps or (task.data.default_eps or DEFAULT_EPS,)
@@ -99,6 +99,7 @@ def plan(task: Task, options: EvalOptions) -> list[Unit]:
         if not levels[spec.name] and len(attacks) == 1:
             raise UsageError(f"--level {options.level}: {spec.name} does not attack that level")
     for radius in eps:
+        budget_of(options, radius)  # refused here, not after the clean pass
         for spec in attacks:
             for level in levels[spec.name]:
                 # At the leaves both scorings are one; aiming at all levels is done by prompt.

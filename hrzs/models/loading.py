@@ -80,7 +80,7 @@ def load_model(
         raise UsageError(
             f"--model {spec!r}: no such file, folder or open_clip architecture"
             + (f"; did you mean {' or '.join(near)}?" if near else "")
-            + " `--model list` prints what it takes"
+            + "; `--model list` prints what it takes"
         )
     model.precision = precision
     return model.to(device)
@@ -212,13 +212,18 @@ def _info(
 
 
 def _instantiate(arch: str, weights: str | None) -> torch.nn.Module:
-    # open_clip speaks through the root logger; what matters of it becomes an error here.
+    # open_clip warns through the root logger that it loaded no weights; they are loaded below, or were not wanted.
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
     try:
         clip: torch.nn.Module = open_clip.create_model(
             arch, pretrained=None, pretrained_image=False, pretrained_text=False
         )
     except Exception as error:  # a config of somebody's own may be wrong in any way
         raise UsageError(f"--model {arch}: open_clip cannot build it from its config: {error}") from error
+    finally:
+        root.setLevel(level)
     if weights is not None:
         try:
             load_checkpoint(clip, weights, strict=True, weights_only=True)

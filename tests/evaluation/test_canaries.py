@@ -63,20 +63,25 @@ def test_without_an_attack_there_is_nothing_to_check(evaluate: Evaluate) -> None
     assert canaries_of(evaluate(attacks=("none",))) == {}
 
 
-@pytest.mark.parametrize(
-    ("base", "note"),
-    [
-        ({"model": "no-such-model", "pretrained": None, "digest": "x"}, "no-such-model"),
-        ({"model": "tiny", "pretrained": "none", "digest": "x"}, "not the file the run started from"),
-    ],
-)
-def test_untouched_model_that_cannot_be_had_is_said(evaluate: Evaluate, base: dict[str, Any], note: str) -> None:
-    evaluation = evaluate(attacks=("leaf-pgd",), steps=1)
+def untouched(evaluation: Evaluation, **base: Any) -> Canary:
     evaluation.model.info.run["base"] = base
-    untouched = canaries_of(evaluation)["untouched-model"]
-    assert untouched.value is None
-    assert untouched.ok is None
-    assert note in untouched.note
+    return canaries_of(evaluation)["untouched-model"]
+
+
+def test_untouched_model_that_cannot_be_had_is_said(evaluate: Evaluate) -> None:
+    canary = untouched(evaluate(attacks=("leaf-pgd",), steps=1), model="no-such-model", pretrained=None, digest="x")
+    assert (canary.value, canary.ok) == (None, None)
+    assert "no-such-model" in canary.note
+
+
+def test_untouched_model_that_is_another_is_said(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation = evaluate(attacks=("leaf-pgd",), steps=1)
+    monkeypatch.setattr("hrzs.evaluation.canaries.load_model", lambda *_, **__: evaluation.model)
+    canary = untouched(evaluation, model="tiny", pretrained=None, digest="x")
+    assert (canary.value, canary.ok) == (None, None)
+    assert "not the file the run started from" in canary.note
+    same = untouched(evaluation, model="tiny", pretrained=None, digest=evaluation.model.info.digest)
+    assert same.value is not None
 
 
 def test_parameters_come_out_untouched(evaluate: Evaluate) -> None:

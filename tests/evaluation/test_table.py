@@ -22,7 +22,7 @@ def test_table_shows_every_row_once(evaluate: Callable[..., Evaluation]) -> None
         mark = "*" if row["transfer"] is False else " "
         assert f"{mark}{100 * value:.1f} ±" in text
     summary = evaluation.summary()[0]
-    assert f"any-level robust accuracy at ε 4/255: {100 * summary['any_level_robust']:.1f}%" in text
+    assert f"any-level robust accuracy at ε {summary['eps']}: {100 * summary['any_level_robust']:.1f}%" in text
     assert "UNEXPECTED huge-eps: 0.500; expected at most 0.05. masked?." in text
     assert "not run    untouched-model: expected at most 0.25. not to be had." in text
 

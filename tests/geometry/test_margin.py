@@ -49,10 +49,7 @@ def test_no_directions_beat_the_closed_form_and_antipodal_ones_reach_it(
     # Prototypes on the sphere of radius η, images anywhere within.
     generator = torch.Generator().manual_seed(seed)
     x, t, s = (
-        torch.nn.functional.normalize(
-            torch.randn(3, 500, 3, generator=generator, dtype=torch.float64), dim=-1
-        )
-        * norm
+        torch.nn.functional.normalize(torch.randn(3, 500, 3, generator=generator, dtype=torch.float64), dim=-1) * norm
     )
     x = x * torch.rand(500, 1, generator=generator, dtype=torch.float64)
     found = logits(kind, x, t, curvature, scale) - logits(kind, x, s, curvature, scale)
@@ -87,9 +84,7 @@ def test_only_the_hyperbolic_margin_grows_without_bound() -> None:
     assert (margin.euclidean_margin_inner(norm, 1.0) < 2).all()
 
 
-def test_plot_is_drawn_from_the_command_line_and_reproducible(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plot_is_drawn_from_the_command_line_and_reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = tmp_path / "images" / "first.svg", tmp_path / "second.svg"
     margin.plot_margin(first, 1.0)
     monkeypatch.setattr(sys, "argv", ["margin", str(second)])

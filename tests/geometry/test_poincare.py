@@ -69,9 +69,7 @@ def naive_midpoint(u: Tensor, weights: Tensor, r: float) -> Tensor:
 @given(SEEDS, CURVATURES)
 def test_mobius_addition_has_left_cancellation_and_a_neutral_element(seed: int, r: float) -> None:
     u, v = points(seed, 8, r), points(seed + 1, 8, r)
-    torch.testing.assert_close(
-        poincare.mobius_add(-u, poincare.mobius_add(u, v, r), r), v, atol=EXACT, rtol=0
-    )
+    torch.testing.assert_close(poincare.mobius_add(-u, poincare.mobius_add(u, v, r), r), v, atol=EXACT, rtol=0)
     torch.testing.assert_close(poincare.mobius_add(torch.zeros_like(v), v, r), v)
     torch.testing.assert_close(poincare.mobius_add(u, -u, r), torch.zeros_like(u))
 
@@ -267,9 +265,7 @@ def test_gradients_are_finite(radius: float, other: float, dtype: torch.dtype) -
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("radius", [1e-15, 1e-8, 1e-4, 0.1, 0.5, 0.9, 0.999])
-def test_gradients_of_the_distance_to_the_origin_are_those_of_the_formula(
-    radius: float, dtype: torch.dtype
-) -> None:
+def test_gradients_of_the_distance_to_the_origin_are_those_of_the_formula(radius: float, dtype: torch.dtype) -> None:
     u = at_radius(radius, 1.0, dtype).requires_grad_()
     origin = torch.zeros(1, 8, dtype=dtype)
     expected = 2 / (1 - radius**2) * u.detach() / radius

@@ -25,7 +25,8 @@ MakeModel = Callable[[], ClipModel]
 CASES = {
     **{name: TrainOptions(method=name) for name in METHODS},
     **{f"hierarchical-{m}": TrainOptions(image_levels=m) for m in ("per-image", "hypavg", "mixed")},
-    "hierarchical-no-gap": TrainOptions(lambda_gap=0.0),
+    "hierarchical-all-terms": TrainOptions(hnsa="both", lambda_vic=1.0, lambda_gap=1.0),
+    "hierarchical-hypavg-all-terms": TrainOptions(image_levels="hypavg", hnsa="both", lambda_vic=1.0, lambda_gap=1.0),
     "clean-every-level": TrainOptions(method="clean", every_level=True),
     "tecoa-every-level": TrainOptions(method="tecoa", every_level=True),
 }

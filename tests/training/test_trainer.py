@@ -152,7 +152,7 @@ def test_resume_without_a_checkpoint(make_trainer: MakeTrainer) -> None:
     assert not make_trainer().resume()
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_steps", 3), ("lr", 5e-4), ("seed", 1), ("hnsa", "none")])
+@pytest.mark.parametrize(("name", "value"), [("max_steps", 3), ("lr", 5e-4), ("seed", 1), ("hnsa", "lower")])
 def test_resume_under_other_options_is_refused(make_trainer: MakeTrainer, name: str, value: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         make_trainer().run(stop_after(1))

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hrzs.data import open_dataset
+from hrzs.errors import UsageError
+from hrzs.models.clip import ClipModel
+from hrzs.tasks import open_task
+
+PUBLISHED = Path(__file__).parents[1] / "hierarchies" / "shapes.yaml"
+
+
+def test_defaults_are_the_data_and_its_published_tree(model: ClipModel) -> None:
+    task = open_task("shapes", model, purpose="eval")
+    assert task.tree.classes == task.data.classes
+    assert (task.tree_source, task.resize) == ("shapes.yaml", "in-graph")
+    assert len(task.data) == len(open_dataset("shapes", "test"))
+    about = task.describe()
+    assert (about["dataset"], about["split"], about["n"], about["classes"]) == ("shapes", "test", len(task.data), 24)
+    assert about["levels"][0] == 24
+    assert about["levels"][-1] == 1
+    assert about["tree_digest"] == task.tree.digest
+
+
+def test_purpose_chooses_the_split(model: ClipModel) -> None:
+    assert open_task("shapes", model, purpose="train").data.split == "train"
+    assert open_task("shapes", model, purpose="train", split="val").data.split == "val"
+
+
+def test_classes_cut_the_data_and_the_tree_alike(model: ClipModel) -> None:
+    names = ("star", "square", "circle", "rectangle")
+    task = open_task("shapes", model, purpose="eval", classes=names, limit=10)
+    assert task.data.classes == task.tree.classes == names
+    assert task.data.labels == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+    assert [len(level) for level in task.tree.levels] == sorted({len(level) for level in task.tree.levels})[::-1]
+
+
+def test_limit_and_skip_are_disjoint_and_digests_tell(model: ClipModel) -> None:
+    first = open_task("shapes", model, purpose="eval", limit=48)
+    second = open_task("shapes", model, purpose="eval", limit=48, skip=48)
+    assert not set(first.data.ids) & set(second.data.ids)
+    assert first.describe()["image_ids"] != second.describe()["image_ids"]
+
+
+def test_resizing_before_brings_images_to_the_models_size(model: ClipModel, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for i, name in enumerate(("circle", "star")):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (50 + 10 * i, 40)).save(tmp_path / name / "0.png")
+    task = open_task(str(tmp_path), model, purpose="eval", tree=str(PUBLISHED))
+    assert task.resize == "before"
+    assert {task.data[i].image.shape[1:] for i in range(2)} == {(model.image_size, model.image_size)}
+    assert task.tree.classes == ("circle", "star")
+    with pytest.raises(UsageError, match="--resize in-graph"):
+        open_task(str(tmp_path), model, purpose="eval", tree=str(PUBLISHED), resize="in-graph")
+    with pytest.raises(UsageError, match=r"no tree is published .*`hrzs build-tree --classes"):
+        open_task(str(tmp_path), model, purpose="eval")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resize": "later"}, "--resize 'later'"),
+        ({"tree": "missing.yaml"}, "missing.yaml"),
+        ({"limit": 0}, "--limit 0"),
+        ({"split": "dev"}, "--split dev"),
+        ({"classes": ("circle", "sphere")}, "no class 'sphere'"),
+    ],
+)
+def test_refusals_name_the_option(model: ClipModel, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        open_task("shapes", model, purpose="eval", **options)
