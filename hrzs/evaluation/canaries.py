@@ -125,7 +125,7 @@ def _cosine_head(evaluation: Evaluation, eps: Fraction) -> Canary:
         held += int(right.sum())
         both += int((right & ~transferred).sum())
     lost = (held - both) / max(1, held)
-    # Few images hold, so the verdict asks whether the share is surely above the bound, not whether it is in this sample.
+    # Few images hold: the verdict is whether the share is surely above the bound, not whether it is so in this sample.
     return Canary(
         "cosine-head", lost, "at most 0.05 of the images that hold under their own head fall to its cosine head",
         wilson(held - both, held)[0] <= 0.05, f"{both} of {held} hold under both",
