@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 CONFIG = {
     "embed_dim": 16,
@@ -54,11 +55,12 @@ def small(config_file: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_it_was() -> Iterator[None]:
-    """The command line routes the log for its whole process; other tests share this one."""
+def _process_as_it_was() -> Iterator[None]:
+    """The command line routes the log and flushes denormals for its whole process; other tests share this one."""
     loggers = [logging.getLogger(name) for name in ("", "hrzs", "py.warnings")]
     before = [(log, log.level, log.handlers[:], log.propagate) for log in loggers]
     yield
+    torch.set_flush_denormal(False)
     logging.captureWarnings(False)
     for log, level, handlers, propagate in before:
         log.setLevel(level)

@@ -217,17 +217,3 @@ def test_tree_spec(spec: str, parsed: tuple[str, int]) -> None:
 def test_tree_spec_counts_from_one() -> None:
     with pytest.raises(UsageError, match=r"a\.yaml#1"):
         parse_tree_spec("a.yaml#0")
-
-
-def test_thousand_classes_are_read_quickly(tmp_path: Path) -> None:
-    leaves = [Node(f"class {c}", f"n{c:08d}", class_id=f"n{c:08d}") for c in range(1000)]
-    groups = tuple(Node(f"group {g}", f"g{g}", tuple(leaves[g::200]), level=1) for g in range(200))
-    file = write(tmp_path, dump_trees([Tree(Node("all", "all", groups, level=2))]))
-    best = min(_seconds(file) for _ in range(3))
-    assert best < 0.1
-
-
-def _seconds(file: Path) -> float:
-    started = time.perf_counter()
-    load_tree(file)
-    return time.perf_counter() - started

@@ -29,13 +29,13 @@ def test_file_is_small_and_says_where_it_comes_from() -> None:
 
 
 def test_tiny_is_accurate_at_every_level_and_breaks(model: ClipModel) -> None:
-    task = open_task("shapes", model, purpose="eval", limit=96)
+    task = open_task("shapes", model, purpose="eval", limit=192)
     options = EvalOptions(attacks=("leaf-pgd", "superclass-pgd"), steps=10, scorings=("prompt",), matrix=False)
     evaluation = Evaluation(model, task, options)
     evaluation.run()
     rows = {(row["attack"], row["level"]): row for row in evaluation.rows()}
     for level in range(task.tree.top):
-        assert rows["none", level]["clean"] > 0.75
+        assert rows["none", level]["clean"] > 0.7
     assert rows["leaf-pgd", 0]["robust"] < 0.2
     assert rows["superclass-pgd", 1]["robust"] < 0.2
 
