@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -75,19 +76,14 @@ def ratio(a: Callable[[], object], b: Callable[[], object], rounds: int = 4) -> 
 def training_step(model: ClipModel, tree: Tree, batch: tuple[torch.Tensor, torch.Tensor, list[int]], name: str,
                   precision: str = "fp32", **options: object) -> Callable[[], None]:  # fmt: skip
     images, labels, seeds = batch
+    model = copy.deepcopy(model)  # each method keeps its own head and its own choice of what is trained
     method = method_class(name)(model, tree, TrainOptions(method=name, **options))  # type: ignore[arg-type]
+    model.precision = precision
     method.begin(images)
-    tuned = [p for p in model.parameters() if p.requires_grad]
 
     def step() -> None:
-        model.precision = precision
-        for p in model.parameters():
-            p.requires_grad_(False)
-        for p in tuned:
-            p.requires_grad_(True)
         method.loss(images, labels, seeds).total.backward()
         model.zero_grad(set_to_none=True)
-        model.precision = "fp32"
 
     return step
 

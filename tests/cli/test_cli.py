@@ -215,7 +215,7 @@ def test_output_that_cannot_be_written(hrzs: Hrzs, small: Options, tmp_path: Pat
 
 def test_debug_shows_where() -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "hrzs.cli", "eval", "--attack", "pgd", "--debug"], capture_output=True, text=True
+        [sys.executable, "-m", "hrzs", "eval", "--attack", "pgd", "--debug"], capture_output=True, text=True
     )
     assert ended.returncode != 0
     assert "Traceback" in ended.stderr
@@ -397,6 +397,6 @@ def test_help_needs_no_torch() -> None:
 
 
 def test_module_runs_as_a_command() -> None:
-    ended = subprocess.run([sys.executable, "-m", "hrzs.cli", "--version"], capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-m", "hrzs", "--version"], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("hrzs ")
