@@ -103,6 +103,8 @@ def evaluate(
         raise UsageError(f"--json {target}: the folder {target.parent} does not exist")
     if target is not None and target.is_dir():
         raise UsageError(f"--json {target}: is a folder; give a file, or - for stdout")
+    if resume and target is None:
+        raise UsageError("--resume: needs --json FILE, beside which finished batches are kept")
     store = None if target is None or dry_run else target.with_name(target.name + ".partial")
     if store is not None and not resume:
         store.unlink(missing_ok=True)

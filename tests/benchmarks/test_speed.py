@@ -28,7 +28,7 @@ from hrzs.training.options import TrainOptions
 
 pytestmark = pytest.mark.benchmark
 
-BATCH = 16
+BATCH = 8
 
 
 def wordnet_ids(count: int) -> list[str]:
@@ -62,7 +62,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     return images, torch.randint(1000, (BATCH,), generator=generator), sample_seeds([str(i) for i in range(BATCH)], 0)
 
 
-def ratio(a: Callable[[], object], b: Callable[[], object], rounds: int = 4) -> float:
+def ratio(a: Callable[[], object], b: Callable[[], object], rounds: int = 3) -> float:
     """Fastest a over fastest b, run in turns so that both see the same machine."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds + 1):
