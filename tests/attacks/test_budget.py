@@ -98,4 +98,4 @@ def test_default_step_size(eps: Fraction) -> None:
 )
 def test_budget_checks(change: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Budget(**{"eps": Fraction(1, 255), "step_size": Fraction(1, 255), "steps": 3} | change)  # type: ignore[arg-type]
+        Budget(**{"eps": Fraction(1, 255), "step_size": Fraction(1, 255), "steps": 3} | change)

@@ -47,7 +47,7 @@ class Case:
         return BUDGETS[self.norm]
 
     def optimiser(self, *, early_stop: bool = True, **change: object) -> Attack:
-        return self.spec.optimiser(replace(self.budget, **change), early_stop=early_stop)  # type: ignore[arg-type]
+        return self.spec.optimiser(replace(self.budget, **change), early_stop=early_stop)
 
 
 CASES = [
@@ -343,7 +343,7 @@ def test_leaving_the_ball_is_an_error(norm: str, move: object, bench: Bench) -> 
     class Leaver(Attack):
         def run(self, _model: object, _objective: object, ball: Ball, labels: Tensor, _seeds: object) -> AttackResult:
             images = ball.centre.clone()
-            images[:1] = move(ball)[:1]  # type: ignore[operator]
+            images[:1] = move(ball)[:1]
             return AttackResult(images, torch.zeros_like(labels, dtype=torch.bool))
 
     objective = bench.objective(CASES[0])

@@ -41,7 +41,7 @@ def test_statistics(tree: Tree) -> None:
 def test_outline_counts_classes(tree: Tree) -> None:
     console = Console(file=StringIO(), width=80)
     console.print(outline(tree))
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    lines = console.file.getvalue().splitlines()
     assert lines[0].split() == ["thing", "level", "2,", "5", "classes"]
     assert any("canine [b]  level 1, 3 classes" in line for line in lines)
     assert any(re.search(r"dog  dog2$", line) for line in lines)

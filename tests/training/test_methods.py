@@ -169,7 +169,7 @@ def test_calibration(make_model: MakeModel, shapes_tree: Tree, batch: Batch, rad
         text = bank.features(model)[bank.index.columns[0]]
         own = cosine.logits(image, cosine.prepare(text)).std(dim=1).mean()
         hyperbolic = head.logits(image, head.prepare(text)).std(dim=1).mean()
-        radii = {"image": head.embed_image(image), "text": head.prepare(text)}  # type: ignore[operator]
+        radii = {"image": head.embed_image(image), "text": head.prepare(text)}
     # β gives `SPREAD` of the spread of the model's own logits.
     torch.testing.assert_close(hyperbolic, SPREAD * own, rtol=1e-3, atol=0)
     # The scale brings the mean norm to `radius`; the mean of the radii lies a little below (tanh is concave).

@@ -274,7 +274,7 @@ def test_points_at_the_boundary_are_called_out(make_trainer: MakeTrainer, caplog
         assert trainer.model.geometry is not None
         trainer.model.geometry.log_scale_image.data.add_(4)
 
-    trainer.method.begin = far_out  # type: ignore[method-assign]
+    trainer.method.begin = far_out
     with caplog.at_level("WARNING", "hrzs"):
         trainer.run()
     assert "robustness may be masked" in caplog.text
