@@ -63,8 +63,7 @@ def attack(
         return
     if not resume and not dry_run:
         check_folder(folder)
-    options.check_precision(precision)
-    options.prepare_torch(threads)
+    device = options.prepare_torch(device, precision, threads)
 
     from hrzs.attacks import attack_spec
     from hrzs.attacks.budget import parse_eps
@@ -79,7 +78,7 @@ def attack(
         steps=steps, norm=norm, template=template, scorings=("prompt",), head=head, seed=seed,
         batch_size=batch_size, workers=workers,
     )  # fmt: skip
-    loaded = load_model(model, pretrained, device=options.resolve_device(device), precision=precision, seed=seed)
+    loaded = load_model(model, pretrained, device=device, precision=precision, seed=seed)
     task = open_task(data, loaded, purpose="eval", split=split, root=data_root, tree=tree,
                      classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize)  # fmt: skip
     units = plan(task, settings)[1:]

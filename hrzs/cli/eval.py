@@ -76,8 +76,7 @@ def evaluate(
     if options.wants_list(model, data, attack, preset):
         _print_list(model, data, attack)
         return
-    options.check_precision(precision)
-    options.prepare_torch(threads)
+    device = options.prepare_torch(device, precision, threads)
 
     from hrzs.attacks import SUITE
     from hrzs.attacks.budget import parse_eps, parse_eps_list
@@ -108,7 +107,7 @@ def evaluate(
     store = None if target is None or dry_run else target.with_name(target.name + ".partial")
     if store is not None and not resume:
         store.unlink(missing_ok=True)
-    loaded = load_model(model, pretrained, device=options.resolve_device(device), precision=precision, seed=seed)
+    loaded = load_model(model, pretrained, device=device, precision=precision, seed=seed)
     evaluations = [
         Evaluation(loaded, open_task(spec.strip(), loaded, purpose="eval", split=split, root=data_root, tree=tree,
                                      classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize),

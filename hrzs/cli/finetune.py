@@ -77,8 +77,7 @@ def finetune(
     folder = output or Path("runs") / "-".join((method, Path(model).stem.replace(":", "-"), Path(data).stem))
     if not resume and not dry_run:
         check_folder(folder)
-    options.check_precision(precision)
-    options.prepare_torch(threads)
+    device = options.prepare_torch(device, precision, threads)
 
     from hrzs.models.loading import load_model
     from hrzs.tasks import open_task
@@ -90,7 +89,7 @@ def finetune(
     if resume and is_finished(folder):
         console.emit(str(folder))
         return
-    loaded = load_model(model, pretrained, device=options.resolve_device(device), precision=precision, seed=seed)
+    loaded = load_model(model, pretrained, device=device, precision=precision, seed=seed)
     task = open_task(data, loaded, purpose="train", split=split, root=data_root, tree=tree,
                      classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize)  # fmt: skip
     settings = _for_data(settings, context, recipe, task)

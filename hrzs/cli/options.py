@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,8 @@ import yaml
 
 from hrzs.cli.console import LIST, print_names
 from hrzs.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 #: What the configuration in a report says beyond the options; passed over when it is fed back.
 REPORTED = ("tasks", "prompts_digest", "versions")
@@ -97,37 +100,33 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve everything, est
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what was interrupted.")]
 
 
-def resolve_device(name: str) -> str:
-    """``auto`` means cuda where there is one.
+def prepare_torch(device: str, precision: str, threads: int | None) -> str:
+    """Check ``--device`` and ``--precision``, set torch up for a process of ours, and return torch's device.
+
+    fp32 means fp32: no TF32 behind the back of an attack. Denormals are flushed: they make Adam many times slower.
 
     Raises:
-        UsageError: no such device here.
+        UsageError: an unknown precision, or no such device here.
     """
     import torch
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu" or (name.split(":")[0] == "cuda" and torch.cuda.is_available()):
-        return name
-    if name.split(":")[0] == "cuda":
-        raise UsageError("--device cuda: torch finds no GPU here; use --device cpu")
-    raise UsageError(f"--device {name!r}: one of auto, cpu, cuda")
-
-
-def check_precision(precision: str) -> None:
     if precision not in ("fp32", "bf16"):
         raise UsageError(f"--precision {precision!r}: one of fp32, bf16")
-
-
-def prepare_torch(threads: int | None) -> None:
-    """fp32 means fp32: no TF32 behind the back of an attack. Denormals are flushed: they make Adam many times slower."""
-    import torch
-
+    kind = device.split(":")[0]
+    if kind not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {device!r}: one of auto, cpu, cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no GPU here; use --device cpu")
+    if kind == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and precision == "bf16" and not torch.cpu._is_amx_tile_supported():
+        logger.warning("--precision bf16: this CPU has no AMX, its bf16 is slower than fp32; --precision fp32 is faster")
     torch.set_flush_denormal(True)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     if threads is not None:
         torch.set_num_threads(threads)
+    return device
 
 
 def read_class_list(spec: str | None) -> tuple[str, ...] | None:

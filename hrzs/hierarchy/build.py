@@ -1,4 +1,4 @@
-"""One call from classes to a levelled tree: what `hrzs build-tree` does."""
+"""One call from classes to levelled trees: what `hrzs build-tree` does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hrzs.hierarchy.sources import SOURCES, ClassSpec, SourceOptions
 from hrzs.hierarchy.tree import Tree
 
 
-def build_tree(
+def build_trees(
     classes: Sequence[ClassSpec],
     *,
     source: str = "wordnet",
@@ -20,8 +20,11 @@ def build_tree(
     depths: Sequence[int] = (),
     options: SourceOptions | None = None,
     label: str | None = None,
-) -> tuple[Tree, tuple[str, ...]]:
-    """A tree over ``classes`` in their order, and what the user should know about how it was made.
+) -> tuple[list[Tree], tuple[str, ...]]:
+    """Different trees over ``classes`` in their order, and what the user should know about how they were made.
+
+    As many as ``options.trees`` asks for, or fewer where the source has no more; trees that levelling makes equal count
+    once, and a note says so.
 
     Args:
         source: a name in `SOURCES`.
@@ -42,6 +45,8 @@ def build_tree(
             f"--classes names {shown} more than once; a class id stands for one class "
             "(give each an id of its own in a text file: ID<TAB>NAME)"
         )
+    if options is not None and options.trees < 1:
+        raise UsageError(f"--trees {options.trees}: at least one")
     if len(classes) < 2:
         raise UsageError(f"a tree needs at least two classes, and --classes gave {len(classes)}")
     options = options or SourceOptions()
@@ -53,7 +58,18 @@ def build_tree(
         header["levels"] = levels
     if options.senses:
         header["sense"] = [f"{name}={synset}" for name, synset in sorted(options.senses.items())]
+    if options.trees > 1:
+        header["trees"] = options.trees
     order = [spec.class_id for spec in classes]
-    if depths:
-        return level_at_depths(grown.root, depths, order, header | {"depths": list(depths)}), grown.notes
-    return level_tree(grown.root, levels, order, header), grown.notes
+    made: dict[str, Tree] = {}
+    for number, root in enumerate(grown.roots):
+        head = header | (grown.each[number] if grown.each else {})
+        if depths:
+            tree = level_at_depths(root, depths, order, head | {"depths": list(depths)})
+        else:
+            tree = level_tree(root, levels, order, head)
+        made.setdefault(tree.digest, tree)
+    notes = list(grown.notes)
+    if len(made) < len(grown.roots):
+        notes.append(f"{len(grown.roots)} trees were grown, {len(made)} differ at the levels asked for: those are kept")
+    return list(made.values()), tuple(notes)

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from hrzs.errors import UsageError
+from hrzs.models.attention import straighten
 from hrzs.models.heads import CosineHead, Head, HyperbolicHead
 
 
@@ -48,10 +50,12 @@ class ClipModel(nn.Module):
 
     def __init__(self, clip: nn.Module, info: ModelInfo, geometry: HyperbolicHead | None = None) -> None:
         super().__init__()
+        straighten(clip)
         self.clip = clip
         self.info = info
         self.geometry = geometry
         self.precision = "fp32"
+        self._bf16_weights: dict[str, Tensor] | None = None
         size = cast(Any, clip).visual.image_size
         self.image_size: int = int(size if isinstance(size, int) else size[0])
         self.register_buffer("mean", torch.tensor(info.mean).view(3, 1, 1), persistent=False)
@@ -98,8 +102,13 @@ class ClipModel(nn.Module):
                 align_corners=False,
                 antialias=True,
             )
+        pixels = (pixels - self.mean) / self.std
         with self.autocast(precision):
-            features = cast(Any, self.clip).encode_image((pixels - self.mean) / self.std)
+            if self._bf16_weights is None or (precision or self.precision) != "bf16":
+                features = cast(Any, self.clip).encode_image(pixels)
+            else:
+                features = functional_call(cast(Any, self.clip).visual, self._bf16_weights, pixels)
+                features = features[0] if isinstance(features, tuple) else features  # CoCa's, with its tokens
         return cast(Tensor, features).float()
 
     # -- text ---------------------------------------------------------------------------------------------------
@@ -152,13 +161,31 @@ class ClipModel(nn.Module):
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """No parameter of ``module`` requires a gradient inside: neither its time nor its memory is spent in an attack."""
-    wanted = [p for p in module.parameters() if p.requires_grad]
+def frozen(model: ClipModel) -> Iterator[None]:
+    """No parameter of ``model`` requires a gradient inside: neither its time nor its memory is spent in an attack.
+
+    In bf16 the encoder's matrices are cast once here: autocast would cast frozen ones anew in every forward.
+    """
+    wanted = [p for p in model.parameters() if p.requires_grad]
     for p in wanted:
         p.requires_grad_(False)
+    outer = model._bf16_weights
+    if model.precision == "bf16" and outer is None:
+        model._bf16_weights = _bf16_matrices(cast(Any, model.clip).visual)
     try:
         yield
     finally:
+        model._bf16_weights = outer
         for p in wanted:
             p.requires_grad_(True)
+
+
+def _bf16_matrices(visual: nn.Module) -> dict[str, Tensor]:
+    """What autocast would cast, by name: the matrices of linear, attention and convolution layers."""
+    return {
+        f"{name}.{key}".lstrip("."): p.detach().bfloat16()
+        for name, part in visual.named_modules()
+        if isinstance(part, nn.Linear | nn.MultiheadAttention | nn.modules.conv._ConvNd)
+        for key, p in part.named_parameters(recurse=False)
+        if p.ndim >= 2
+    }

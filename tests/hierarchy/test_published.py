@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from hrzs.data import class_names
-from hrzs.hierarchy.build import build_tree
+from hrzs.hierarchy.build import build_trees
 from hrzs.hierarchy.published import find_tree
 from hrzs.hierarchy.sources import ClassSpec
 from hrzs.hierarchy.yaml_form import dump_trees, load_tree
@@ -22,7 +22,7 @@ def test_shapes_tree_is_what_build_tree_makes() -> None:
     file = find_tree("shapes")
     assert file is not None
     classes = [ClassSpec(class_id, name) for class_id, name in class_names("shapes")]
-    tree, _ = build_tree(classes, label="shapes")
+    (tree,), _ = build_trees(classes, label="shapes")
     assert dump_trees([tree]) == file.read_text("utf-8")
 
 

@@ -145,6 +145,29 @@ def test_frozen_gives_back_what_it_took(config_file: Callable[[str], Path]) -> N
     assert [p.requires_grad for p in parameters] == flags
 
 
+def test_weights_cast_once_are_autocasts(any_model: ClipModel) -> None:
+    """In bf16, inside `frozen`: the same features and input gradients as autocast gives, to the bit."""
+    any_model.precision = "bf16"
+    pixels = torch.rand(3, 3, any_model.image_size, any_model.image_size)
+
+    def features_and_gradient() -> tuple[Tensor, Tensor]:
+        x = pixels.clone().requires_grad_(True)
+        features = any_model.encode_image(x)
+        return features, torch.autograd.grad(features.square().sum(), x)[0]
+
+    expected = features_and_gradient()
+    with frozen(any_model):
+        assert any_model._bf16_weights
+        found = features_and_gradient()
+        exact = any_model.encode_image(pixels, "fp32")
+    assert any_model._bf16_weights is None
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=0, rtol=0)
+    any_model.precision = "fp32"
+    assert torch.equal(exact, any_model.encode_image(pixels))
+    assert not torch.equal(exact, found[0])
+
+
 def test_state_holds_no_preprocessing(any_model: ClipModel) -> None:
     """What is saved is open_clip's state dict, and nothing of ours."""
     assert set(any_model.state_dict()) == {f"clip.{key}" for key in any_model.clip.state_dict()}

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from hrzs.hierarchy.tree import Node
 
 
 class ClassSpec(NamedTuple):
-    """A class of the dataset: its id, and its name where the dataset gives one of its own."""
+    """A class of the dataset: its id, its name where the dataset gives one of its own, its WordNet id where known."""
 
     class_id: str
     name: str | None = None
+    synset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -21,29 +23,50 @@ class SourceOptions:
     """What the user asked for; a source takes what concerns it.
 
     Args:
+        trees: how many different trees over the same classes are wanted.
+        seed: for a source that draws at random.
         senses: class id or name -> synset (``star.n.05`` or ``n13881644``), as given.
         wordnet: where to find WordNet (see `hrzs.hierarchy.wordnet.open_wordnet`).
-        tree: the tree file to read (``FILE`` or ``FILE#2``).
+        files: what ``--source file`` reads (``FILE``, or ``FILE#2`` of a forest); several make a forest.
+        endpoint: base URL of an OpenAI-compatible server (``http://127.0.0.1:8000/v1``).
+        llm_model: what that server calls its model.
+        cache: folder for answers and transcripts; None for none.
+        model, pretrained: the CLIP whose embeddings are clustered, as on the command line.
+        data, data_root: images whose class means are clustered instead of the texts' embeddings.
+        distance: ``hyperbolic`` or ``cosine``.
     """
 
+    trees: int = 1
+    seed: int = 0
     senses: Mapping[str, str] = field(default_factory=dict)
     wordnet: str | None = None
-    tree: str | None = None
+    files: tuple[str, ...] = ()
+    endpoint: str | None = None
+    llm_model: str | None = None
+    cache: Path | None = None
+    model: str = "tiny"
+    pretrained: str | None = None
+    data: str | None = None
+    data_root: Path | None = None
+    distance: str = "hyperbolic"
 
 
 @dataclass(frozen=True)
 class Grown:
-    """An unlevelled tree over exactly the classes that were asked for.
+    """Unlevelled trees over exactly the classes that were asked for.
 
     Args:
-        root: its levels mean nothing yet: `hrzs.hierarchy.levelling` sets them.
+        roots: ``options.trees`` different trees, or fewer with a note that says why, the best first; their levels
+            mean nothing yet: `hrzs.hierarchy.levelling` sets them.
         source: what the header of the file should say besides the options: versions and such.
         notes: what the user should know, such as how an ambiguous word was read; one paragraph each.
+        each: what the header of each tree should say beyond that; empty, or one for each root.
     """
 
-    root: Node
+    roots: tuple[Node, ...]
     source: dict[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    each: tuple[dict[str, object], ...] = ()
 
 
 class Source(Protocol):

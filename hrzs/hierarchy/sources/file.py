@@ -11,8 +11,8 @@ from hrzs.hierarchy.yaml_form import load_tree
 
 def grow(classes: Sequence[ClassSpec], options: SourceOptions) -> Grown:
     """An existing tree file (--tree FILE), levelled anew; --classes keeps some of its classes."""
-    if options.tree is None:
+    if not options.files:
         raise UsageError("--source file reads a tree: name it with --tree FILE.yaml")
-    tree = load_tree(options.tree)
+    tree = load_tree(options.files[0])
     wanted = [spec.class_id for spec in classes]
-    return Grown(tree.restrict(wanted).root, {"tree": tree.digest[:16]})
+    return Grown((tree.restrict(wanted).root,), {"tree": tree.digest[:16]})

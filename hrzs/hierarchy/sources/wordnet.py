@@ -71,7 +71,7 @@ def grow(classes: Sequence[ClassSpec], options: SourceOptions) -> Grown:
     ]
     notes = [*_head_notes(words, chosen), *_sense_notes(words, chosen)]
     root = _grow(words, chosen)
-    return Grown(root, {"wordnet": reader.get_version() or "unknown"}, tuple(notes))
+    return Grown((root,), {"wordnet": reader.get_version() or "unknown"}, tuple(notes))
 
 
 # -- looking up ------------------------------------------------------------------------------------------------

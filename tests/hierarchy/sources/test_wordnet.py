@@ -17,11 +17,11 @@ def grow(*names: str, **senses: str) -> Grown:
 
 
 def leaf_ids(grown: Grown) -> dict[str | None, str]:
-    return {leaf.class_id: leaf.id for leaf in grown.root.leaves()}
+    return {leaf.class_id: leaf.id for leaf in grown.roots[0].leaves()}
 
 
 def parents(grown: Grown) -> dict[str | None, Node]:
-    return {child.class_id: node for node in grown.root.walk() for child in node.children if child.is_leaf}
+    return {child.class_id: node for node in grown.roots[0].walk() for child in node.children if child.is_leaf}
 
 
 SHAPES = {
@@ -59,7 +59,7 @@ def test_spelling_does_not_matter(name: str) -> None:
 
 def test_wordnet_ids_are_exact_and_take_their_first_lemma() -> None:
     grown = grow("n02119789", "n02084071")
-    assert {leaf.class_id: leaf.name for leaf in grown.root.leaves()} == {"n02119789": "kit fox", "n02084071": "dog"}
+    assert {leaf.class_id: leaf.name for leaf in grown.roots[0].leaves()} == {"n02119789": "kit fox", "n02084071": "dog"}
     assert grown.notes == ()
 
 
@@ -113,16 +113,16 @@ def test_last_word_stands_in_for_a_name_wordnet_lacks() -> None:
 def test_several_hypernyms_take_the_most_shared() -> None:
     # A dog is a canine and a domestic animal; the longer way up shares more with a cat.
     assert parents(grow("dog", "fox", "wolf", "oak"))["dog"].name == "canine"
-    carnivore = next(node for node in grow("dog", "cat", "oak").root.walk() if node.name == "carnivore")
+    carnivore = next(node for node in grow("dog", "cat", "oak").roots[0].walk() if node.name == "carnivore")
     assert {leaf.class_id for leaf in carnivore.leaves()} == {"dog", "cat"}
 
 
 def test_same_tree_whatever_the_order_of_sets() -> None:
     names = ["star", "square", "bank", "crane", "mouse", "spring", "dog", "n02119789"]
     code = (
-        "from hrzs.hierarchy.build import build_tree; from hrzs.hierarchy.sources import ClassSpec\n"
+        "from hrzs.hierarchy.build import build_trees; from hrzs.hierarchy.sources import ClassSpec\n"
         "from hrzs.hierarchy.yaml_form import dump_trees\n"
-        f"tree, notes = build_tree([ClassSpec(n) for n in {names}])\n"
+        f"(tree,), notes = build_trees([ClassSpec(n) for n in {names}])\n"
         "print(dump_trees([tree])); print(notes)"
     )
     outputs = {_python(["-c", code], seed) for seed in ("1", "2", "3")}
