@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -17,7 +18,8 @@ def parse_eps(text: str, *, option: str = "--eps", norm: str = "linf") -> Fracti
         UsageError: not a number, not positive, or (L∞) more than the whole pixel range.
     """
     try:
-        eps = Fraction(text.strip())
+        # An exponent of many digits would be worked out as an exact number of as many places.
+        eps = Fraction(text.strip() if len(text) <= 100 and not re.search(r"e[+-]?\d{3}", text, re.I) else "")
     except (ValueError, ZeroDivisionError):
         raise UsageError(f"{option} {text!r}: not a number; write 1/255 or 0.0039") from None
     if eps <= 0 or (norm == "linf" and eps > 1):

@@ -98,7 +98,7 @@ class ClipModel(nn.Module):
             pixels = F.interpolate(
                 pixels,
                 size=(self.image_size, self.image_size),
-                mode="bicubic",
+                mode="bilinear" if self.info.interpolation == "bilinear" else "bicubic",
                 align_corners=False,
                 antialias=True,
             )

@@ -43,6 +43,8 @@ def test_parse_is_exact(text: str, eps: Fraction) -> None:
         ("nan", "not a number"),
         ("inf", "not a number"),
         ("1/255/2", "not a number"),
+        ("1e-999999999", "not a number"),
+        ("1" * 10000, "not a number"),
     ],
 )
 def test_refused(text: str, message: str) -> None:

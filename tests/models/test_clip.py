@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -84,11 +85,13 @@ def test_only_the_projection_learns(name: str, count: int, config_file: Callable
 
 
 @pytest.mark.parametrize("size", [(12, 12), (40, 40), (20, 30)])
-def test_resizing_is_inside_and_differentiable(size: tuple[int, int], any_model: ClipModel) -> None:
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_resizing_is_inside_and_differentiable(size: tuple[int, int], mode: str, any_model: ClipModel) -> None:
+    any_model.info = replace(any_model.info, interpolation=mode)
     pixels = torch.rand(2, 3, *size, requires_grad=True)
     features = any_model.encode_image(pixels)
     side = any_model.image_size
-    resized = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
+    resized = F.interpolate(pixels, (side, side), mode=mode, antialias=True)
     assert torch.allclose(features, any_model.encode_image(resized), atol=1e-5)
     (gradient,) = torch.autograd.grad(features.square().sum(), pixels)
     assert gradient.shape == pixels.shape
