@@ -135,7 +135,7 @@ def evaluate(
             report["results"] += evaluation.rows()
             report["summary"]["levels"] += evaluation.summary()
     if canaries:
-        report["summary"]["canaries"] = _canaries(evaluations[0], quiet=quiet)
+        report["summary"]["canaries"] = [c for evaluation in evaluations for c in _canaries(evaluation, quiet=quiet)]
     _call_out(report["results"])
     text = json.dumps(report, indent=1)
     if target is not None:

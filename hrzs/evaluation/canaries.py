@@ -30,13 +30,14 @@ HUGE = Fraction(64, 255)
 
 @dataclass(frozen=True)
 class Canary:
-    """``value`` is what was measured (None: could not be), ``ok`` whether it is as expected."""
+    """``value`` is what was measured (None: could not be), ``ok`` whether it is as expected; each dataset has its own."""
 
     name: str
     value: float | None
     expected: str
     ok: bool | None
     note: str = ""
+    dataset: str = ""
 
 
 def run_canaries(evaluation: Evaluation, update: Callable[[str], None] = lambda _: None) -> list[Canary]:
@@ -44,17 +45,18 @@ def run_canaries(evaluation: Evaluation, update: Callable[[str], None] = lambda 
     eps = next((u.eps for u in evaluation.units if u.eps is not None), None)
     if eps is None:
         return []
-    update("canary: untouched model")
+    name = evaluation.task.data.name
+    update(f"{name}, canary: untouched model")
     canaries = [_untouched(evaluation, eps)]
-    update("canary: huge ε")
+    update(f"{name}, canary: huge ε")
     canaries += [_huge(evaluation), _gradients(evaluation)]
     if evaluation.classifier.head.name == "hyperbolic":
-        update("canary: cosine head")
+        update(f"{name}, canary: cosine head")
         canaries.append(_cosine_head(evaluation, eps))
     for canary in canaries:
         if canary.ok is False:
             logger.warning("canary %s: %s, expected %s. %s", canary.name, canary.value, canary.expected, canary.note)
-    return canaries
+    return [replace(canary, dataset=name) for canary in canaries]
 
 
 def _leaf_pgd(

@@ -20,9 +20,8 @@ def render(
         for c in canaries:
             verdict = {True: "ok", False: "UNEXPECTED", None: "not run"}[c["ok"]]
             value = "" if c["value"] is None else f" {c['value']:.3f};"
-            lines.append(
-                f"  {verdict:<10} {c['name']}:{value} expected {c['expected']}. {c['note']}".rstrip(". ") + "."
-            )
+            line = f"  {verdict:<10} {c['dataset']}, {c['name']}:{value} expected {c['expected']}. {c['note']}"
+            lines.append(line.rstrip(". ") + ".")
     return "\n".join(lines) + "\n"
 
 

@@ -23,6 +23,7 @@ def canaries_of(evaluation: Evaluation) -> dict[str, Canary]:
 def test_an_honest_model_passes(evaluate: Evaluate) -> None:
     canaries = canaries_of(evaluate(attacks=("leaf-pgd",), steps=10))
     assert {"untouched-model", "huge-eps", "dead-gradients"} == canaries.keys()
+    assert len({canary.dataset for canary in canaries.values()} - {""}) == 1
     assert canaries["dead-gradients"].value == 0
     assert canaries["dead-gradients"].ok
     assert canaries["huge-eps"].ok

@@ -11,8 +11,15 @@ def test_table_shows_every_row_once(evaluate: Callable[..., Evaluation]) -> None
     evaluation.run()
     rows = evaluation.rows()
     canaries = [
-        {"name": "huge-eps", "value": 0.5, "expected": "at most 0.05", "ok": False, "note": "masked?"},
-        {"name": "untouched-model", "value": None, "expected": "at most 0.25", "ok": None, "note": "not to be had"},
+        {"dataset": "d", "name": "huge-eps", "value": 0.5, "expected": "at most 0.05", "ok": False, "note": "masked?"},
+        {
+            "dataset": "d",
+            "name": "untouched-model",
+            "value": None,
+            "expected": "at most 0.25",
+            "ok": None,
+            "note": "not to be had",
+        },
     ]
     text = render(rows, evaluation.summary(), canaries)
     assert text.count("±") - 1 == len(rows)  # one more in the heading
@@ -23,8 +30,8 @@ def test_table_shows_every_row_once(evaluate: Callable[..., Evaluation]) -> None
         assert f"{mark}{100 * value:.1f} ±" in text
     summary = evaluation.summary()[0]
     assert f"any-level robust accuracy at ε {summary['eps']}: {100 * summary['any_level_robust']:.1f}%" in text
-    assert "UNEXPECTED huge-eps: 0.500; expected at most 0.05. masked?." in text
-    assert "not run    untouched-model: expected at most 0.25. not to be had." in text
+    assert "UNEXPECTED d, huge-eps: 0.500; expected at most 0.05. masked?." in text
+    assert "not run    d, untouched-model: expected at most 0.25. not to be had." in text
 
 
 def test_table_without_superclasses_or_canaries(evaluate: Callable[..., Evaluation]) -> None:
