@@ -36,8 +36,13 @@ tiny: $(STAMP) ## Train the embedded model from random weights (overwrites hrzs/
 	$(BIN)/hrzs finetune --config hrzs/models/tiny/pretrain.yaml -o runs/tiny
 	cp runs/tiny/model.safetensors hrzs/models/tiny/model.safetensors
 
-hierarchies: $(STAMP) ## Make the published trees again
-	$(BIN)/hrzs build-tree --source wordnet --classes shapes -o hierarchies/shapes.yaml
+BUILD_TREE = $(BIN)/hrzs build-tree --quiet
+hierarchies: $(STAMP) ## Make the published trees again that are not edited by hand
+	for d in shapes tiny_imagenet cifar10 stl10 caltech101 caltech256; do \
+	  $(BUILD_TREE) --classes $$d -o hierarchies/$$d.yaml || exit 1; done
+	$(BUILD_TREE) --classes imagenet --trees 3 -o hierarchies/imagenet.yaml
+	$(BUILD_TREE) --classes cifar100 -o build/cifar100.yaml
+	$(BUILD_TREE) --source file --tree build/cifar100.yaml --tree hierarchies/cifar100_coarse.yaml -o hierarchies/cifar100.yaml
 
 clean: ## Remove what make made (not the virtual environment)
 	rm -rf demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

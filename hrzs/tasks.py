@@ -52,7 +52,7 @@ def open_task(
     purpose: Literal["train", "eval"],
     split: str | None = None,
     root: Path | None = None,
-    tree: str | None = None,
+    tree: str | Tree | None = None,
     classes: Sequence[str] | None = None,
     limit: int | None = None,
     skip: int = 0,
@@ -85,7 +85,9 @@ def open_task(
     return Task(data, fitted, source, "in-graph" if in_graph else "before")
 
 
-def _find_tree(tree: str | None, name: str, spec: str) -> tuple[Tree, str]:
+def _find_tree(tree: str | Tree | None, name: str, spec: str) -> tuple[Tree, str]:
+    if isinstance(tree, Tree):
+        return tree, str(tree.header.get("name", "tree"))
     if tree is not None:
         return load_tree(tree), tree
     published = find_tree(name)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,11 +15,8 @@ from hrzs.cli import console, options
 from hrzs.errors import HrzsError, UsageError
 
 if TYPE_CHECKING:
-    from hrzs.hierarchy.sources import ClassSpec
+    from hrzs.hierarchy.sources import SourceOptions
     from hrzs.hierarchy.tree import Tree
-
-_SPLIT_FOLDERS = ("train", "val", "validation", "valid", "test")
-_WNID = re.compile(r"n\d{8}")
 
 
 def build_tree(
@@ -29,16 +26,18 @@ def build_tree(
         str | None,
         typer.Option(
             help="The classes: a dataset name, a folder with one subfolder per class, a text file with one class "
-            "(or ID<TAB>NAME) per line, or a,b,c. [default: shapes]",
+            "(or ID<TAB>NAME<TAB>SYNSET) per line, or a,b,c. [default: shapes]",
         ),
     ] = None,
-    data_root: options.DataRoot = None,
-    levels: Annotated[int, typer.Option(help="The level of the root at most; leaves are level 0.")] = 5,
+    levels: Annotated[
+        int | None,
+        typer.Option(help="The level of the root at most; leaves are level 0.", show_default="5, or a tree file's own"),
+    ] = None,
     depths: Annotated[
         str | None,
-        typer.Option(metavar="8,6,4", help="Cut at these depths below WordNet's root instead of by entropy."),
+        typer.Option(metavar="8,6,4", help="Cut at these depths below the source's root instead of by entropy."),
     ] = None,
-    trees: Annotated[int, typer.Option(help="How many trees over the same classes.")] = 1,
+    trees: Annotated[int, typer.Option(min=1, help="How many different trees over the same classes.")] = 1,
     sense: Annotated[
         list[str] | None, typer.Option(metavar="NAME=SYNSET", help="Which synset a class means; repeatable.")
     ] = None,
@@ -46,46 +45,82 @@ def build_tree(
         str | None,
         typer.Option(metavar="PATH|nltk", help="A WordNet other than the one in hrzs: its folder, or NLTK's corpus."),
     ] = None,
-    tree: Annotated[str | None, typer.Option(metavar="FILE", help="The tree that `--source file` reads.")] = None,
+    tree: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="What `--source file` reads: YAML, CSV, TSV, JSON or a folder; repeatable."),
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="For `--source llm`: an OpenAI-compatible server.")
+    ] = None,
+    llm_model: Annotated[str | None, typer.Option(metavar="NAME", help="For `--source llm`: the server's model.")] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="For `--source llm`: answers and transcript.", show_default="beside -o"),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="For `--source cluster` (default tiny), and for --plot and --stats to say what a model makes "
+                          "of the tree."),
+    ] = None,
+    pretrained: options.Pretrained = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="With a model: cluster the class means of these images; measure each level on them."),
+    ] = None,
+    data_root: options.DataRoot = None,
+    limit: options.Limit = None,
+    distance: Annotated[str, typer.Option(help="For `--source cluster`: hyperbolic or cosine.")] = "hyperbolic",
+    seed: options.Seed = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.yaml", help="Write here.")] = None,
     show: Annotated[bool, typer.Option("--show", help="Draw the tree on stderr.")] = False,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg|png", help="Draw the tree as a picture.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.svg|png", help="Draw the tree; with --model its Poincaré disk too (FILE-disk.svg)."),
+    ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print figures of the tree, as JSON.")] = False,
     check: Annotated[str | None, typer.Option(metavar="FILE.yaml", help="Only find faults in a tree file.")] = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
-) -> None:
+) -> None:  # fmt: skip
     """Build a class tree: superclasses over the classes, in nested levels."""
+    console.set_up(quiet=quiet, debug=debug)
+    if options.wants_list(source, model, data):
+        _print_list(source, model, data)
+        return
+    from hrzs.hierarchy.describe import check_picture
+    from hrzs.hierarchy.sources import SourceOptions
     from hrzs.hierarchy.yaml_form import dump_trees
 
-    console.set_up(quiet=quiet, debug=debug)
-    if options.wants_list(source):
-        _list_sources()
-        return
+    if plot is not None:
+        check_picture(plot)
     if check is not None:
-        checked = _check(check)
-        _draw(checked, show, plot)
-        if stats:
-            _print_statistics(checked)
-        return
-    if trees != 1:
-        raise UsageError(f"--trees {trees}: the sources of this version give one tree each; leave it out or say 1")
-    made = _make(source, classes, data_root, levels, _depths(depths), sense or [], wordnet, tree)
-    if output is not None:
-        _write(output, dump_trees([made]))
-    _draw(made, show, plot)
-    if stats:
-        _print_statistics(made)
-    elif output is not None:
-        console.emit(str(output))
+        made = _check(check)
     else:
-        console.emit(dump_trees([made]))
+        if tree and source != "file":
+            raise UsageError(f"--tree {tree[0]} is read by --source file, and the source is {source}")
+        asked = SourceOptions(
+            trees=trees, seed=seed, senses=_senses(sense or []), wordnet=wordnet, files=tuple(tree or ()),
+            endpoint=endpoint, llm_model=llm_model, cache=cache or _beside(output), model=model or "tiny",
+            pretrained=pretrained, data=data, data_root=data_root, limit=limit, distance=distance,
+        )  # fmt: skip
+        made = _make(source, classes, levels, _depths(depths), asked)
+        if output is not None:
+            _write(output, dump_trees(made))
+    judge = _Judge(model, pretrained, data, data_root, limit) if model is not None else None
+    _draw(made, show, plot, judge)
+    if stats:
+        _print_statistics(made, judge)
+    elif check is None:
+        console.emit(dump_trees(made) if output is None else str(output))
 
 
-def _list_sources() -> None:
-    from hrzs.hierarchy.sources import SOURCES
+def _print_list(source: str, model: str | None, data: str | None) -> None:
+    if options.wants_list(source):
+        from hrzs.hierarchy.sources import SOURCES
 
-    console.print_names([(name, (source.__doc__ or "").splitlines()[0]) for name, source in SOURCES.items()])
+        console.print_names([(name, (grow.__doc__ or "").splitlines()[0]) for name, grow in SOURCES.items()])
+    else:
+        options.print_models_or_data(model or "", data or "")
 
 
 def _depths(text: str | None) -> tuple[int, ...]:
@@ -95,34 +130,31 @@ def _depths(text: str | None) -> tuple[int, ...]:
         raise UsageError(f"--depths {text!r}: falling numbers from the leaves up, such as 8,6,4") from None
 
 
-def _make(
-    source: str,
-    classes: str | None,
-    data_root: Path | None,
-    levels: int,
-    depths: tuple[int, ...],
-    sense: list[str],
-    wordnet: str | None,
-    tree: str | None,
-) -> Tree:
-    from hrzs.hierarchy import build
-    from hrzs.hierarchy.published import find_tree
-    from hrzs.hierarchy.sources import ClassSpec, SourceOptions
-    from hrzs.hierarchy.yaml_form import load_tree
+def _beside(output: Path | None) -> Path:
+    """Where answers of a language model are kept unless ``--cache`` says: beside the tree, or in the user's cache."""
+    if output is not None:
+        return output.parent / f"{output.stem}.llm"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hrzs" / "llm"
 
-    if tree is not None and source != "file":
-        raise UsageError(f"--tree {tree} is read by --source file, and the source is {source}")
-    if source == "file" and tree is None:
+
+def _make(
+    source: str, classes: str | None, levels: int | None, depths: tuple[int, ...], asked: SourceOptions
+) -> list[Tree]:
+    from hrzs.hierarchy.build import build_trees
+    from hrzs.hierarchy.classes import read_classes
+    from hrzs.hierarchy.published import find_tree
+    from hrzs.hierarchy.sources.file import classes_of
+
+    if source == "file" and not asked.files:
         published = find_tree(classes or "shapes")
         if published is None:
-            raise UsageError(f"--source file: no tree is published for {classes}; name one with --tree FILE.yaml")
-        tree = str(published)
-    if tree is not None and classes is None:
-        specs, label = [ClassSpec(class_id) for class_id in load_tree(tree).classes], None
+            raise UsageError(f"--source file: no tree is published for {classes}; name one with --tree FILE")
+        asked = replace(asked, files=(str(published),))
+    if source == "file" and classes is None:
+        specs, label = classes_of(asked.files), None
     else:
-        specs, label = read_classes(classes or "shapes", data_root)
-    asked = SourceOptions(senses=_senses(sense), wordnet=wordnet, tree=tree)
-    made, notes = build.build_tree(specs, source=source, levels=levels, depths=depths, options=asked, label=label)
+        specs, label = read_classes(classes or "shapes", asked.data_root)
+    made, notes = build_trees(specs, source=source, levels=levels, depths=depths, options=asked, label=label)
     for note in notes:
         console.note(note)
     return made
@@ -138,79 +170,8 @@ def _senses(given: list[str]) -> dict[str, str]:
     return senses
 
 
-def read_classes(spec: str, data_root: Path | None = None) -> tuple[list[ClassSpec], str]:
-    """The classes that ``--classes`` stands for, in order, and what to call them in the file's header.
-
-    Raises:
-        UsageError: there is no such dataset, folder or file, or the file is no text.
-    """
-    from hrzs.hierarchy.sources import ClassSpec
-
-    path = Path(spec)
-    if path.exists() and not path.is_dir() and path.suffix != ".tar":
-        return _classes_of_file(path), path.name
-    if "," in spec and not path.exists():
-        names = [name.strip() for name in spec.split(",")]
-        if "" in names:
-            raise UsageError(f"--classes {spec}: there is an empty name between the commas")
-        return [ClassSpec(name) for name in names], f"{len(names)} names"
-    label = path.name
-    if path.is_dir():
-        label = path.resolve().name
-        if label in _SPLIT_FOLDERS:
-            label = f"{path.resolve().parent.name}/{label}"
-        folders = _class_folders(path)
-        # Importing the datasets, and torch with them, takes longer than all the rest; WordNet ids need no names.
-        if all(map(_WNID.fullmatch, folders)):
-            return [ClassSpec(class_id) for class_id in folders], label
-    from hrzs.data import class_names
-
-    try:
-        found = class_names(spec, root=data_root)
-    except UsageError as error:
-        raise UsageError(
-            f"--classes {spec}: {error} A text file with one class per line and a,b,c are understood as well."
-        ) from error
-    # A name that only repeats the id is none; a WordNet id then takes its synset's.
-    return [ClassSpec(class_id, None if name == class_id else name) for class_id, name in found], label
-
-
-def _class_folders(path: Path) -> list[str]:
-    """The class folders in label order, by the rule of `hrzs.data.class_names`."""
-
-    def inside(folder: Path) -> list[Path]:
-        return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
-
-    folders = inside(path)
-    while len(folders) == 1 and folders[0].name not in _SPLIT_FOLDERS and inside(folders[0]):
-        folders = inside(folders[0])
-    in_splits = [f for split in folders if split.name in _SPLIT_FOLDERS for f in inside(split)]
-    if not folders:
-        raise UsageError(f"--classes {path}: it has no subfolders; one per class is needed, as in {path}/<class>/")
-    return sorted({f.name for f in in_splits or folders})
-
-
-def _classes_of_file(path: Path) -> list[ClassSpec]:
-    from hrzs.hierarchy.sources import ClassSpec
-
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise UsageError(f"--classes {path}: cannot read it: {reason}; it should have one class per line") from error
-    specs: list[ClassSpec] = []
-    for line in filter(None, lines):
-        class_id, _, name = line.partition("\t")
-        # The lists of synsets of this field: `n02119789 kit fox, Vulpes macrotis`.
-        if match := re.fullmatch(rf"({_WNID.pattern})\s+(.+)", line):
-            class_id, name = match[1], match[2].split(",")[0]
-        specs.append(ClassSpec(class_id.strip(), name.strip() or None))
-    if not specs:
-        raise UsageError(f"--classes {path}: the file is empty; it should have one class per line")
-    return specs
-
-
-def _check(file: str) -> Tree:
+def _check(file: str) -> list[Tree]:
+    """The trees of a file without a fault; of ``FILE#2`` only that one."""
     from hrzs.hierarchy.yaml_form import parse_tree_spec, read
 
     path, number = parse_tree_spec(file)
@@ -220,29 +181,68 @@ def _check(file: str) -> Tree:
         raise UsageError(f"--check {path}: {len(faults)} fault(s)\n{lines}")
     if number > len(trees):
         raise UsageError(f"--check {file}: {path} has {len(trees)} tree(s)")
-    tree = trees[number - 1]
-    sizes = " ".join(str(len(nodes)) for nodes in tree.levels)
-    console.note(f"{file}: valid; nodes at each level from the leaves to the root: {sizes}")
-    return tree
+    if "#" in file and path != file:
+        trees = [trees[number - 1]]
+    for tree in trees:
+        sizes = " ".join(str(len(nodes)) for nodes in tree.levels)
+        console.note(f"{file}: valid; nodes at each level from the leaves to the root: {sizes}")
+    return trees
 
 
-def _draw(tree: Tree, show: bool, plot: Path | None) -> None:
+def _draw(trees: list[Tree], show: bool, plot: Path | None, judge: _Judge | None) -> None:
     from hrzs.hierarchy import describe
 
     if show:
-        console.stderr.print(describe.outline(tree))
-    if plot is not None:
-        try:
-            describe.plot(tree, plot)
-        except OSError as error:
-            raise HrzsError(f"--plot {plot}: cannot write it: {error.strerror}") from error
-        console.note(f"drawn: {plot}")
+        for tree in trees:
+            console.stderr.print(describe.outline(tree))
+    if plot is None:
+        return
+    try:
+        for number, tree in enumerate(trees, 1):
+            file = plot if len(trees) == 1 else plot.with_stem(f"{plot.stem}-{number}")
+            describe.plot(tree, file)
+            console.note(f"drawn: {file}")
+            if judge is not None:
+                disk = file.with_stem(f"{file.stem}-disk")
+                judge.plot_disk(tree, disk)
+                console.note(f"drawn: {disk}")
+    except OSError as error:
+        raise HrzsError(f"--plot {plot}: cannot write it: {error.strerror}") from error
 
 
-def _print_statistics(tree: Tree) -> None:
-    from hrzs.hierarchy.describe import statistics
+def _print_statistics(trees: list[Tree], judge: _Judge | None) -> None:
+    from hrzs.hierarchy.describe import forest_statistics, statistics
 
-    console.emit(json.dumps(statistics(tree), indent=2, ensure_ascii=False))
+    each = [statistics(tree) | (judge.statistics(tree) if judge is not None else {}) for tree in trees]
+    figures = each[0] if len(trees) == 1 else {"trees": each, **forest_statistics(trees)}
+    console.emit(json.dumps(figures, indent=2, ensure_ascii=False))
+
+
+class _Judge:
+    """What a model makes of a tree."""
+
+    def __init__(
+        self, model: str, pretrained: str | None, data: str | None, data_root: Path | None, limit: int | None
+    ) -> None:
+        from hrzs.models.loading import load_model
+
+        self.model = load_model(model, pretrained)
+        self.data, self.data_root, self.limit = data, data_root, limit
+
+    def plot_disk(self, tree: Tree, file: Path) -> None:
+        from hrzs.evaluation.tree_view import plot_disk
+
+        plot_disk(self.model, tree, file)
+
+    def statistics(self, tree: Tree) -> dict[str, object]:
+        """Zero-shot accuracy of each level's prompts; empty without ``--data``."""
+        if self.data is None:
+            return {}
+        from hrzs.evaluation.tree_view import level_accuracy
+        from hrzs.tasks import open_task
+
+        task = open_task(self.data, self.model, purpose="eval", root=self.data_root, tree=tree, limit=self.limit)
+        return {"zero_shot": level_accuracy(self.model, task)}
 
 
 def _write(file: Path, text: str) -> None:

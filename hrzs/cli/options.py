@@ -120,7 +120,9 @@ def prepare_torch(device: str, precision: str, threads: int | None) -> str:
     if kind == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and precision == "bf16" and not torch.cpu._is_amx_tile_supported():
-        logger.warning("--precision bf16: this CPU has no AMX, its bf16 is slower than fp32; --precision fp32 is faster")
+        logger.warning(
+            "--precision bf16: this CPU has no AMX, its bf16 is slower than fp32; --precision fp32 is faster"
+        )
     torch.set_flush_denormal(True)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

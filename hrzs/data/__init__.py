@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from hrzs.data.base import Batch, Dataset, Sample, digest, held_out, loader, prompt_name, resize_to, subset, suggest
-from hrzs.data.folder import SPLIT_FOLDERS, open_images, open_source
+from hrzs.data.base import Batch, Dataset, Sample, digest, held_out, loader, resize_to, subset, suggest
+from hrzs.data.folder import open_images, open_source
 from hrzs.data.named import NAMED, Splits, open_named
 from hrzs.data.shapes import SPLITS as SHAPES_SPLITS
 from hrzs.data.shapes import Shapes
@@ -26,7 +26,6 @@ __all__ = [
     "Dataset",
     "Entry",
     "Sample",
-    "class_names",
     "describe_datasets",
     "digest",
     "held_out",
@@ -39,11 +38,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Entry:
-    """A dataset with a name: one line about it, its splits given the data root, its class ids if known without data."""
+    """A dataset with a name: one line about it, and its splits given the data root."""
 
     about: str
     open: Callable[[Path | None], Splits]
-    classes: tuple[str, ...] | None = None
 
 
 def _shapes(_: Path | None) -> Splits:
@@ -51,8 +49,8 @@ def _shapes(_: Path | None) -> Splits:
 
 
 DATASETS: dict[str, Entry] = {
-    "shapes": Entry("24 kinds of plane figures, drawn on the fly, 64×64 (embedded)", _shapes, Shapes.classes),
-    **{name: Entry(named.about, partial(open_named, name), named.classes) for name, named in NAMED.items()},
+    "shapes": Entry("24 kinds of plane figures, drawn on the fly, 64×64 (embedded)", _shapes),
+    **{name: Entry(named.about, partial(open_named, name)) for name, named in NAMED.items()},
 }
 
 
@@ -87,35 +85,6 @@ def open_dataset(
         there = {s for s in splits if s} | ({"train", "val"} if undivided else set())
         raise UsageError(f"--split {split}: {spec} has no such split, it has {', '.join(sorted(there))}.")
     return splits[split]()
-
-
-def class_names(spec: str, *, root: Path | None = None) -> list[tuple[str, str]]:
-    """(class id, name for a prompt) of every class of a dataset, in label order; of a folder without opening its files.
-
-    Raises UsageError as `open_dataset` does.
-    """
-    known = DATASETS[spec].classes if spec in DATASETS else None
-    if known is not None:
-        return [(c, prompt_name(c)) for c in known]
-    if spec not in DATASETS and Path(spec).is_dir():
-        return [(c, prompt_name(c)) for c in _class_folders(Path(spec))]
-    dataset = next(iter(_splits(spec, root).values()))()
-    return list(zip(dataset.classes, dataset.class_names, strict=True))
-
-
-def _class_folders(path: Path) -> list[str]:
-    """The classes by their folders alone: nothing of ImageNet's size is walked through, nor need there be images."""
-
-    def inside(folder: Path) -> list[Path]:
-        return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
-
-    folders = inside(path)
-    while len(folders) == 1 and folders[0].name not in SPLIT_FOLDERS and inside(folders[0]):
-        folders = inside(folders[0])
-    in_splits = [c for f in folders if f.name in SPLIT_FOLDERS for c in inside(f)]
-    if not folders:
-        raise UsageError(f"{path} has no subfolders: one per class is needed, as in {path}/<class>/<image>.")
-    return sorted({f.name for f in in_splits or folders})
 
 
 def _splits(spec: str, root: Path | None) -> Splits:

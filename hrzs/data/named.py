@@ -15,6 +15,7 @@ from PIL import Image
 from hrzs.data.base import Dataset, prompt_name
 from hrzs.data.folder import open_images, open_source
 from hrzs.errors import HrzsError, UsageError
+from hrzs.hierarchy.classes import dataset_classes
 
 Splits = dict[str | None, Callable[[], Dataset]]
 
@@ -24,7 +25,7 @@ class Named:
     """One line of the table.
 
     `build` names the class in torchvision.datasets; `splits` the arguments for each of our splits (None: it comes
-    undivided); `marker` a file or folder that tells its layout; `classes` what it gives as class names.
+    undivided); `marker` a file or folder that tells its layout. Names for prompts are in `hrzs/data/classes`.
     """
 
     about: str
@@ -32,7 +33,6 @@ class Named:
     marker: str = ""
     splits: Mapping[str | None, Mapping[str, Any]] | None = None
     native_size: int | None = None
-    classes: tuple[str, ...] | None = None
     labels: Callable[[Any], Sequence[int]] = lambda data: data._labels
 
 
@@ -41,39 +41,10 @@ def _same(*splits: str) -> dict[str | None, dict[str, str]]:
 
 
 _CIFAR_SPLITS: dict[str | None, dict[str, bool]] = {"train": {"train": True}, "test": {"train": False}}
-_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_CIFAR100 = """
-    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
-    castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
-    elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man
-    maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree
-    plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail
-    snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout
-    tulip turtle wardrobe whale willow_tree wolf woman worm
-"""
-_STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
-_EUROSAT = (
-    *("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial"),
-    *("Pasture", "PermanentCrop", "Residential", "River", "SeaLake"),
-)
-_PCAM = ("lymph_node", "lymph_node_containing_metastatic_tumor_tissue")
-
 NAMED: dict[str, Named] = {
-    "cifar10": Named(
-        "CIFAR-10, 32×32", "CIFAR10", "cifar-10-batches-py", _CIFAR_SPLITS, 32, _CIFAR10, lambda d: d.targets
-    ),
-    "cifar100": Named(
-        "CIFAR-100, 32×32",
-        "CIFAR100",
-        "cifar-100-python",
-        _CIFAR_SPLITS,
-        32,
-        tuple(_CIFAR100.split()),
-        lambda d: d.targets,
-    ),
-    "stl10": Named(
-        "STL-10, 96×96", "STL10", "stl10_binary", _same("train", "test"), 96, _STL10, lambda d: d.labels.tolist()
-    ),
+    "cifar10": Named("CIFAR-10, 32×32", "CIFAR10", "cifar-10-batches-py", _CIFAR_SPLITS, 32, lambda d: d.targets),
+    "cifar100": Named("CIFAR-100, 32×32", "CIFAR100", "cifar-100-python", _CIFAR_SPLITS, 32, lambda d: d.targets),
+    "stl10": Named("STL-10, 96×96", "STL10", "stl10_binary", _same("train", "test"), 96, lambda d: d.labels.tolist()),
     "imagenet": Named("ImageNet-1k, folders of WordNet ids under train/ and val/"),
     "caltech101": Named(
         "Caltech-101, objects", "Caltech101", "caltech101/101_ObjectCategories", {None: {}}, labels=lambda d: d.y
@@ -109,9 +80,7 @@ NAMED: dict[str, Named] = {
     "fgvc_aircraft": Named(
         "FGVC Aircraft, 100 variants", "FGVCAircraft", "fgvc-aircraft-2013b/data", _same("train", "val", "test")
     ),
-    "eurosat": Named(
-        "EuroSAT, land use, 64×64", "EuroSAT", "eurosat/2750", {None: {}}, 64, _EUROSAT, lambda d: d.targets
-    ),
+    "eurosat": Named("EuroSAT, land use, 64×64", "EuroSAT", "eurosat/2750", {None: {}}, 64, lambda d: d.targets),
     "dtd": Named("DTD, textures", "DTD", "dtd/dtd/images", _same("train", "val", "test")),
     "pcam": Named(
         "PatchCamelyon, lymph nodes, 96×96",
@@ -119,7 +88,6 @@ NAMED: dict[str, Named] = {
         "pcam/camelyonpatch_level_2_split_test_x.h5",
         _same("train", "val", "test"),
         96,
-        _PCAM,
         lambda d: [d[i][1] for i in range(len(d))],
     ),
 }
@@ -130,9 +98,9 @@ class TorchvisionImages(Dataset):
 
     def __init__(self, name: str, split: str, data: Any, entry: Named) -> None:
         self.name, self.split = name, split
-        classes = entry.classes or getattr(data, "classes", None) or data.categories
-        self.classes = tuple(classes)
-        self.class_names = tuple(prompt_name(c) for c in self.classes)
+        listed = {spec.class_id: spec.name for spec in dataset_classes(name) or ()}
+        self.classes = tuple(getattr(data, "classes", None) or getattr(data, "categories", None) or listed)
+        self.class_names = tuple(listed.get(c) or prompt_name(c) for c in self.classes)
         self.labels = [int(label) for label in entry.labels(data)]
         self.ids = [f"{name}/{split}/{i:06d}" for i in range(len(self.labels))]
         self.native_size = entry.native_size

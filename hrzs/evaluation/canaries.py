@@ -30,7 +30,7 @@ HUGE = Fraction(64, 255)
 
 @dataclass(frozen=True)
 class Canary:
-    """``value`` is what was measured (None: could not be), ``ok`` whether it is as expected; each dataset has its own."""
+    """``value`` is what was measured (None: could not be), ``ok`` whether it is as expected, on ``dataset``."""
 
     name: str
     value: float | None

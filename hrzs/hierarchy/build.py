@@ -11,12 +11,15 @@ from hrzs.hierarchy.levelling import level_at_depths, level_tree
 from hrzs.hierarchy.sources import SOURCES, ClassSpec, SourceOptions
 from hrzs.hierarchy.tree import Tree
 
+#: The level of the root unless told otherwise.
+LEVELS = 5
+
 
 def build_trees(
     classes: Sequence[ClassSpec],
     *,
     source: str = "wordnet",
-    levels: int = 5,
+    levels: int | None = None,
     depths: Sequence[int] = (),
     options: SourceOptions | None = None,
     label: str | None = None,
@@ -28,9 +31,10 @@ def build_trees(
 
     Args:
         source: a name in `SOURCES`.
-        levels: the level of the root at most; the leaves are level 0.
+        levels: the level of the root at most, by default `LEVELS`; the leaves are level 0. Trees of tree files keep
+            their own levels, and their headers, unless it is given.
         depths: cut at these depths of the hypernym tree instead of by entropy.
-        label: what to call the set of classes in the header of the file.
+        label: what to call the set of classes in the header of the file; None for a tree file's own.
 
     Raises:
         UsageError: an unknown source, a class given twice, classes that the source does not know (all are named),
@@ -54,8 +58,6 @@ def build_trees(
     header: dict[str, object] = {"name": source, **grown.source, "hrzs": __version__}
     if label is not None:
         header["classes"] = label
-    if not depths:
-        header["levels"] = levels
     if options.senses:
         header["sense"] = [f"{name}={synset}" for name, synset in sorted(options.senses.items())]
     if options.trees > 1:
@@ -63,11 +65,15 @@ def build_trees(
     order = [spec.class_id for spec in classes]
     made: dict[str, Tree] = {}
     for number, root in enumerate(grown.roots):
-        head = header | (grown.each[number] if grown.each else {})
+        said = grown.each[number] if grown.each else {}
         if depths:
-            tree = level_at_depths(root, depths, order, head | {"depths": list(depths)})
+            tree = level_at_depths(root, depths, order, header | said | {"depths": list(depths)})
+        elif levels is None and root.level > 0:
+            own = said.get("from") if label is None else None
+            tree = Tree(root, tuple(order), own if isinstance(own, dict) else header | said).restrict(order)
         else:
-            tree = level_tree(root, levels, order, head)
+            top = LEVELS if levels is None else levels
+            tree = level_tree(root, top, order, header | said | {"levels": top})
         made.setdefault(tree.digest, tree)
     notes = list(grown.notes)
     if len(made) < len(grown.roots):

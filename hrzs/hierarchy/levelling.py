@@ -25,7 +25,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import log
 
 from hrzs.errors import UsageError
@@ -50,7 +50,9 @@ def level_tree(root: Node, levels: int, classes: Sequence[str] = (), header: dic
     if len(order) < 2:
         raise UsageError(f"a tree needs at least two classes, and --classes gave {len(order)}")
     root = _collapse(root, {class_id: position for position, class_id in enumerate(order)})
-    sizes = {id(node): sum(1 for _ in node.leaves()) for node in root.walk()}
+    sizes: dict[int, int] = {}
+    for node in reversed(list(root.walk())):  # children before parents
+        sizes[id(node)] = 1 if node.is_leaf else sum(sizes[id(child)] for child in node.children)
     bounds = _choose_bounds(root, sizes, levels)
     return Tree(_place(root, sizes, bounds), order, header or {})
 
@@ -104,27 +106,24 @@ def _collapse(root: Node, position: dict[str, int]) -> Node:
 def _choose_bounds(root: Node, sizes: dict[int, int], levels: int) -> list[int]:
     """The size bound of each level between leaves and root, rising."""
     total = sizes[id(root)]
-    # For each cut, the share of log C that the entropy of its partition has lost.
-    lost = {
-        bound: sum(size * log(size) for size in _cut_sizes(root, sizes, bound)) / (total * log(total))
-        for bound in sorted({sizes[id(node)] for node in root.walk()} - {1, total})
-    }
+    # A node is in the cuts from its own size up to below its parent's: what it adds there, and takes away again.
+    change = dict.fromkeys(sizes.values(), 0.0)
+    for node in root.walk():
+        for child in node.children:
+            size = sizes[id(child)]
+            change[size] += size * log(size)
+            change[sizes[id(node)]] -= size * log(size)
+    # For each cut, the share of log C that the entropy of its partition has lost. Rounded, for it is a running sum, and
+    # two cuts equally near must stay so.
+    bounds = sorted(change)
+    running = accumulate(change[bound] for bound in bounds)
+    lost = {bound: round(gone / (total * log(total)), 9) for bound, gone in zip(bounds, running, strict=True)}
+    lost = {bound: share for bound, share in lost.items() if 1 < bound < total}
     for count in range(min(levels, len(lost) + 1), 1, -1):
         nearest = {min(lost, key=lambda bound: (abs(lost[bound] - level / count), bound)) for level in range(1, count)}
         if len(nearest) == count - 1:
             return sorted(nearest)
     return []
-
-
-def _cut_sizes(root: Node, sizes: dict[int, int], bound: int) -> list[int]:
-    found, stack = [], [root]
-    while stack:
-        node = stack.pop()
-        if sizes[id(node)] <= bound:
-            found.append(sizes[id(node)])
-        else:
-            stack.extend(node.children)
-    return found
 
 
 def _place(root: Node, sizes: dict[int, int], bounds: list[int]) -> Node:

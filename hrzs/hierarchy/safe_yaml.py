@@ -6,7 +6,9 @@ for libyaml's composer recurses and dies of deep nesting.
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +16,14 @@ import yaml
 
 from hrzs.errors import UsageError
 
-MAX_BYTES = 64 * 2**20
-MAX_NODES = 500_000
+MAX_BYTES = 32 * 2**20
+MAX_NODES = 400_000
+MAX_TEXT = 10_000
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# libyaml compares each %TAG directive with all before it: a file of nothing else would keep it busy for hours.
+# The literal comes first because the search for it is fast.
+_DIRECTIVE = re.compile(rb"%(?:(?<=\A%)|(?<=\A\xef\xbb\xbf%)|(?<=[\r\n]%)|(?<=\xc2\x85%)|(?<=\xe2\x80[\xa8\xa9]%))")
 
 
 @dataclass(slots=True)
@@ -51,8 +57,8 @@ class BadYamlError(Exception):
         self.message = message
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a file, or of standard input for ``-``.
+def read_source(path: str | Path) -> bytes:
+    """The text of a file, or of standard input for ``-``, in UTF-8.
 
     Raises:
         UsageError: it cannot be opened.
@@ -64,44 +70,44 @@ def read_text(path: str | Path) -> str:
         else:
             with Path(path).open("rb") as stream:
                 data = stream.read(MAX_BYTES + 1)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
-            f"cannot read the tree file {path}: {error.strerror}; `hrzs build-tree -o {path}` makes one"
+            f"cannot read the tree file {path}: {reason}; `hrzs build-tree -o {path}` makes one"
         ) from error
     if len(data) > MAX_BYTES:
         raise BadYamlError(1, f"the file is larger than {MAX_BYTES // 2**20} MB: no class tree")
     try:
-        return data.decode("utf-8-sig")
+        data.decode()
     except UnicodeDecodeError as error:
         raise BadYamlError(data.count(b"\n", 0, error.start) + 1, "the text is not UTF-8") from error
+    return data
 
 
-def parse(text: str, max_depth: int) -> Yaml | None:
-    """The one document in ``text``; None when there is none.
+def parse(data: bytes, max_depth: int, fault: Callable[[int, str], None]) -> Yaml | None:
+    """The one document in ``data``, which is UTF-8; None when there is none.
+
+    Anchors, aliases and tags go to ``fault`` with their line; reading goes on without them, an alias being text.
 
     Raises:
-        BadYamlError: no YAML; an anchor, alias or tag; a second document; more than ``MAX_NODES`` nodes or
-            more than ``max_depth`` collections inside one another.
+        BadYamlError: no YAML; a directive; a second document; more than ``MAX_NODES`` nodes, more than ``max_depth``
+            collections inside one another, or a text of more than ``MAX_TEXT`` characters.
     """
+    directive = _DIRECTIVE.search(data)
+    if directive:
+        line = data.count(b"\n", 0, directive.end()) + 1
+        raise BadYamlError(line, "a line begins with %: directives are not allowed here")
     root: Yaml | None = None
     stack: list[List | Map] = []
     keys: list[Yaml | None] = []  # beside the stack: the key that waits for its value
     documents = nodes = 0
     try:
-        for event in yaml.parse(text, Loader=_LOADER):
-            line = _line(event)
-            if isinstance(event, yaml.CollectionEndEvent):
-                stack.pop()
-                keys.pop()
-            elif isinstance(event, yaml.DocumentStartEvent):
-                documents += 1
-                if documents > 1:
-                    raise BadYamlError(line, "a second document begins here: there must be one")
-            elif isinstance(event, yaml.NodeEvent):
+        for event in yaml.parse(data, Loader=_LOADER):
+            if isinstance(event, yaml.NodeEvent):
                 nodes += 1
+                node = _node(event, fault)
                 if nodes > MAX_NODES:
-                    raise BadYamlError(line, f"more than {MAX_NODES} nodes: no class tree")
-                node = _node(event, line)
+                    raise BadYamlError(node.line, f"more than {MAX_NODES} nodes: no class tree")
                 if not stack:
                     root = node
                 elif isinstance(parent := stack[-1], List):
@@ -115,26 +121,43 @@ def parse(text: str, max_depth: int) -> Yaml | None:
                     stack.append(node)
                     keys.append(None)
                     if len(stack) > max_depth:
-                        raise BadYamlError(line, "nested too deep for a class tree")
+                        raise BadYamlError(node.line, "nested too deep for a class tree")
+            elif isinstance(event, yaml.CollectionEndEvent):
+                stack.pop()
+                keys.pop()
+            elif isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    raise BadYamlError(_line(event), "a second document begins here: there must be one")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise BadYamlError(mark.line + 1 if mark else 1, f"no YAML: {error.problem or error.context}") from error
     except yaml.reader.ReaderError as error:
         # libyaml counts bytes and PyYAML characters, so the place is found anew.
+        text = data.decode("utf-8-sig")
         odd = yaml.reader.Reader.NON_PRINTABLE.search(text)
         raise BadYamlError(text.count("\n", 0, odd.start()) + 1 if odd else 1, f"no YAML: {error.reason}") from error
     return root
 
 
-def _node(event: yaml.NodeEvent, line: int) -> Yaml:
+def _node(event: yaml.NodeEvent, fault: Callable[[int, str], None]) -> Yaml:
+    line = _line(event)
     if event.anchor is not None:
-        raise BadYamlError(line, f"anchors and aliases ({event.anchor}) are not allowed here: write the node out")
+        fault(line, f"anchors and aliases ({_brief(event.anchor)}) are not allowed here: write the node out")
     if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
-        raise BadYamlError(line, f"tags ({event.tag}) are not allowed here")
+        fault(line, f"tags ({_brief(event.tag)}) are not allowed here")
     if isinstance(event, yaml.ScalarEvent):
+        if len(event.value) > MAX_TEXT:
+            raise BadYamlError(line, f"a text of {len(event.value)} characters: no class tree")
         return Scalar(line, event.value, plain=not event.style)
+    if isinstance(event, yaml.AliasEvent):
+        return Scalar(line, f"*{event.anchor}", plain=True)
     return List(line) if isinstance(event, yaml.SequenceStartEvent) else Map(line)
 
 
 def _line(event: yaml.Event) -> int:
     return event.start_mark.line + 1 if event.start_mark else 1
+
+
+def _brief(name: str) -> str:
+    return name if len(name) <= 60 else f"{name[:59]}…"

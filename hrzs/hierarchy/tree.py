@@ -58,7 +58,8 @@ class Node:
         while stack:
             node = stack.pop()
             yield node
-            stack.extend(reversed(node.children))
+            if node.children:
+                stack.extend(reversed(node.children))
 
     def leaves(self) -> Iterator[Node]:
         return (node for node in self.walk() if node.is_leaf)
@@ -83,21 +84,27 @@ class Tree:
     header: dict[str, object] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        leaf_ids = [leaf.class_id for leaf in self.root.leaves() if leaf.class_id is not None]
+        nodes = list(self.root.walk())
         if not self.classes:
-            object.__setattr__(self, "classes", tuple(leaf_ids))
-        faults = list(self._faults(leaf_ids))
+            object.__setattr__(self, "classes", tuple(n.class_id for n in nodes if n.class_id is not None))
+        faults = list(self._faults(nodes))
         if faults:
             raise UsageError("the tree is not valid:\n" + "\n".join(f"  {fault}" for fault in faults))
 
-    def _faults(self, leaf_ids: list[str]) -> Iterator[str]:
+    def _faults(self, nodes: list[Node]) -> Iterator[str]:
+        leaf_ids = [node.class_id for node in nodes if node.class_id is not None]
         if self.root.is_leaf:
             yield f"the root {self.root.name!r} is a leaf: a tree needs a superclass over at least two classes"
         yield from (f"class {c!r} stands on more than one leaf" for c in _repeated(leaf_ids))
-        inner = [node for node in self.root.walk() if not node.is_leaf]
-        yield from (f"node id {i!r} is used by more than one superclass" for i in _repeated(n.id for n in inner))
-        for node in inner:
-            if not node.children:
+        inner_ids = [node.id for node in nodes if node.class_id is None]
+        yield from (f"node id {i!r} is used by more than one superclass" for i in _repeated(inner_ids))
+        for node in nodes:
+            if node.class_id is not None:
+                if node.children:
+                    yield f"leaf {node.class_id!r} has children"
+                if node.level:
+                    yield f"leaf {node.class_id!r} stands at level {node.level}, not 0"
+            elif not node.children:
                 yield f"superclass {node.id!r} ({node.name}) has no children"
             for child in node.children:
                 if child.level >= node.level:
@@ -105,9 +112,6 @@ class Tree:
                         f"{child.id!r} ({child.name}) stands at level {child.level}, not below its parent "
                         f"{node.id!r} ({node.name}) at level {node.level}"
                     )
-        yield from (f"leaf {n.class_id!r} has children" for n in self.root.leaves() if n.children)
-        yield from (f"leaf {n.class_id!r} stands at level {n.level}, not 0" for n in self.root.leaves() if n.level)
-        for node in self.root.walk():
             if not (node.id and node.name and node.class_id != "" and all(node.prompts)):
                 yield f"node {node.id!r} ({node.name!r}) has an empty id, name, class or prompt"
         yield from (f"class {c!r} is listed more than once" for c in _repeated(self.classes))
@@ -168,16 +172,24 @@ class Tree:
 
     def lca_height(self, a: Int[Tensor, "*batch"], b: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
         """Level of the lowest common ancestor of classes ``a`` and ``b`` (indices): 0 when they are the same."""
-        return (self.ancestors[:, a] != self.ancestors[:, b]).sum(0)
+        return (self._narrow_ancestors[:, a] != self._narrow_ancestors[:, b]).sum(0)
+
+    @cached_property
+    def _narrow_ancestors(self) -> Int[Tensor, "levels C"]:
+        """As ``ancestors``, in as few bytes: a batch of pairs takes them twice for every level."""
+        import torch
+
+        return self.ancestors.to(torch.int16 if len(self.classes) <= torch.iinfo(torch.int16).max else torch.int32)
 
     # -- identity and change -----------------------------------------------------------------------------------
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the structure, names, prompts and class order: the same tree, the same digest."""
-        sha = hashlib.sha256(repr(self.classes).encode())
+        # `repr` would escape what this Python's Unicode tables call unprintable, and another's may not.
+        sha = hashlib.sha256(ascii(self.classes).encode())
         for n in self.root.walk():
-            sha.update(repr((n.id, n.name, n.class_id, n.level, n.prompt_names, len(n.children))).encode())
+            sha.update(ascii((n.id, n.name, n.class_id, n.level, n.prompt_names, len(n.children))).encode())
         return sha.hexdigest()
 
     def restrict(self, classes: Sequence[str]) -> Tree:
@@ -197,8 +209,8 @@ class Tree:
                 "Build one for it with `hrzs build-tree --classes …` and pass it as --tree."
             )
         keep = set(classes)
-        sizes = [len({self.ancestors[level, i].item() for i, c in enumerate(self.classes) if c in keep})
-                 for level in range(self.top + 1)]  # fmt: skip
+        paths = [path for c, path in zip(self.classes, self._paths, strict=True) if c in keep]
+        sizes = [len({id(path[level]) for path in paths}) for level in range(self.top + 1)]
         # A level survives if it is strictly coarser than the one below; the root always has one node.
         survives = [0] + [level for level in range(1, self.top + 1) if sizes[level] < sizes[level - 1]]
         if tuple(classes) == self.classes and len(survives) == self.top + 1:

@@ -37,17 +37,23 @@ from typing import Literal
 import yaml
 
 from hrzs.errors import UsageError
-from hrzs.hierarchy.safe_yaml import BadYamlError, List, Map, Scalar, Yaml, parse, read_text
+from hrzs.hierarchy.safe_yaml import MAX_TEXT, BadYamlError, List, Map, Scalar, Yaml, parse, read_source
 from hrzs.hierarchy.tree import Node, Tree
 
 MAX_DEPTH = 100
+MAX_FAULTS = 10_000
 
 _TEXT, _INT, _LIST, _MAP = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "seq", "map"))
 _LEAF_KEYS = ("class", "id", "name", "prompts")
 _INNER_KEYS = ("id", "name", "level", "prompts", "children")
 _SHORT = re.compile(r"(?P<id>[^\s@]+)(?:@(?P<level>[0-9]{1,4}))?(?: (?P<name>\S(?:.*\S)?))?")
-# libyaml and PyYAML write longer keys over two lines.
+# A key that is longer, or has a line break in it, takes YAML two lines.
 _MAX_KEY = 120
+_BREAK = re.compile("[\n\x85\u2028\u2029]")
+# Text that PyYAML writes as it is wherever it stands, unless YAML reads it as a truth value or null.
+_SIMPLE = re.compile(r"[A-Za-z][A-Za-z0-9_.@'()/+-]*(?: [A-Za-z0-9_.@'()/+-]+)*")
+_NOT_TEXT = frozenset(("yes", "no", "on", "off", "true", "false", "null"))
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, order=True)
@@ -100,6 +106,8 @@ def load_trees(path: str | Path) -> list[Tree]:
 def check(path: str | Path) -> list[Fault]:
     """All faults of a tree file, by line; empty when it is valid.
 
+    What is no YAML at all ends the reading there, and so does fault number ``MAX_FAULTS``.
+
     Raises:
         UsageError: the file cannot be opened.
     """
@@ -113,12 +121,13 @@ def read(path: str | Path) -> tuple[list[Tree], list[Fault]]:
         UsageError: the file cannot be opened.
     """
     reader = _Reader()
+    trees: list[Tree] = []
     try:
         # A superclass takes two collections, itself and its children; `trees:` stands in four more.
-        top = parse(read_text(path), max_depth=2 * MAX_DEPTH + 6)
+        trees = reader.file(parse(read_source(path), 2 * MAX_DEPTH + 6, reader.fault))
     except BadYamlError as error:
-        return [], [Fault(error.line, error.message)]
-    return reader.file(top), sorted(set(reader.faults))
+        reader.faults.append(Fault(error.line, error.message))
+    return trees, sorted(set(reader.faults))
 
 
 # -- writing ---------------------------------------------------------------------------------------------------
@@ -138,32 +147,64 @@ def dump_trees(trees: Sequence[Tree]) -> str:
         raise UsageError("the trees of a forest must be over the same classes in the same order")
     if any(tree.top > MAX_DEPTH for tree in trees):
         raise UsageError(f"a tree file holds at most {MAX_DEPTH} levels")
+    unwritable = dict.fromkeys(
+        text
+        for tree in trees
+        for part in (tree.header, *tree.root.walk())
+        for text in _texts(part)
+        if len(text) > MAX_TEXT or not (text.isascii() or _SURROGATE.search(text) is None)
+    )
+    if unwritable:
+        raise UsageError(
+            f"a tree file holds Unicode text of at most {MAX_TEXT} characters, and these are none: "
+            + ", ".join(map(_brief, unwritable))
+        )
     head: dict[str, object] = {"hrzs-tree": 1}
     if len(trees) == 1 and trees[0].header:
         head["source"] = trees[0].header
     if classes != _leaf_order(trees[0].root):
         head["classes"] = "sorted" if classes == tuple(sorted(classes)) else classes
+    lines: list[str] = []
     if len(trees) == 1:
-        body = _block(tree=_outlines(trees[0]))
+        lines.append("tree:")
+        _outline(lines, "", trees[0].root, _height(trees[0].root))
     else:
-        entries = [
-            _block(**({"source": _value(tree.header)} if tree.header else {}), tree=_outlines(tree)) for tree in trees
-        ]
-        body = _block(trees=yaml.SequenceNode(_LIST, entries, flow_style=False))
+        lines.append("trees:")
+        for tree in trees:
+            if tree.header:
+                lines.append(f"- source: {_emit(_value(tree.header)).rstrip()}")
+            lines.append("  tree:" if tree.header else "- tree:")
+            _outline(lines, "  ", tree.root, _height(tree.root))
     levels = " and ".join(dict.fromkeys(" ".join(str(len(nodes)) for nodes in tree.levels) for tree in trees))
     return (
         f"# A class tree of hrzs, one node to a line; nodes at each level from the leaves to the root: {levels}.\n"
         "# Edit it by hand as you like: `hrzs build-tree --check FILE` finds every slip and its line.\n"
-        + _emit(_block(**{key: _value(value) for key, value in head.items()}), width=110)
-        + _emit(body, width=2**30)
+        + _emit(
+            yaml.MappingNode(_MAP, [(_value(key), _value(item)) for key, item in head.items()], flow_style=False), 110
+        )
+        + "\n".join(lines)
+        + "\n"
     )
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a node (not in those below it) or in a header."""
+    if isinstance(value, Node):
+        value = (value.id, value.name, value.class_id, value.prompts)
+    if isinstance(value, Mapping):
+        value = tuple(value.items())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, str):
+        yield value
 
 
 def _leaf_order(root: Node) -> tuple[str, ...]:
     return tuple(leaf.class_id for leaf in root.leaves() if leaf.class_id is not None)
 
 
-def _emit(node: yaml.Node, width: int) -> str:
+def _emit(node: yaml.Node, width: int = 2**30) -> str:
     # PyYAML's own emitter, not libyaml's: which of the two is installed must not change the bytes.
     return str(yaml.serialize(node, Dumper=yaml.SafeDumper, width=width, allow_unicode=True))
 
@@ -181,13 +222,24 @@ def _value(value: object) -> yaml.Node:
     return yaml.ScalarNode(tag, text, style=None if text.isprintable() else '"')
 
 
-def _block(**items: yaml.Node) -> yaml.Node:
-    return yaml.MappingNode(_MAP, [(_value(key), item) for key, item in items.items()], flow_style=False)
+def _scalar(text: str) -> str:
+    """``text`` as a key or an item of a block; PyYAML is asked only where quotes may be needed, for it is slow."""
+    if _is_simple(text):
+        return text
+    return _emit(yaml.SequenceNode(_LIST, [_value(text)], flow_style=False)).removeprefix("- ").removesuffix("\n")
 
 
-def _outlines(tree: Tree) -> yaml.Node:
-    root = _outline(tree.root, _height(tree.root))
-    return yaml.SequenceNode(_LIST, [root], flow_style=False)
+def _flow(value: str | Sequence[str]) -> str:
+    """Text, or a list of texts, as it stands within braces."""
+    if not isinstance(value, str):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    if _is_simple(value):
+        return value
+    return _emit(yaml.SequenceNode(_LIST, [_value(value)], flow_style=True)).removeprefix("[").removesuffix("]\n")
+
+
+def _is_simple(text: str) -> bool:
+    return _SIMPLE.fullmatch(text) is not None and text.lower() not in _NOT_TEXT
 
 
 def _height(node: Node) -> int:
@@ -197,36 +249,40 @@ def _height(node: Node) -> int:
     )
 
 
-def _outline(node: Node, implied_level: int) -> yaml.Node:
+def _outline(lines: list[str], indent: str, node: Node, implied_level: int) -> None:
+    """Add the lines of ``node`` and of all below it."""
     if node.is_leaf:
-        return _leaf(node)
-    children = [_outline(child, node.level - 1) for child in node.children]
-    below = yaml.SequenceNode(_LIST, children, flow_style=False)
+        lines.append(f"{indent}- {_leaf(node)}")
+        return
     mark = f"@{node.level}" if node.level != implied_level else ""
     short = f"{node.id}{mark}" + (f" {node.name}" if node.name != node.id else "")
-    if not node.prompts and short not in _INNER_KEYS + _LEAF_KEYS and len(short) <= _MAX_KEY and _reads_as(short, node):
-        return yaml.MappingNode(_MAP, [(_value(short), below)], flow_style=False)
-    items = {"id": _value(node.id), "name": _value(node.name)}
-    if mark:
-        items["level"] = _value(node.level)
-    if node.prompts:
-        items["prompts"] = _value(node.prompts)
-    return _block(**items, children=below)
+    is_key = short not in _INNER_KEYS + _LEAF_KEYS and len(short) <= _MAX_KEY and not _BREAK.search(short)
+    if is_key and not node.prompts and _reads_as(short, node):
+        lines.append(f"{indent}- {_scalar(short)}:")
+    else:
+        lines += [f"{indent}- id: {_scalar(node.id)}", f"{indent}  name: {_scalar(node.name)}"]
+        if mark:
+            lines.append(f"{indent}  level: {node.level}")
+        if node.prompts:
+            lines.append(f"{indent}  prompts: {_flow(node.prompts)}")
+        lines.append(f"{indent}  children:")
+    for child in node.children:
+        _outline(lines, indent + "  ", child, node.level - 1)
 
 
-def _leaf(node: Node) -> yaml.Node:
+def _leaf(node: Node) -> str:
     assert node.class_id is not None
     short = node.class_id + (f" {node.name}" if node.name != node.class_id else "")
     if not node.prompts and node.id == node.class_id and _reads_as(short, node):
-        return _value(short)
-    items: dict[str, object] = {"class": node.class_id}
+        return _scalar(short)
+    items: dict[str, str | tuple[str, ...]] = {"class": node.class_id}
     if node.id != node.class_id:
         items["id"] = node.id
     if node.name != node.class_id:
         items["name"] = node.name
     if node.prompts:
         items["prompts"] = node.prompts
-    return _value(items)
+    return "{" + ", ".join(f"{key}: {_flow(value)}" for key, value in items.items()) + "}"
 
 
 def _reads_as(short: str, node: Node) -> bool:
@@ -257,7 +313,10 @@ class _Reader:
         self.faults: list[Fault] = []
 
     def fault(self, where: Yaml | _Draft | int, message: str) -> None:
-        self.faults.append(Fault(where if isinstance(where, int) else where.line, message))
+        line = where if isinstance(where, int) else where.line
+        self.faults.append(Fault(line, message))
+        if len(self.faults) >= MAX_FAULTS:
+            raise BadYamlError(line, f"{MAX_FAULTS} faults found by here: reading stopped")
 
     # -- the file ----------------------------------------------------------------------------------------------
 
@@ -333,8 +392,8 @@ class _Reader:
         listed: dict[str, int] = {}
         for item in node.items:
             text = self.text(item, "a class")
-            if text in listed:
-                self.fault(item, f"class {text!r} is listed twice, first on line {listed[text]}")
+            if text is not None and text in listed:
+                self.fault(item, f"class {_brief(text)} is listed twice, first on line {listed[text]}")
             elif text is not None:
                 listed[text] = item.line
         return listed
@@ -351,9 +410,11 @@ class _Reader:
             expected, source = found[0][1], "in the first tree"
         for line, leaves in found:
             for missing in expected.keys() - leaves.keys():
-                self.fault(expected[missing] if listed else line, f"class {missing!r} is {source} but has no leaf")
+                self.fault(
+                    expected[missing] if listed else line, f"class {_brief(missing)} is {source} but has no leaf"
+                )
             for extra in leaves.keys() - expected.keys():
-                self.fault(leaves[extra], f"leaf {extra!r} is not {source}")
+                self.fault(leaves[extra], f"leaf {_brief(extra)} is not {source}")
         if self.faults:
             return []
         classes = tuple(sorted(expected) if listed == "sorted" else expected)
@@ -362,33 +423,44 @@ class _Reader:
     # -- the nodes ---------------------------------------------------------------------------------------------
 
     def root(self, node: Yaml) -> _Draft | None:
-        if not isinstance(node, List) or len(node.items) != 1:
+        if not isinstance(node, List):
             self.fault(node, "`tree` is a list of exactly one root")
             return None
-        root = self.node(node.items[0])
-        if root is None:
-            return None
-        if root.class_id is not None:
-            self.fault(root.line, f"the root {root.name!r} is a leaf: a tree needs a superclass over its classes")
-            return None
-        self.levels(root)
-        self.unique(root)
-        return root
+        roots = self.nodes(node.items)
+        if len(node.items) != 1:
+            self.fault(node, f"`tree` is a list of exactly one root, and here are {len(node.items)}")
+        elif roots and roots[0].class_id is not None:
+            self.fault(
+                roots[0], f"the root {_brief(roots[0].name)} is a leaf: a tree needs a superclass over its classes"
+            )
+        elif len(roots) == 1:
+            self.levels(roots[0])
+            self.unique(roots[0])
+            return roots[0]
+        return None
 
-    def node(self, node: Yaml) -> _Draft | None:
-        if isinstance(node, Scalar):
-            return self.short_leaf(node)
-        if isinstance(node, List):
-            self.fault(node, "a list stands where a node should: write `ID NAME:` before its children")
-            return None
-        if len(node.pairs) == 1:
-            key, value = node.pairs[0]
-            if not isinstance(key, Scalar):
-                self.fault(key, "a superclass begins with `ID NAME:`")
-                return None
-            if key.value not in _INNER_KEYS + _LEAF_KEYS:
-                return self.short_inner(key, value)
-        return self.long_node(node)
+    def nodes(self, items: list[Yaml]) -> list[_Draft]:
+        """The nodes of a list; where a superclass is faulty it is there all the same, for the sake of those below."""
+        drafts: list[_Draft] = []
+        for item in items:
+            if isinstance(item, Scalar):
+                draft = self.short_leaf(item)
+            elif isinstance(item, List):
+                self.fault(item, "a list stands where a node should: write `ID NAME:` before its children")
+                draft = None
+                drafts += self.nodes(item.items)
+            elif any(isinstance(key, Scalar) and key.value in _INNER_KEYS + _LEAF_KEYS for key, _ in item.pairs):
+                draft = self.long_node(item)
+            else:
+                for key, _ in item.pairs[1:]:
+                    self.fault(key, "each superclass is an item of its own: begin its line with `- `")
+                if not item.pairs:
+                    self.fault(item, "an empty map stands where a node should")
+                drafts += [inner for pair in item.pairs if (inner := self.short_inner(*pair)) is not None]
+                draft = None
+            if draft is not None:
+                drafts.append(draft)
+        return drafts
 
     def short_leaf(self, node: Scalar) -> _Draft | None:
         match = _SHORT.fullmatch(node.value)
@@ -396,13 +468,13 @@ class _Reader:
             self.fault(node, f"{_brief(node.value)} cannot be read as `CLASS NAME`; write {{class: …, name: …}}")
             return None
         if match["level"]:
-            self.fault(node, f"leaf {match['id']!r} stands at level 0: only a superclass has @{match['level']}")
+            self.fault(node, f"leaf {_brief(match['id'])} stands at level 0: only a superclass has @{match['level']}")
         return _Draft(node.line, match["id"], match["name"] or match["id"], match["id"])
 
-    def short_inner(self, key: Scalar, value: Yaml) -> _Draft | None:
-        match = _SHORT.fullmatch(key.value)
-        if match is None:
-            self.fault(key, f"{_brief(key.value)} cannot be read as `ID NAME`; write {{id: …, name: …, children: …}}")
+    def short_inner(self, key: Yaml, value: Yaml) -> _Draft | None:
+        if not isinstance(key, Scalar):
+            self.fault(key, "a superclass begins with `ID NAME:`")
+            return None
         if isinstance(value, Scalar) and value.value:
             self.fault(
                 key,
@@ -411,8 +483,10 @@ class _Reader:
             )
             return None
         children = self.children(key, value, key.value)
+        match = _SHORT.fullmatch(key.value)
         if match is None:
-            return None
+            self.fault(key, f"{_brief(key.value)} cannot be read as `ID NAME`; write {{id: …, name: …, children: …}}")
+            return _Draft(key.line, "", key.value, children=children)
         level = None if match["level"] is None else int(match["level"])
         return _Draft(key.line, match["id"], match["name"] or match["id"], None, level, (), children)
 
@@ -423,12 +497,18 @@ class _Reader:
         if not isinstance(value, List) or not value.items:
             self.fault(owner, f"superclass {_brief(name)} has no children; remove it, or make it a leaf: no colon")
             return []
-        return [child for child in map(self.node, value.items) if child is not None]
+        return self.nodes(value.items)
 
     def long_node(self, node: Map) -> _Draft | None:
-        keys = [key.value for key, _ in node.pairs if isinstance(key, Scalar)]
-        leaf = "class" in keys
-        items = self.mapping(node, _LEAF_KEYS if leaf else _INNER_KEYS, "a leaf" if leaf else "a superclass")
+        keys = {key.value for key, _ in node.pairs if isinstance(key, Scalar)}
+        leaf = "class" in keys and "children" not in keys
+        if leaf:
+            items = self.mapping(node, _LEAF_KEYS, "a leaf")
+        elif "class" in keys:
+            self.fault(node, "a leaf has no `children`: give a superclass an `id` in place of `class`")
+            items = self.mapping(node, (*_INNER_KEYS, "class"), "a superclass")
+        else:
+            items = self.mapping(node, _INNER_KEYS, "a superclass")
         texts = {key: self.text(items[key], f"`{key}`") for key in ("class", "id", "name") if key in items}
         prompts = self.prompts(items.get("prompts"))
         identity = texts.get("class") if leaf else texts.get("id")
@@ -437,13 +517,11 @@ class _Reader:
             if identity is None:
                 return None
             return _Draft(node.line, texts.get("id") or identity, name, identity, None, prompts)
-        children = self.children(node, items.get("children"), name)
-        level = self.level(items.get("level"))
-        if "id" not in items:
+        if not {"class", "id"} & keys:
             self.fault(node, "a leaf needs `class`, a superclass `id`")
-        if identity is None:
-            return None
-        return _Draft(node.line, identity, name, None, level, prompts, children)
+        level = self.level(items.get("level"))
+        children = self.children(node, items.get("children"), name)
+        return _Draft(node.line, identity or "", name, None, level, prompts, children)
 
     def prompts(self, node: Yaml | None) -> tuple[str, ...]:
         if node is None:
@@ -486,6 +564,9 @@ class _Reader:
         """Work out the levels that are left out, and find those that do not fall from parent to child."""
         if root.level is None:
             root.level = _draft_height(root)
+        if not 1 <= root.level <= MAX_DEPTH:
+            self.fault(root, f"the root is at level {root.level}: a tree file has from 1 to {MAX_DEPTH} levels")
+            root.level = _draft_height(root)
         stack = [root]
         while stack:
             parent = stack.pop()
@@ -498,29 +579,39 @@ class _Reader:
                 if child.level >= parent.level or (child.class_id is None and child.level < 1):
                     self.fault(
                         child.line,
-                        f"{child.id!r} ({_brief(child.name)}) is at level {child.level}: a superclass stands at "
-                        f"1 or above, and below its parent {parent.id!r} (line {parent.line}) at {parent.level}",
+                        f"{_brief(child.id)} ({_brief(child.name)}) is at level {child.level}: a superclass stands at "
+                        f"1 or above, and below its parent {_brief(parent.id)} (line {parent.line}) at {parent.level}",
                     )
-                else:
-                    stack.append(child)
+                    if child.level < 1:  # high enough not to make those below it faulty too
+                        child.level = _draft_height(child)
+                stack.append(child)
 
     def unique(self, root: _Draft) -> None:
         inner: dict[str, int] = {}
         leaves: dict[str, int] = {}
-        stack: list[tuple[_Draft, frozenset[str]]] = [(root, frozenset())]
+        above: dict[str, int] = {}  # the superclasses between the root and here, and how often each is there
+        stack: list[tuple[_Draft, bool]] = [(root, False)]
         while stack:
-            draft, above = stack.pop()
-            if draft.class_id is not None:
-                first = leaves.setdefault(draft.class_id, draft.line)
-                if first != draft.line:
-                    self.fault(draft.line, f"class {draft.class_id!r} stands on a second leaf, first on line {first}")
+            draft, done = stack.pop()
+            if done:
+                above[draft.id] -= 1
                 continue
-            first = inner.setdefault(draft.id, draft.line)
-            if draft.id in above:
-                self.fault(draft.line, f"cycle: {draft.id!r} stands beneath itself, first on line {first}")
-            elif first != draft.line:
-                self.fault(draft.line, f"superclass {draft.id!r} is there twice, first on line {first}")
-            stack.extend((child, above | {draft.id}) for child in reversed(draft.children))
+            if draft.class_id is not None:
+                if draft.class_id in leaves:
+                    first = leaves[draft.class_id]
+                    self.fault(draft, f"class {_brief(draft.class_id)} stands on a second leaf, first on line {first}")
+                leaves.setdefault(draft.class_id, draft.line)
+                continue
+            if draft.id in inner and draft.id:
+                first = inner[draft.id]
+                if above.get(draft.id):
+                    self.fault(draft, f"cycle: {_brief(draft.id)} stands beneath itself, first on line {first}")
+                else:
+                    self.fault(draft, f"superclass {_brief(draft.id)} is there twice, first on line {first}")
+            inner.setdefault(draft.id, draft.line)
+            above[draft.id] = above.get(draft.id, 0) + 1
+            stack.append((draft, True))
+            stack.extend((child, False) for child in reversed(draft.children))
 
 
 def _brief(text: str) -> str:

@@ -6,7 +6,7 @@ attack, torch then multiplies position by position against copies of the weights
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class SelfAttention(nn.MultiheadAttention):
             and (mask is None or mask.is_floating_point())
         )
         if not plain:
-            return cast("tuple[Tensor, Tensor | None]", super().forward(query, key, value, attn_mask=mask, **options))
+            return super().forward(query, key, value, attn_mask=mask, **options)
         batch, length, width = query.shape
         qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.view(batch, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from hrzs.hierarchy.build import build_trees
 from hrzs.hierarchy.sources import ClassSpec
 from hrzs.hierarchy.tree import Tree
 from hrzs.hierarchy.wordnet import open_wordnet
-from hrzs.hierarchy.yaml_form import dump_trees, load_tree
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel, frozen
 from hrzs.models.loading import load_model
@@ -158,15 +156,3 @@ def test_build_tree_for_a_thousand_ids_takes_five_seconds(tmp_path) -> None:
         seconds.append(time.perf_counter() - began)
     print(f"\nbuild-tree, 1000 WordNet ids, from process start: {min(seconds):.2f} s (bound 5)")
     assert min(seconds) < 5
-
-
-def test_thousand_class_tree_loads_in_a_tenth_of_a_second(tree, tmp_path) -> None:
-    file = tmp_path / "tree.yaml"
-    file.write_text(dump_trees([tree]))
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        load_tree(file)
-        seconds.append(time.perf_counter() - began)
-    print(f"\nloading the 1000-class tree: {1000 * min(seconds):.0f} ms (bound 100)")
-    assert min(seconds) < 0.1

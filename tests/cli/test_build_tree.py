@@ -14,11 +14,10 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from hrzs.cli.build_tree import build_tree, read_classes
-from hrzs.data import class_names
+from hrzs.cli.build_tree import build_tree
 from hrzs.errors import HrzsError, UsageError
 from hrzs.hierarchy.published import find_tree
-from hrzs.hierarchy.yaml_form import load_tree
+from hrzs.hierarchy.yaml_form import load_tree, load_trees
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(build_tree)
@@ -115,6 +114,50 @@ def test_file_source_levels_anew(run: Run) -> None:
     assert load_tree("part.yaml").classes == ("circle", "ellipse", "star", "heart")
 
 
+def test_forest_in_one_file(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    run("--classes", "dog,wolf,domestic cat,lion", "--trees", "2", "-o", "forest.yaml")
+    first, second = load_trees("forest.yaml")
+    assert first.classes == second.classes
+    assert first.digest != second.digest
+    figures = json.loads(run("--check", "forest.yaml", "--stats").stdout)
+    assert len(figures["trees"]) == 2
+    assert 0 < figures["agreement"]["mean"]["same_lca_height"] <= 1
+    run("--check", "forest.yaml", "--plot", "forest.svg")
+    assert Path("forest-1.svg").is_file()
+    assert Path("forest-2.svg").is_file()
+    # Trees of several files make a forest, and what is taken over as it is keeps its header.
+    run("--source", "file", "--tree", "forest.yaml#2", "--tree", "forest.yaml#1", "-o", "turned.yaml")
+    assert load_trees("turned.yaml") == [second, first]
+    assert json.loads(run("--check", "forest.yaml#2", "--stats").stdout)["digest"] == second.digest
+
+
+def test_other_peoples_trees(run: Run) -> None:
+    Path("paths.csv").write_text("animal,pet,cat\nanimal,pet,dog\nanimal,bear\nvehicle,truck\nvehicle,car\n")
+    run("--source", "file", "--tree", "paths.csv", "-o", "tree.yaml")
+    tree = load_tree("tree.yaml")
+    assert tree.classes == ("cat", "dog", "bear", "truck", "car")
+    assert [len(nodes) for nodes in tree.levels] == [5, 3, 2, 1]
+
+
+def test_what_a_model_makes_of_a_tree(run: Run) -> None:
+    published = str(find_tree("shapes"))
+    figures = json.loads(
+        run("--check", published, "--stats", "--model", "tiny", "--data", "shapes", "--limit", "24",
+            "--plot", "tree.png").stdout
+    )  # fmt: skip
+    assert [level["nodes"] for level in figures["zero_shot"]["levels"]] == [24, 14, 10, 5]
+    assert all(0 <= level["prompt"]["accuracy"] <= 1 for level in figures["zero_shot"]["levels"])
+    assert Path("tree-disk.png").stat().st_size > 10_000
+
+
+def test_clusters_of_a_models_texts(run: Run) -> None:
+    run("--source", "cluster", "--model", "tiny", "-o", "clusters.yaml")
+    tree = load_tree("clusters.yaml")
+    assert tree.header["model"] == "tiny"
+    assert len(tree.classes) == 24
+    assert tree.top >= 2
+
+
 def test_check(run: Run, tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text("hrzs-tree: 1\ntree:\n- r:\n  - a\n  - b\n")
     assert run("--check", "good.yaml").stdout == ""
@@ -132,12 +175,14 @@ def test_check(run: Run, tmp_path: Path) -> None:
         (("--classes", "cat,,dog"), "empty name"),
         (("--classes", "cat,cat"), "'cat' more than once"),
         (("--levels", "0"), "--levels 0"),
-        (("--trees", "2"), "--trees 2"),
-        (("--source", "oracle"), "--source oracle: .*wordnet, file"),
+        (("--source", "oracle"), "--source oracle: .*wordnet, llm, cluster, file"),
         (("--sense", "star"), "write NAME=SYNSET"),
         (("--wordnet", "nowhere"), "--wordnet nowhere: cannot read"),
         (("--tree", "x.yaml"), "--source file"),
         (("--source", "file", "--classes", "cifar10000"), "no tree is published for cifar10000"),
+        (("--source", "llm"), "--endpoint URL"),
+        (("--source", "cluster", "--distance", "manhattan"), "--distance 'manhattan'"),
+        (("--source", "cluster", "--model", "none-such"), "--model 'none-such'"),
         (("--check", "none.yaml"), "none.yaml: No such file"),
         (("--plot", "x.txt"), r"--plot x\.txt: .*\.svg"),
     ],
@@ -148,47 +193,12 @@ def test_wrong_call_names_the_option_and_the_remedy(run: Run, arguments: tuple[s
 
 
 def test_list_of_sources(run: Run) -> None:
-    assert [line.split()[0] for line in run("--source", "list").stdout.splitlines()] == ["wordnet", "file"]
-
-
-# -- the forms of --classes ------------------------------------------------------------------------------------
-
-
-def names(spec: str | Path) -> list[tuple[str, str | None]]:
-    return [tuple(found) for found in read_classes(str(spec))[0]]
-
-
-def test_classes_of_a_text_file(tmp_path: Path) -> None:
-    file = tmp_path / "classes.txt"
-    file.write_text("\ufeffcat\n\nn02119789 kit fox, Vulpes macrotis\n 7\tred panda \nn02084071\n")
-    expected = [("cat", None), ("n02119789", "kit fox"), ("7", "red panda"), ("n02084071", None)]
-    assert names(file) == expected
-    file.write_text("\n")
-    with pytest.raises(UsageError, match="is empty"):
-        names(file)
-    file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match="no UTF-8 text"):
-        names(file)
-
-
-@pytest.mark.parametrize("layout", ["{}", "train/{}", "data/{}", "valid/{}"])
-@pytest.mark.parametrize("ids", [["n02084071", "n02119789"], ["cat", "red_panda"]])
-def test_classes_of_a_folder_are_those_of_the_data(tmp_path: Path, layout: str, ids: list[str]) -> None:
-    for class_id in ids:
-        (tmp_path / layout.format(class_id)).mkdir(parents=True)
-    assert [class_id for class_id, _ in names(tmp_path)] == ids == [c for c, _ in class_names(str(tmp_path))]
-
-
-def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no subfolders"):
-        names(tmp_path)
-
-
-def test_label_of_a_split_folder_says_of_what(tmp_path: Path) -> None:
-    folder = tmp_path / "animals" / "val"
-    for class_id in ("n02084071", "n02119789"):
-        (folder / class_id).mkdir(parents=True)
-    assert read_classes(str(folder))[1] == "animals/val"
+    assert [line.split()[0] for line in run("--source", "list").stdout.splitlines()] == [
+        "wordnet",
+        "llm",
+        "cluster",
+        "file",
+    ]
 
 
 def test_thousand_ids_take_less_than_five_seconds(tmp_path: Path) -> None:

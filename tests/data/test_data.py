@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hrzs.data import DATASETS, class_names, describe_datasets, open_dataset
+from hrzs.data import DATASETS, describe_datasets, open_dataset
 from hrzs.errors import UsageError
 
 Maker = Callable[..., Path]
@@ -15,8 +15,7 @@ def test_shapes_by_default() -> None:
     assert open_dataset("shapes").split == "test"
     train = open_dataset("shapes", purpose="train")
     assert (train.split, train.native_size, train.default_eps) == ("train", 64, Fraction(2, 255))
-    assert class_names("shapes") == list(zip(train.classes, train.class_names, strict=True))
-    assert ("right_triangle", "right triangle") in class_names("shapes")
+    assert ("right_triangle", "right triangle") in zip(train.classes, train.class_names, strict=True)
 
 
 def test_undivided_folder_is_whole_for_eval_and_divided_for_training(make_folder: Maker) -> None:
@@ -58,24 +57,6 @@ def test_unknown_data(spec: str, split: str | None, message: str) -> None:
 def test_missing_split_of_a_folder(tree_of_images: Path) -> None:
     with pytest.raises(UsageError, match=r"--split test: .* it has train, val"):
         open_dataset(str(tree_of_images), "test")
-
-
-@pytest.mark.parametrize("place", [".", "val", ".."], ids=["splits", "classes", "wrapper"])
-def test_class_names_of_a_folder(tree_of_images: Path, place: str) -> None:
-    data = str(tree_of_images / place)
-    assert class_names(data) == [(c, c) for c in ("cat", "dog", "n02084071")]
-    assert tuple(c for c, _ in class_names(data)) == open_dataset(data).classes
-
-
-def test_class_names_need_no_images(tmp_path: Path) -> None:
-    for name in ("cat", "sea_lion"):
-        (tmp_path / name).mkdir()
-    assert class_names(str(tmp_path)) == [("cat", "cat"), ("sea_lion", "sea lion")]
-
-
-def test_class_names_of_an_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no subfolders"):
-        class_names(str(tmp_path))
 
 
 def test_every_name_is_described() -> None:

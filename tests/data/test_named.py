@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from hrzs.data import class_names, open_dataset
+from hrzs.data import open_dataset
 from hrzs.data.named import NAMED
 from hrzs.errors import HrzsError, UsageError
+from hrzs.hierarchy.classes import dataset_classes
 
 Maker = Callable[..., Path]
 
@@ -26,13 +27,6 @@ def test_table_agrees_with_torchvision(name: str) -> None:
     assert hasattr(datasets, entry.build)
     assert entry.marker
     assert entry.splits
-
-
-@pytest.mark.parametrize(("name", "count"), [("cifar10", 10), ("cifar100", 100), ("stl10", 10), ("eurosat", 10)])
-def test_class_names_need_no_data(name: str, count: int) -> None:
-    names = class_names(name)
-    assert len(dict(names)) == count
-    assert names == sorted(names)
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -56,12 +50,12 @@ def test_root_from_the_environment(tree_of_images: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("nested", ["", "eurosat/"], ids=["root", "root/name"])
 def test_torchvision_layout(make_folder: Maker, nested: str) -> None:
-    classes = [c for c, _ in class_names("eurosat")]
+    classes = [spec.class_id for spec in dataset_classes("eurosat") or ()]
     root = make_folder((f"{nested}eurosat/2750/{c}/{i}.jpg" for c in classes for i in range(2)), (64, 64))
     data = open_dataset("eurosat", root=root)
     assert (data.name, data.split, len(data), data.native_size) == ("eurosat", "all", 20, 64)
     assert data.labels == [i // 2 for i in range(20)]
-    assert data.class_names[0] == "Annual Crop"
+    assert data.class_names[0] == "annual crop land"
     assert data[19].image.shape == (3, 64, 64)
     assert (data[19].id, data[19].label) == ("eurosat/all/000019", 9)
     assert len(open_dataset("eurosat", "val", root=root)) == 10

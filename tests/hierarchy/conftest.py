@@ -6,11 +6,14 @@ from hypothesis import strategies as st
 
 from hrzs.hierarchy.tree import Node, Tree
 
-# What YAML would read as something else, or fold, or refuse.
+# What YAML would read as something else, or fold, or refuse; what a terminal or a font makes odd.
 ODD = [
-    "yes", "no", "null", "~", "1", "1e3", "0x1f", "2020-01-01", "<<", "=", "a: b", "# x", "- y", "[z]", "{w}", "&a",
-    "*a", "!t", "%d", "@2", "n02@3", "'", '"', " lead", "trail ", "a\nb", "\t", "\x85", "\u2028", "é", "狐", "🦊", "id",
-    "class", "children", "x" * 300, "word " * 60 + "end", "key" * 50 + ": v",
+    "yes", "no", "on", "y", "True", "null", "~", "1", "1e3", "0x1F", "0o7", "1_000", "1:30", "+1.5", ".inf", "2001-01-01",
+    "<<", "=", "a: b", "a:", "#c", "a # c", "-", "- a", "? b", "[z]", "{w}", "a, b", "&a", "*a", "!tag", "!!int 3", "%",
+    "@x", "@2", "n02@3", "`", "'", '"', "it's", "|", ">", "---", "...", " lead", "trail ", "trail \t", "two  blanks",
+    "a\nb", "\n", "\r\n", "\t", "\0", "\x07", "\x1b[31m", "\x7f", "\x85", "\xa0", "\u2028", "\u2029", "\ufeff", "\ufffe", "\u200f",
+    "\u202e", "\u0301", "é", "e\u0301", "狐", "🦊", "👩‍🔬", "\U0010ffff", "id", "class", "children", "\\", "C:\\x", "x" * 300,
+    "word " * 60 + "end", "key" * 50 + ": v", "狐" * 300, "\x85" * 300,
 ]  # fmt: skip
 texts = st.one_of(st.text(min_size=1, max_size=10), st.sampled_from(ODD))
 

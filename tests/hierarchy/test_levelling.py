@@ -62,6 +62,25 @@ def test_chain_keeps_its_most_specific_node() -> None:
     assert {node.name for node in level_tree(over_leaf, 5).root.walk()} == {"r", "a", "b"}
 
 
+def cut(node: Node, bound: int) -> list[int]:
+    """Sizes of the largest nodes of at most ``bound`` classes."""
+    size = len(list(node.leaves()))
+    return [size] if size <= bound else [x for child in node.children for x in cut(child, bound)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.from_type(Tree), st.integers(2, 4))
+def test_each_level_is_the_cut_nearest_in_entropy(tree: Tree, levels: int) -> None:
+    levelled = level_tree(tree.root, levels, tree.classes)
+    total = len(tree.classes)
+    cuts = [cut(tree.root, bound) for bound in range(2, total)]
+    shares = [sum(n / total * log(total / n) for n in sizes) / log(total) for sizes in cuts if len(sizes) < total]
+    chosen = [entropy / log(total) for entropy in entropies(levelled)]
+    for level in range(1, levelled.top):
+        wanted = 1 - level / levelled.top
+        assert abs(chosen[level] - wanted) == pytest.approx(min(abs(s - wanted) for s in shares), abs=1e-8)
+
+
 def test_flat_tree_has_one_level_above_its_leaves() -> None:
     flat = Node("r", "r", tuple(map(leaf, "abcdef")))
     assert level_tree(flat, 5).top == 1

@@ -1,29 +1,86 @@
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
 import pytest
+from torchvision import datasets
 
-from hrzs.data import class_names
+from hrzs.data import DATASETS
 from hrzs.hierarchy.build import build_trees
+from hrzs.hierarchy.classes import dataset_classes, read_classes
+from hrzs.hierarchy.describe import agreement
 from hrzs.hierarchy.published import find_tree
-from hrzs.hierarchy.sources import ClassSpec
-from hrzs.hierarchy.yaml_form import dump_trees, load_tree
+from hrzs.hierarchy.sources import SourceOptions
+from hrzs.hierarchy.yaml_form import dump_trees, load_trees
+
+FOLDER = Path(__file__).parents[2] / "hierarchies"
+PUBLISHED = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+# OpenAI's names for ImageNet, which the field uses, say these of two classes each.
+TWICE = {"imagenet": {"missile", "sunglasses"}}
 
 
-def test_shapes_tree_belongs_to_the_data() -> None:
-    file = find_tree("shapes")
-    assert file is not None
-    tree = load_tree(file)
-    assert list(tree.classes) == [class_id for class_id, _ in class_names("shapes")]
-    assert tree.root.name == "shape"
-    assert [len(nodes) for nodes in tree.levels] == [24, 14, 10, 5, 1]
+def test_every_dataset_has_a_tree_and_a_list() -> None:
+    assert set(PUBLISHED) == {*DATASETS, "tiny_imagenet", "cifar100_coarse"}
+    for name in PUBLISHED:
+        assert dataset_classes(name) or name == "cifar100_coarse"
 
 
-def test_shapes_tree_is_what_build_tree_makes() -> None:
-    file = find_tree("shapes")
-    assert file is not None
-    classes = [ClassSpec(class_id, name) for class_id, name in class_names("shapes")]
-    (tree,), _ = build_trees(classes, label="shapes")
-    assert dump_trees([tree]) == file.read_text("utf-8")
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_trees_have_exactly_the_classes_of_their_dataset_in_order(name: str) -> None:
+    file = find_tree(name)
+    assert file == FOLDER / f"{name}.yaml"
+    trees = load_trees(file)
+    assert dump_trees(trees) == file.read_text("utf-8")
+    for tree in trees:
+        listed = dataset_classes(str(tree.header["classes"]))
+        assert listed is not None
+        assert tree.classes == tuple(spec.class_id for spec in listed)
+        assert tree.header["name"] in ("wordnet", "curated")
+        assert tree.header["name"] == "wordnet" or {"from", "how"} <= tree.header.keys()
+        assert not [node.id for node in tree.root.walk() if len(node.children) == 1]
+        names = Counter(node.name for node in tree.root.leaves())
+        assert {n for n, count in names.items() if count > 1} == TWICE.get(name, set())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_generated_trees_are_what_build_tree_makes(name: str) -> None:
+    """What `make hierarchies` writes, from what the file itself says."""
+    generated = [tree for tree in load_trees(FOLDER / f"{name}.yaml") if tree.header["name"] == "wordnet"]
+    if not generated:
+        return
+    classes, label = read_classes(name)
+    made, _ = build_trees(classes, label=label, options=SourceOptions(trees=len(generated)))
+    assert dump_trees(made) == dump_trees(generated)
+
+
+def test_cifar100_has_the_official_superclasses_as_its_second_tree() -> None:
+    first, second = load_trees(FOLDER / "cifar100.yaml")
+    assert [second] == load_trees(FOLDER / "cifar100_coarse.yaml")
+    sizes = [len(list(node.leaves())) for node in second.levels[1]]
+    assert sizes == [5] * 20
+    assert agreement(first, second)["same_lca_height"] < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("flowers102", lambda: datasets.Flowers102.classes),
+        ("eurosat", lambda: sorted(spec.class_id for spec in dataset_classes("eurosat") or ())),
+        ("imagenet", lambda: resource("imagenet_synsets.txt")),
+    ],
+)
+def test_lists_agree_with_other_peoples(name: str, theirs: Callable[[], list[str]]) -> None:
+    listed = dataset_classes(name)
+    assert listed is not None
+    assert [spec.class_id for spec in listed] == list(theirs())
+
+
+def resource(name: str) -> list[str]:
+    """A list in timm, which open_clip needs."""
+    return files("timm.data._info").joinpath(name).read_text().split()
 
 
 @pytest.mark.parametrize("name", ["none", "../shapes", "", "/etc/passwd"])

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import io
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from hrzs.errors import UsageError
+from hrzs.hierarchy.describe import outline, statistics
 from hrzs.hierarchy.tree import Node, Tree
 
 
@@ -71,6 +78,56 @@ def test_lca_height_is_an_ultrametric(tree: Tree) -> None:
     assert bool((height[:, :, None] <= torch.maximum(height[:, None, :], height.T[None])).all())
 
 
+def naive_lca_height(tree: Tree, a: str, b: str) -> int:
+    """The lowest level of a node with both beneath it, one class on its own counting as level 0."""
+    both = [node for node in tree.root.walk() if {a, b} <= {leaf.class_id for leaf in node.leaves()}]
+    return min(node.level for node in both)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.from_type(Tree))
+def test_lca_height_agrees_with_a_walk(tree: Tree) -> None:
+    c = torch.arange(len(tree.classes))
+    heights = tree.lca_height(c[:, None].expand(len(c), len(c)), c[None].expand(len(c), len(c)))
+    assert heights.dtype == torch.long
+    assert heights.tolist() == [[naive_lca_height(tree, a, b) for b in tree.classes] for a in tree.classes]
+
+
+def test_lca_height_takes_any_shape() -> None:
+    tree = uneven()
+    for shape in ((), (0,), (3, 0), (2, 1, 3)):
+        a = torch.randint(5, shape)
+        assert tree.lca_height(a, a).shape == shape
+
+
+def test_lca_height_of_more_classes_than_16_bits_count() -> None:
+    names = [str(i) for i in range(40_000)]
+    half = Node("half", "half", tuple(map(leaf, names[:35_000])), level=1)
+    tree = Tree(Node("all", "all", (half, *map(leaf, names[35_000:])), level=2))
+    a, b = torch.tensor([0, 0, 39_999, 39_999]), torch.tensor([34_999, 35_000, 39_998, 39_999])
+    assert tree.lca_height(a, b).tolist() == [1, 2, 2, 0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.from_type(Tree))
+def test_every_operation_survives_odd_names(tree: Tree) -> None:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(outline(tree))
+    json.loads(json.dumps(statistics(tree), ensure_ascii=False))
+    assert len(tree.digest) == 64
+    assert tree.restrict(tree.classes[::-1]).classes == tree.classes[::-1]
+
+
+def test_restrict_needs_no_torch() -> None:
+    # `build-tree --depths` restricts, and importing torch would take longer than all the rest.
+    code = (
+        "import sys; from hrzs.hierarchy.tree import Node, Tree\n"
+        "leaves = tuple(Node(c, c, class_id=c) for c in 'abc')\n"
+        "Tree(Node('r', 'r', leaves, level=1)).restrict('ab'); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.from_type(Tree), st.data())
 def test_restricted_tree_keeps_what_is_together(tree: Tree, data: st.DataObject) -> None:
@@ -122,8 +179,30 @@ def test_digest_tells_trees_apart() -> None:
         (Node("r", "r", (leaf("a"), leaf("b")), level=1), ("a", "b", "a"), "class 'a' is listed more than once"),
         (Node("r", "r", (leaf("a"), Node("", "b", class_id="b")), level=1), (), "empty id, name, class or prompt"),
         (Node("r", "r", (leaf("a"), Node("b", "b", class_id="b", level=1)), level=2), (), "at level 1, not 0"),
+        (Node("r", "r", (leaf("a"), Node("b", "b", (leaf("c"),), "b")), level=2), (), "leaf 'b' has children"),
     ],
 )
 def test_faulty_tree_is_refused(root: Node, classes: tuple[str, ...], fault: str) -> None:
     with pytest.raises(UsageError, match=fault):
         Tree(root, classes)
+
+
+def test_all_faults_of_a_tree_are_named_at_once() -> None:
+    inner = Node("s", "s", (leaf("a"), Node("r", "r", level=1)), level=3)
+    with pytest.raises(UsageError) as caught:
+        Tree(Node("r", "r", (leaf("a"), inner), level=2), ("a", "b", "b"))
+    faults = [line.strip() for line in str(caught.value).splitlines()[1:]]
+    assert faults == [
+        "class 'a' stands on more than one leaf",
+        "node id 'r' is used by more than one superclass",
+        "'s' (s) stands at level 3, not below its parent 'r' (r) at level 2",
+        "superclass 'r' (r) has no children",
+        "class 'b' is listed more than once",
+        "class 'b' has no leaf",
+    ]
+
+
+def test_digest_is_the_same_everywhere() -> None:
+    assert uneven().digest.startswith("0b2929e5f1157cd1")
+    # U+1FAE9 is printable to a Python that knows Unicode 16, and to no other.
+    assert Tree(Node("r", "r", (leaf("\U0001fae9"), leaf("é")), level=1)).digest.startswith("9e9778286d00180b")

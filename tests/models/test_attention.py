@@ -21,7 +21,9 @@ def both(**options: object) -> tuple[nn.MultiheadAttention, nn.MultiheadAttentio
 CAUSAL = torch.full((5, 5), -torch.inf).triu(1)
 
 
-@pytest.mark.parametrize("mask", [None, CAUSAL, CAUSAL.expand(12, 5, 5), CAUSAL.isinf()], ids=["none", "LL", "NLL", "bool"])
+@pytest.mark.parametrize(
+    "mask", [None, CAUSAL, CAUSAL.expand(12, 5, 5), CAUSAL.isinf()], ids=["none", "LL", "NLL", "bool"]
+)
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"add_bias_kv": True}, {"kdim": 16, "vdim": 16}])
 def test_results_and_gradients_are_torchs(mask: torch.Tensor | None, options: dict[str, object]) -> None:
     if options.get("add_bias_kv") and mask is not None and mask.ndim == 3:

@@ -1,10 +1,12 @@
 """Where trees come from. A new source is one file with a function as `Source` describes, and one line here."""
 
-from hrzs.hierarchy.sources import file, wordnet
+from hrzs.hierarchy.sources import cluster, file, llm, wordnet
 from hrzs.hierarchy.sources.base import ClassSpec, Grown, Source, SourceOptions
 
 SOURCES: dict[str, Source] = {
     "wordnet": wordnet.grow,
+    "llm": llm.grow,
+    "cluster": cluster.grow,
     "file": file.grow,
 }
 

@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from hrzs.hierarchy.classes import ClassSpec
 from hrzs.hierarchy.tree import Node
 
-
-class ClassSpec(NamedTuple):
-    """A class of the dataset: its id, its name where the dataset gives one of its own, its WordNet id where known."""
-
-    class_id: str
-    name: str | None = None
-    synset: str | None = None
+__all__ = ["ClassSpec", "Grown", "Source", "SourceOptions"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +27,7 @@ class SourceOptions:
         llm_model: what that server calls its model.
         cache: folder for answers and transcripts; None for none.
         model, pretrained: the CLIP whose embeddings are clustered, as on the command line.
-        data, data_root: images whose class means are clustered instead of the texts' embeddings.
+        data, data_root, limit: images whose class means are clustered instead of the texts' embeddings.
         distance: ``hyperbolic`` or ``cosine``.
     """
 
@@ -48,6 +43,7 @@ class SourceOptions:
     pretrained: str | None = None
     data: str | None = None
     data_root: Path | None = None
+    limit: int | None = None
     distance: str = "hyperbolic"
 
 

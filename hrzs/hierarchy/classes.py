@@ -1,0 +1,112 @@
+"""What ``--classes`` stands for: the classes of a dataset, a folder or a file, without an image being opened.
+
+A class list is text: ``ID``, ``ID<TAB>NAME`` or ``ID<TAB>NAME<TAB>SYNSET`` to a line, in the dataset's own order; lines
+that begin with ``#`` are comments. Those of the field's datasets are in ``hrzs/data/classes``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from hrzs.errors import UsageError
+
+SPLIT_FOLDERS = ("train", "val", "validation", "valid", "test")
+
+_LISTS = Path(__file__).resolve().parent.parent / "data" / "classes"
+# The lists of synsets of this field: `n02119789 kit fox, Vulpes macrotis`.
+_SYNSET_LINE = re.compile(r"(n\d{8})\s+([^,\t]+)(?:,.*)?")
+
+
+class ClassSpec(NamedTuple):
+    """A class of the dataset: its id, its name where the dataset gives one of its own, its WordNet id where known."""
+
+    class_id: str
+    name: str | None = None
+    synset: str | None = None
+
+
+def dataset_classes(dataset: str) -> list[ClassSpec] | None:
+    """The classes of a dataset of this field, in its index order; None for one without a list here."""
+    file = _LISTS / f"{dataset}.tsv"
+    return read_class_list(file) if Path(dataset).name == dataset and file.is_file() else None
+
+
+def read_class_list(file: Path) -> list[ClassSpec]:
+    """The classes of a text file.
+
+    Raises:
+        UsageError: it cannot be read, is no UTF-8 text, has an empty id, or names no class.
+    """
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise UsageError(f"--classes {file}: cannot read it: {reason}; it should have one class per line") from error
+    specs: list[ClassSpec] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        if match := _SYNSET_LINE.fullmatch(line.strip()):
+            class_id, name, synset = match[1], match[2], ""
+        else:
+            class_id, name, synset, *_ = (*(part.strip() for part in line.split("\t")), "", "")
+        if not class_id:
+            raise UsageError(f"--classes {file}:{number}: there is no class before the tab")
+        specs.append(ClassSpec(class_id, name.strip() or None, synset or None))
+    if not specs:
+        raise UsageError(f"--classes {file}: the file is empty; it should have one class per line")
+    return specs
+
+
+def read_classes(spec: str, data_root: Path | None = None) -> tuple[list[ClassSpec], str]:
+    """The classes that ``--classes`` stands for, in order, and what to call them in the header of a tree file.
+
+    Raises:
+        UsageError: there is no such dataset, folder or file, or the file is no text.
+    """
+    path = Path(spec)
+    if path.is_dir():
+        label = path.resolve().name
+        if label in SPLIT_FOLDERS:
+            label = f"{path.resolve().parent.name}/{label}"
+        return [ClassSpec(name) for name in class_folders(path)], label
+    if path.exists() and path.suffix != ".tar":
+        return read_class_list(path), path.name
+    if "," in spec and not path.exists():
+        names = [name.strip() for name in spec.split(",")]
+        if "" in names:
+            raise UsageError(f"--classes {spec}: there is an empty name between the commas")
+        return [ClassSpec(name) for name in names], f"{len(names)} names"
+    if (listed := dataset_classes(spec)) is not None:
+        return listed, spec
+    # A tar has to be opened to know its classes, and a misspelt name is answered with the datasets there are.
+    from hrzs.data import open_dataset
+
+    try:
+        data = open_dataset(spec, root=data_root)
+    except UsageError as error:
+        raise UsageError(
+            f"--classes {spec}: {error} A text file with one class per line and a,b,c are understood as well."
+        ) from error
+    return [ClassSpec(class_id) for class_id in data.classes], path.name
+
+
+def class_folders(path: Path) -> list[str]:
+    """The class folders in label order, by the rule of `hrzs.data` for folders, with splits or without.
+
+    Raises:
+        UsageError: there are no subfolders.
+    """
+
+    def inside(folder: Path) -> list[Path]:
+        return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+
+    folders = inside(path)
+    while len(folders) == 1 and folders[0].name not in SPLIT_FOLDERS and inside(folders[0]):
+        folders = inside(folders[0])
+    in_splits = [f for split in folders if split.name in SPLIT_FOLDERS for f in inside(split)]
+    if not folders:
+        raise UsageError(f"--classes {path}: it has no subfolders; one per class is needed, as in {path}/<class>/")
+    return sorted({f.name for f in in_splits or folders})
