@@ -269,7 +269,7 @@ def test_yaml_keeps_what_it_has(write: Write, tmp_path: Path, tree: Tree) -> Non
     (again,), _ = build_trees(classes_of([str(file)]), source="file", options=options(file))
     written = write("again.yaml", dump_trees([again]))
     assert load_tree(written) == again
-    assert again.header["from"] == {"name": "hand", "levels": 3}
+    assert again.header == {"name": "hand", "levels": 3}
     assert {leaf.prompts for leaf in again.root.leaves()} == {(), ("bus", "coach")}
 
 
