@@ -27,6 +27,11 @@ class ClassSpec(NamedTuple):
     synset: str | None = None
 
 
+def is_wnid(text: str) -> bool:
+    """Is it a WordNet id of a noun, such as ``n02119789``?"""
+    return re.fullmatch(r"n[0-9]{8}", text) is not None
+
+
 def dataset_classes(dataset: str) -> list[ClassSpec] | None:
     """The classes of a dataset of this field, in its index order; None for one without a list here."""
     file = _LISTS / f"{dataset}.tsv"

@@ -25,8 +25,6 @@ larger cluster around it, and no class's own name is taken. Where no noun matche
 from __future__ import annotations
 
 import logging
-import re
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,10 +34,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jaxtyping import Bool, Float
 
 from hrzs.errors import HrzsError, UsageError
+from hrzs.hierarchy.classes import is_wnid
 from hrzs.hierarchy.levelling import level_tree
 from hrzs.hierarchy.sources.base import ClassSpec, Grown, SourceOptions
 from hrzs.hierarchy.tree import Node
-from hrzs.hierarchy.wordnet import open_wordnet
+from hrzs.hierarchy.wordnet import noun_synset, open_wordnet
+from hrzs.hierarchy.wordnet.names import plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,8 +65,6 @@ MIN_FIT = 0.55
 NEAR_BEST = 0.9
 #: What `--levels` is unless told otherwise.
 USUAL_LEVELS = 5
-
-_WNID = re.compile(r"n\d{8}")
 
 
 def grow(classes: Sequence[ClassSpec], options: SourceOptions) -> Grown:
@@ -179,51 +177,34 @@ def _look_up(reader: Any, classes: Sequence[ClassSpec], senses: Mapping[str, str
     words = []
     for spec in classes:
         given = senses.get(spec.class_id) or senses.get(spec.name or "") or spec.synset
-        if given is None and _WNID.fullmatch(spec.class_id):
+        if given is None and is_wnid(spec.class_id):
             given = spec.class_id
-        synset = _exact(reader, given) if given is not None else None
+        synset = noun_synset(reader, given) if given is not None else None
         if given is not None and synset is None:
             faults.append(f"class {spec.class_id}: WordNet has no noun synset {given!r}; write star.n.05 or n13881644")
-        if spec.name is None and synset is not None and _WNID.fullmatch(spec.class_id):
+        if spec.name is None and synset is not None and is_wnid(spec.class_id):
             name = synset.lemma_names()[0].replace("_", " ")
         else:
-            name = spec.name or _plain(spec.class_id) or spec.class_id
+            name = spec.name or plain(spec.class_id) or spec.class_id
         words.append(_Word(spec, name, synset, (synset,) if synset is not None else _senses(reader, name)))
     if faults:
         raise UsageError("\n".join(faults))
     return words
 
 
-def _exact(reader: Any, name: str) -> Any:
-    """The noun synset called ``n02119789`` or ``star.n.05``; None if there is none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NLTK warns of an offset where no synset begins
-        try:
-            if _WNID.fullmatch(name):
-                return reader.synset_from_pos_and_offset("n", int(name[1:]))
-            synset = reader.synset(name.replace(" ", "_"))
-        except Exception:  # NLTK raises anything from WordNetError to ValueError for a malformed name
-            return None
-    return synset if synset.pos() == "n" else None
-
-
 def _senses(reader: Any, name: str) -> tuple[Any, ...]:
     """The senses of the name in WordNet's order, most usual first; of its last word where WordNet lacks the whole."""
-    plain = _plain(name).lower()
-    for form in dict.fromkeys((plain.replace(" ", "_"), plain.replace(" ", "-"), plain.replace(" ", ""))):
+    words = plain(name).lower()
+    for form in dict.fromkeys((words.replace(" ", "_"), words.replace(" ", "-"), words.replace(" ", ""))):
         if found := _kinds(reader, form):
             return found
-    return _kinds(reader, plain.rpartition(" ")[2])
+    return _kinds(reader, words.rpartition(" ")[2])
 
 
 def _kinds(reader: Any, form: str) -> tuple[Any, ...]:
     """The senses that are kinds of things; of a word that only names individuals (Crane, the writer), these."""
     found = reader.synsets(form, "n") if form else []
     return tuple([synset for synset in found if not synset.instance_hypernyms()] or found)
-
-
-def _plain(name: str) -> str:
-    return " ".join(re.split(r"[\s_-]+", name.strip("_- \t")))
 
 
 # -- what the model sees ---------------------------------------------------------------------------------------

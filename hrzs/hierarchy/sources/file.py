@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import re
 import unicodedata
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hrzs.errors import UsageError
+from hrzs.hierarchy.classes import is_wnid
 from hrzs.hierarchy.sources.base import ClassSpec, Grown, SourceOptions
 from hrzs.hierarchy.sources.formats import FORMATS, Contents, Fault, read
 from hrzs.hierarchy.tree import Node
 from hrzs.hierarchy.yaml_form import parse_tree_spec
-
-_WNID = re.compile(r"n\d{8}")
 
 
 class _Found(NamedTuple):
@@ -76,7 +74,7 @@ def _specs(tree: _Found, words: _Words) -> list[ClassSpec]:
     for class_id in tree.classes:
         leaf = leaves[class_id]
         name = words.name(leaf)
-        synset = leaf.id if _WNID.fullmatch(leaf.id) and leaf.id != class_id else None
+        synset = leaf.id if is_wnid(leaf.id) and leaf.id != class_id else None
         specs.append(ClassSpec(class_id, None if name == class_id else name, synset))
     return specs
 
@@ -146,17 +144,14 @@ class _Words:
         self.lemmas = lru_cache(None)(self._lemmas)
 
     def _lemmas(self, wnid: str) -> tuple[str, ...]:
-        from hrzs.hierarchy.wordnet import open_wordnet
+        from hrzs.hierarchy.wordnet import noun_synset, open_wordnet
 
-        reader: Any = open_wordnet(self.wordnet)
-        try:
-            return tuple(lemma.replace("_", " ") for lemma in _synset(reader, wnid).lemma_names())
-        except Exception:  # NLTK raises anything from WordNetError to ValueError where no synset begins
-            return ()
+        synset = noun_synset(open_wordnet(self.wordnet), wnid)
+        return () if synset is None else tuple(lemma.replace("_", " ") for lemma in synset.lemma_names())
 
     def name(self, node: Node) -> str:
         """What the node is called; a WordNet id is no name."""
-        if _WNID.fullmatch(node.name) and (lemmas := self.lemmas(node.name)):
+        if is_wnid(node.name) and (lemmas := self.lemmas(node.name)):
             return lemmas[0]
         return node.name
 
@@ -166,14 +161,8 @@ class _Words:
         if spec.name:
             yield spec.name
         for wnid in filter(None, (spec.synset, spec.class_id)):
-            if _WNID.fullmatch(wnid):
+            if is_wnid(wnid):
                 yield from self.lemmas(wnid)
-
-
-def _synset(reader: Any, wnid: str) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NLTK warns of an offset where no synset begins
-        return reader.synset_from_pos_and_offset("n", int(wnid[1:]))
 
 
 def _match(tree: _Found, classes: Sequence[ClassSpec], words: _Words, faults: list[Fault]) -> dict[str, ClassSpec]:
@@ -182,7 +171,7 @@ def _match(tree: _Found, classes: Sequence[ClassSpec], words: _Words, faults: li
     by_class = {leaf.class_id or "": leaf.class_id or "" for leaf in leaves}
     counts = Counter(leaf.id for leaf in leaves)
     by_synset = {
-        leaf.id: leaf.class_id or "" for leaf in leaves if _WNID.fullmatch(leaf.id) and counts[leaf.id] == 1
+        leaf.id: leaf.class_id or "" for leaf in leaves if is_wnid(leaf.id) and counts[leaf.id] == 1
     }  # fmt: skip
     chosen: dict[str, ClassSpec] = {}
     for index, lookup in enumerate((by_class, by_synset, by_synset)):
@@ -254,6 +243,6 @@ def _cut(root: Node, chosen: Mapping[str, ClassSpec], words: _Words) -> Node:
 def _leaf(node: Node, spec: ClassSpec, words: _Words) -> Node:
     """The file's name and id stay where it has some besides the class id, or else the data's do."""
     named = _key(node.name) != _key(node.class_id or "")
-    identity = spec.class_id if node.id == node.class_id and not _WNID.fullmatch(node.id) else node.id
+    identity = spec.class_id if node.id == node.class_id and not is_wnid(node.id) else node.id
     name = (None if named else spec.name) or words.name(node)
     return replace(node, name=name, id=identity, class_id=spec.class_id)

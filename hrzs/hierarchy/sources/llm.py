@@ -29,7 +29,6 @@ import time
 import unicodedata
 import urllib.error
 import urllib.request
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,9 +40,10 @@ from typing import Any, NamedTuple, TextIO, TypeVar
 from urllib.parse import urlsplit
 
 from hrzs.errors import HrzsError, UsageError
+from hrzs.hierarchy.classes import is_wnid
 from hrzs.hierarchy.sources.base import ClassSpec, Grown, SourceOptions
 from hrzs.hierarchy.tree import Node
-from hrzs.hierarchy.wordnet import open_wordnet
+from hrzs.hierarchy.wordnet import noun_synset, open_wordnet
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,6 @@ Answer the whole question again with one corrected JSON object and nothing else.
 # What a server may not know, in the order in which it is left out.
 _OPTIONAL = ("response_format", "seed", "temperature")
 _KEYS = ("HRZS_API_KEY", "OPENAI_API_KEY")
-_WNID = re.compile(r"n\d{8}")
 _T = TypeVar("_T")
 
 
@@ -156,8 +155,8 @@ def _read_classes(classes: Sequence[ClassSpec], options: SourceOptions) -> list[
     for spec in classes:
         name = _plain(spec.name or spec.class_id) or spec.class_id
         sense = options.senses.get(spec.class_id, options.senses.get(spec.name or "", spec.synset))
-        sense = sense or (spec.class_id if _WNID.fullmatch(spec.class_id) else None)
-        synset = _synset(sense, options) if sense else None
+        sense = sense or (spec.class_id if is_wnid(spec.class_id) else None)
+        synset = noun_synset(open_wordnet(options.wordnet), sense) if sense else None
         if sense and synset is None:
             faults.append(f"WordNet has no noun synset {sense!r} (class {spec.class_id!r})")
         if synset is None:
@@ -177,19 +176,6 @@ def _read_classes(classes: Sequence[ClassSpec], options: SourceOptions) -> list[
         label = next(f for f in forms if _key(f) not in labels and (f != leaf.name or names[_key(f)] == 1))
         labels[_key(label)] = _Class(leaf, label, hint)
     return list(labels.values())
-
-
-def _synset(sense: str, options: SourceOptions) -> Any:
-    """The noun synset called ``n02119789`` or ``star.n.05``; None if there is none."""
-    reader = open_wordnet(options.wordnet)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NLTK warns of an offset where no synset begins
-        try:
-            if _WNID.fullmatch(sense):
-                return reader.synset_from_pos_and_offset("n", int(sense[1:]))
-            return reader.synset(sense.replace(" ", "_"))
-        except Exception:  # NLTK raises anything from WordNetError to ValueError for a malformed name
-            return None
 
 
 def _plain(name: str) -> str:
@@ -303,7 +289,7 @@ def _clean(name: str) -> str:
     """The name without list marks, quotation marks and line breaks; empty if it is none."""
     visible = "".join(c if c.isprintable() else " " for c in unicodedata.normalize("NFC", name))
     words = _plain(re.sub(r"^\W*(\d+[.)]\s+)?", "", visible)).strip("\"'`*-:.,; ")
-    usable = 0 < len(words) <= MAX_NAME and any(map(str.isalpha, words)) and not _WNID.fullmatch(words)
+    usable = 0 < len(words) <= MAX_NAME and any(map(str.isalpha, words)) and not is_wnid(words)
     return words if usable else ""
 
 

@@ -23,23 +23,20 @@ become leaves beneath it in the same way.
 from __future__ import annotations
 
 import difflib
-import re
 import shlex
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hrzs.errors import UsageError
+from hrzs.hierarchy.classes import is_wnid
 from hrzs.hierarchy.sources.base import ClassSpec, Grown, SourceOptions
 from hrzs.hierarchy.tree import Node
-from hrzs.hierarchy.wordnet import open_wordnet
+from hrzs.hierarchy.wordnet import noun_synset, open_wordnet
 from hrzs.hierarchy.wordnet.graph import NounGraph, noun_graph
 from hrzs.hierarchy.wordnet.names import Names, Reading, plain
 from hrzs.hierarchy.wordnet.senses import Senses, choose, senses_of
-
-_WNID = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ class _Lookup:
             name = spec.name or spec.class_id
             sense = senses.get(spec.class_id, senses.get(name))
             given = sense if sense is not None else spec.synset
-            if given is None and _WNID.fullmatch(spec.class_id):
+            if given is None and is_wnid(spec.class_id):
                 given = spec.class_id
             if given is not None:
                 synset = self._exact(given)
@@ -120,18 +117,13 @@ class _Lookup:
 
     def _exact(self, sense: str) -> int | None:
         """The noun synset called ``n02119789`` or ``star.n.05``; None if there is none."""
-        if _WNID.fullmatch(sense):
+        if is_wnid(sense):
             return int(sense[1:]) if int(sense[1:]) in self.graph.parents else None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                synset = self._reader.synset(sense.replace(" ", "_"))
-            except Exception:  # NLTK raises anything from WordNetError to ValueError for a malformed name
-                return None
-        return int(synset.offset()) if synset.pos() == "n" else None
+        synset = noun_synset(self._reader, sense)
+        return None if synset is None else int(synset.offset())
 
     def _name_of(self, spec: ClassSpec, synset: int) -> str:
-        if _WNID.fullmatch(spec.class_id):
+        if is_wnid(spec.class_id):
             return self.graph.titles[synset]
         reading = self._names.read(spec.class_id)
         return reading.name if reading is not None else plain(spec.class_id)
@@ -148,8 +140,8 @@ class _Lookup:
         return f"; {name} may be " + ", ".join(self.describe(synset.offset()) for synset in reading.synsets)
 
     def _unknown_message(self, unknown: list[str]) -> str:
-        ids = [name for name in unknown if _WNID.fullmatch(name)]
-        names = [name for name in unknown if not _WNID.fullmatch(name)]
+        ids = [name for name in unknown if is_wnid(name)]
+        names = [name for name in unknown if not is_wnid(name)]
         lines = [f"  {name}{self._near(name)}" for name in names[:20]]
         if len(names) > 20:
             lines.append(f"  … and {len(names) - 20} more names")

@@ -3,6 +3,6 @@
 ``*.xz`` beside this file are made by `hrzs.hierarchy.wordnet.pack`; their licence is ``LICENSE.wordnet``.
 """
 
-from hrzs.hierarchy.wordnet.reader import open_wordnet
+from hrzs.hierarchy.wordnet.reader import noun_synset, open_wordnet
 
-__all__ = ["open_wordnet"]
+__all__ = ["noun_synset", "open_wordnet"]

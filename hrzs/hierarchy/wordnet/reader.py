@@ -14,6 +14,7 @@ from nltk.corpus.reader.wordnet import WordNetCorpusReader
 from nltk.data import PathPointer
 
 from hrzs.errors import UsageError
+from hrzs.hierarchy.classes import is_wnid
 
 
 class _Memory(PathPointer):  # type: ignore[misc]  # NLTK is untyped
@@ -107,6 +108,19 @@ def open_wordnet(where: str | None = None) -> Any:
         file = folder / name
         files[name] = file.read_text("latin-1") if file.is_file() else _packed(name)
     return NounReader(files, where)
+
+
+def noun_synset(reader: Any, name: str) -> Any:
+    """The noun synset called ``n02119789`` or ``star.n.05`` in what `open_wordnet` gave; None if there is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NLTK warns of an offset where no synset begins
+        try:
+            if is_wnid(name):
+                return reader.synset_from_pos_and_offset("n", int(name[1:]))
+            synset = reader.synset(name.replace(" ", "_"))
+        except Exception:  # NLTK raises anything from WordNetError to ValueError for a malformed name
+            return None
+    return synset if synset.pos() == "n" else None
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hrzs.errors import UsageError
-from hrzs.hierarchy.wordnet import open_wordnet, pack
+from hrzs.hierarchy.wordnet import noun_synset, open_wordnet, pack
 from hrzs.hierarchy.wordnet.reader import NounReader, _embedded, _packed
 
 
@@ -124,3 +124,21 @@ def test_licence_travels_along() -> None:
     text = (Path(pack.__file__).parent / "LICENSE.wordnet").read_text()
     assert "WordNet 3.0 Copyright 2006 by Princeton University" in text
     assert "disclaimer" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("n02119789", "kit_fox.n.01"),
+        ("red fox.n.01", "red_fox.n.01"),
+        ("star.n.05", "star.n.05"),
+        ("n02119788", None),  # no synset begins there
+        ("run.v.01", None),
+        ("star", None),
+        ("", None),
+        ("n0211978", None),
+    ],
+)
+def test_noun_synset(name: str, expected: str | None) -> None:
+    found = noun_synset(open_wordnet(), name)
+    assert (found and found.name()) == expected
