@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 #: One adversary before and after. PGD-10 on a fixed subset: a demonstration, not a result.
-ADVERSARY = ("--steps", "10", "--limit", "240", "--scoring", "prompt")
+ADVERSARY = ("--steps", "10", "--limit", "192", "--scoring", "prompt")
 
 
 def main(folder: Path) -> None:
