@@ -60,6 +60,11 @@ def evaluate(
     template: options.Template = "photo",
     canaries: Annotated[bool, typer.Option("--canaries/--no-canaries", help="Check the set-up on 64 images.")] = True,
     json_out: Annotated[str | None, typer.Option("--json", help="Write JSON to FILE, or to stdout with -.")] = None,
+    report_out: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.html", help="Write a self-contained page with everything.")
+    ] = None,
+    csv_out: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the rows as CSV.")] = None,
+    latex_out: Annotated[Path | None, typer.Option("--latex", metavar="FILE", help="Write LaTeX rows.")] = None,
     resume: options.Resume = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -98,10 +103,11 @@ def evaluate(
     # The default suite, and a list of datasets, skip what a flat tree has no level for, and say so.
     settings = replace(settings, lenient="," in data or names == SUITE)
     target = None if json_out in (None, "-") else Path(str(json_out))
-    if target is not None and not target.parent.is_dir():
-        raise UsageError(f"--json {target}: the folder {target.parent} does not exist")
-    if target is not None and target.is_dir():
-        raise UsageError(f"--json {target}: is a folder; give a file, or - for stdout")
+    for flag, file in (("--json", target), ("--report", report_out), ("--csv", csv_out), ("--latex", latex_out)):
+        if file is not None and not file.parent.is_dir():
+            raise UsageError(f"{flag} {file}: the folder {file.parent} does not exist")
+        if file is not None and file.is_dir():
+            raise UsageError(f"{flag} {file}: is a folder; give a file" + (", or - for stdout" * (flag == "--json")))
     if resume and target is None:
         raise UsageError("--resume: needs --json FILE, beside which finished batches are kept")
     store = None if target is None or dry_run else target.with_name(target.name + ".partial")
@@ -139,9 +145,10 @@ def evaluate(
     _call_out(report["results"])
     text = json.dumps(report, indent=1)
     if target is not None:
-        _write(target, text)
+        _write("--json", target, text + "\n")
         if store is not None:
             store.unlink(missing_ok=True)
+    _export(report, evaluations, report_out, csv_out, latex_out)
     if json_out == "-":
         console.emit(text)
     else:
@@ -205,10 +212,32 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "open_clip_torch", "torchvision", "numpy")}
 
 
-def _write(path: Path, text: str) -> None:
+def _export(
+    report: dict[str, Any], evaluations: list[Evaluation], page: Path | None, csv: Path | None, latex: Path | None
+) -> None:
+    from hrzs.evaluation.export import to_csv, to_latex
+
+    if csv is not None:
+        _write("--csv", csv, to_csv(report))
+    if latex is not None:
+        _write("--latex", latex, to_latex(report))
+    if page is not None:
+        from hrzs.evaluation.outcome import gallery_of, outcome_of
+        from hrzs.evaluation.report import write_report
+
+        named = {evaluation.task.data.name: evaluation for evaluation in evaluations}
+        write_report(
+            report, {name: e.task.tree for name, e in named.items()}, page,
+            outcomes={name: found for name, e in named.items() if (found := outcome_of(e)) is not None},
+            galleries={name: found for name, e in named.items() if (found := gallery_of(e)) is not None},
+        )  # fmt: skip
+        console.note(f"report: {page}")
+
+
+def _write(flag: str, path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}")
     try:
-        aside.write_text(text + "\n")
+        aside.write_text(text, encoding="utf-8")
         aside.replace(path)
     except OSError as error:
-        raise HrzsError(f"--json {path}: cannot be written ({error.strerror}); what was there is untouched") from error
+        raise HrzsError(f"{flag} {path}: cannot be written ({error.strerror}); what was there is untouched") from error

@@ -152,7 +152,7 @@ def wants_list(*values: str | None) -> bool:
 
 def saved_config(context: typer.Context) -> dict[str, Any]:
     """Every option of this call, defaults included, as ``--config`` reads it back."""
-    skip = {"config", "resume", "dry_run", "debug", "quiet", "output", "json_out"}
+    skip = {"config", "resume", "dry_run", "debug", "quiet", "output", "json_out", "report_out", "csv_out", "latex_out"}
     config: dict[str, Any] = {}
     for parameter in context.command.params:
         if parameter.name is None or parameter.name in skip or parameter.name not in context.params:

@@ -1,0 +1,155 @@
+"""What `hrzs eval` found, for other programs: CSV, LaTeX, and the headline figures that reports share.
+
+Everything here reads the report as ``--json`` writes it, so a saved report can be exported later.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_INTERVAL = "_ci95"
+
+
+def to_csv(report: Mapping[str, Any]) -> str:
+    """One line per row of ``report["results"]`` under a header; a null is an empty cell.
+
+    An interval ``X_ci95`` becomes ``X_low`` and ``X_high``. Numbers are written in full, so they read back unchanged.
+    """
+    rows = [_flat(row) for row in report["results"]]
+    # Fields beyond the contract follow those of the first row, whichever row brings them.
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if name.endswith(_INTERVAL):
+            stem = name.removesuffix(_INTERVAL)
+            flat[f"{stem}_low"], flat[f"{stem}_high"] = value or (None, None)
+        else:
+            flat[name] = value
+    return flat
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The figures that stand for one dataset at one ε (None: clean only), as rows of the report by level.
+
+    Superclasses are scored by their own prompt, or by the sum of their leaves where nothing else was. ``robust`` holds,
+    for each level that an attack aimed at, the lowest row among these attacks; an attack on all levels at once counts
+    only where none aimed at that level alone. ``leaf`` is the strongest attack on the leaves, scored at every level.
+    ``summary`` is the report's, empty where there is none.
+    """
+
+    dataset: str
+    split: str
+    n: int
+    eps: str | None
+    levels: tuple[int, ...]
+    clean: Mapping[int, Mapping[str, Any]]
+    robust: Mapping[int, Mapping[str, Any]]
+    leaf: Mapping[int, Mapping[str, Any]]
+    summary: Mapping[str, Any]
+
+
+def headlines(report: Mapping[str, Any]) -> list[Headline]:
+    """The headline figures of every dataset and ε, in the report's order."""
+    found = []
+    for dataset in dict.fromkeys(row["dataset"] for row in report["results"]):
+        rows = [row for row in report["results"] if row["dataset"] == dataset]
+        radii = list(dict.fromkeys(row["eps"] for row in rows if row["eps"] is not None)) or [None]
+        found += [_headline(report, rows, eps) for eps in radii]
+    return found
+
+
+def _headline(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], eps: str | None) -> Headline:
+    first = rows[0]
+    levels = tuple(sorted({row["level"] for row in rows}))
+    attacked = [row for row in rows if eps is not None and row["eps"] == eps]
+    at_leaves = [row for row in attacked if row["attack_level"] == 0]
+    strongest = _lowest([row for row in at_leaves if row["level"] == 0])
+    by_level: dict[int, Mapping[str, Any]] = {}
+    for level in levels:
+        here = _own_prompt([row for row in attacked if row["level"] == level])
+        aimed = [row for row in here if row["attack_level"] == level] or [
+            row for row in here if row["attack_level"] == "all" and row.get("transfer") is False
+        ]
+        if lowest := _lowest(aimed):
+            by_level[level] = lowest
+    return Headline(
+        first["dataset"], first["split"], first["n"], eps, levels,
+        clean={level: row for level in levels
+               for row in _own_prompt([row for row in rows if row["attack"] == "none" and row["level"] == level])[:1]},
+        robust=by_level,
+        leaf={level: row for level in levels if strongest is not None
+              for row in _own_prompt([row for row in at_leaves
+                                      if row["attack"] == strongest["attack"] and row["level"] == level])[:1]},
+        summary=next((s for s in report["summary"]["levels"]
+                      if s["dataset"] == first["dataset"] and s["eps"] == eps), {}),
+    )  # fmt: skip
+
+
+def _own_prompt(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["scoring"] == "prompt"] or list(rows)
+
+
+def _lowest(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    return min(rows, key=lambda row: float(row["robust"]), default=None)
+
+
+def to_latex(report: Mapping[str, Any]) -> str:
+    r"""A booktabs ``tabular`` with a row per dataset and ε, in percent, levels from the leaves upwards between slashes.
+
+    Columns: clean; robust at the level attacked; the attack on the leaves scored upwards; any-level robust. ``--``
+    stands where nothing was measured. Needs ``\usepackage{booktabs}``.
+    """
+    lines = [
+        "% " + _one_line(f"{report['model']['source']}, hrzs {report['hrzs']}; accuracy in %, levels 0 / 1 / ..."),
+        r"\begin{tabular}{lllllr}",
+        r"\toprule",
+        r"Dataset & $\varepsilon$ & Clean & Robust at the level attacked & Leaf attack, scored upwards & Any-level \\",
+        r"\midrule",
+    ]
+    for h in headlines(report):
+        any_level = h.summary.get("any_level_robust")
+        cells = [
+            escape_latex(h.dataset),
+            "--" if h.eps is None else f"${h.eps}$",
+            _percents(h.clean, h.levels, "clean"),
+            _percents(h.robust, h.levels, "robust"),
+            _percents(h.leaf, h.levels, "robust"),
+            "--" if any_level is None else f"{100 * any_level:.1f}",
+        ]
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _percents(rows: Mapping[int, Mapping[str, Any]], levels: Sequence[int], figure: str) -> str:
+    if not rows:
+        return "--"
+    return " / ".join(f"{100 * rows[level][figure]:.1f}" if level in rows else "--" for level in levels)
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", **{c: f"\\{c}" for c in "&%$#_{}"},
+}  # fmt: skip
+
+
+def escape_latex(text: str) -> str:
+    """``text`` as LaTeX sets it, on one line."""
+    return "".join(_LATEX.get(c, c) for c in _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    """Without control characters: a line break would end a comment, or a row."""
+    return "".join(c if c.isprintable() else " " for c in text)
