@@ -67,6 +67,17 @@ def test_eval_prints_json_and_nothing_else(hrzs: Hrzs, run_folder: Path) -> None
     assert report["config"]["tasks"][0]["n"] == 24
 
 
+def test_eval_writes_page_csv_and_latex(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
+    page, csv, latex = tmp_path / "r.html", tmp_path / "r.csv", tmp_path / "r.tex"
+    ended = hrzs(*EVAL, *small, "--json", "-", "--report", page, "--csv", csv, "--latex", latex)
+    assert ended.status == 0
+    rows = json.loads(ended.out)["results"]
+    assert len(csv.read_text().splitlines()) == len(rows) + 1
+    assert "\\toprule" in latex.read_text()
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert "data:image/png" in page.read_text()
+
+
 def test_eval_prints_a_table_and_writes_json_beside_it(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
     target = tmp_path / "report.json"
     ended = hrzs(*EVAL, *small, "--json", target)
@@ -152,6 +163,8 @@ WRONG: list[tuple[Options, str]] = [
     (("finetune", "--tune", "text"), "--tune 'text'"),
     (("eval", "--json", "missing/report.json"), "--json missing/report.json: the folder missing does not exist"),
     (("eval", "--json", "."), "--json .: is a folder"),
+    (("eval", "--report", "missing/r.html"), "--report missing/r.html: the folder missing does not exist"),
+    (("eval", "--latex", "."), "--latex .: is a folder; give a file"),
     (("eval", "--config", "missing.yaml"), "--config missing.yaml"),
     (("eval", "--steps", "0"), "--steps"),
     (("eval", "--batch-size", "0"), "--batch-size"),
