@@ -76,7 +76,7 @@ def open_task(
     in_graph = resize == "in-graph" or (resize == "auto" and data.native_size is not None)
     if not in_graph:
         data = resize_to(data, model.image_size)
-    whole, source = _find_tree(tree, data.name, spec)
+    whole, source = _find_tree(tree, data, spec)
     fitted = whole.restrict(data.classes)
     if len(fitted.classes) < len(whole.classes):
         sizes = " / ".join(str(len(level)) for level in fitted.levels)
@@ -85,12 +85,12 @@ def open_task(
     return Task(data, fitted, source, "in-graph" if in_graph else "before")
 
 
-def _find_tree(tree: str | Tree | None, name: str, spec: str) -> tuple[Tree, str]:
+def _find_tree(tree: str | Tree | None, data: Dataset, spec: str) -> tuple[Tree, str]:
     if isinstance(tree, Tree):
         return tree, str(tree.header.get("name", "tree"))
     if tree is not None:
         return load_tree(tree), tree
-    published = find_tree(name)
+    published = find_tree(data.name) or find_tree(data.like or "")
     if published is None:
         raise UsageError(
             f"--tree: no tree is published for {spec!r}; make one with "

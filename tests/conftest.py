@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +23,8 @@ settings.load_profile("hrzs")
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+    # Nothing is read from or left in the user's cache; the tests of the cache switch it on.
+    os.environ["HRZS_CACHE"] = "0"
 
 
 @pytest.fixture(scope="session")

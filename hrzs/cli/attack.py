@@ -54,8 +54,8 @@ def attack(
 ) -> None:  # fmt: skip
     """Write adversarial images against a model, aimed at the leaves, at a superclass level, or at all levels."""
     console.set_up(quiet=quiet, debug=debug)
-    if options.wants_list(model, data, attack):
-        _print_list(model, data, attack)
+    if options.wants_list(model, data, attack, template):
+        _print_list(model, data, attack, template)
         return
     folder = output or Path("runs") / "-".join((attack, Path(model).stem.replace(":", "-"), Path(data).stem))
     if resume and is_finished(folder):
@@ -107,13 +107,13 @@ def is_finished(folder: Path) -> bool:
     return (folder / "manifest.jsonl").is_file()
 
 
-def _print_list(model: str, data: str, attack: str) -> None:
+def _print_list(model: str, data: str, attack: str, template: str) -> None:
     if attack == console.LIST:
         from hrzs.attacks import ATTACKS
 
         console.print_names([(a.name, a.description) for a in ATTACKS.values()])
     else:
-        options.print_models_or_data(model, data)
+        options.print_models_or_data(model, data, template)
 
 
 def _attack_to(

@@ -78,8 +78,8 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Evaluate a model: clean, and under attack at the leaves and at superclasses."""
     console.set_up(quiet=quiet, debug=debug)
-    if options.wants_list(model, data, attack, preset):
-        _print_list(model, data, attack)
+    if options.wants_list(model, data, attack, preset, template):
+        _print_list(model, data, attack, template)
         return
     device = options.prepare_torch(device, precision, threads)
 
@@ -158,13 +158,13 @@ def evaluate(
         console.emit(render(report["results"], report["summary"]["levels"], [] if isinstance(shown, str) else shown))
 
 
-def _print_list(model: str, data: str, attack: str) -> None:
+def _print_list(model: str, data: str, attack: str, template: str) -> None:
     if attack == console.LIST:
         from hrzs.attacks import ATTACKS
 
         console.print_names([("none", "clean accuracy only"), *((a.name, a.description) for a in ATTACKS.values())])
-    elif console.LIST in (model, data):
-        options.print_models_or_data(model, data)
+    elif console.LIST in (model, data, template):
+        options.print_models_or_data(model, data, template)
     else:
         console.print_names([(name, ", ".join(f"{k} {v}" for k, v in p.items())) for name, p in PRESETS.items()])
 
@@ -229,7 +229,7 @@ def _export(
         write_report(
             report, {name: e.task.tree for name, e in named.items()}, page,
             outcomes={name: found for name, e in named.items() if (found := outcome_of(e)) is not None},
-            galleries={name: found for name, e in named.items() if (found := gallery_of(e)) is not None},
+            galleries={name: shown for name, e in named.items() if (shown := gallery_of(e)) is not None},
         )  # fmt: skip
         console.note(f"report: {page}")
 

@@ -72,7 +72,7 @@ def finetune(
 ) -> None:  # fmt: skip
     """Fine-tune a model against one universal hierarchical perturbation (or with a baseline)."""
     console.set_up(quiet=quiet, debug=debug)
-    if _listed(model, data, method, recipe):
+    if _listed(model, data, method, recipe, template):
         return
     folder = output or Path("runs") / "-".join((method, Path(model).stem.replace(":", "-"), Path(data).stem))
     if not resume and not dry_run:
@@ -124,9 +124,9 @@ def check_folder(folder: Path) -> None:
         raise UsageError(f"-o {folder}: holds a run already; go on with --resume, or give another folder")
 
 
-def _listed(model: str, data: str, method: str, recipe: str) -> bool:
+def _listed(model: str, data: str, method: str, recipe: str, template: str | None) -> bool:
     """Print the names of the one option that was given as ``list``."""
-    if not options.wants_list(model, data, method, recipe):
+    if not options.wants_list(model, data, method, recipe, template):
         return False
     if method == console.LIST:
         from hrzs.training.methods import METHODS
@@ -139,7 +139,7 @@ def _listed(model: str, data: str, method: str, recipe: str) -> bool:
             [(name, ", ".join(f"{k} {v}" for k, v in r.items()) or "the defaults") for name, r in RECIPES.items()]
         )
     else:
-        options.print_models_or_data(model, data)
+        options.print_models_or_data(model, data, template)
     return True
 
 
@@ -171,12 +171,14 @@ def _as_config(settings: TrainOptions) -> dict[str, Any]:
 
 
 def _for_data(settings: TrainOptions, context: typer.Context, recipe: str, task: Task) -> TrainOptions:
-    """Data may set its own ε (`shapes` does), unless one was given or belongs to the recipe."""
+    """Data has its own ensemble of templates and may set its own ε (`shapes` does), unless one was given."""
     from dataclasses import replace
 
     from hrzs.attacks.budget import default_step_size
+    from hrzs.models.templates import template_for
     from hrzs.training.options import RECIPES
 
+    settings = replace(settings, template=template_for(settings.template, task.data.name))
     own = task.data.default_eps
     if own is None or context.params.get("eps") is not None or "eps" in RECIPES[recipe]:
         return settings

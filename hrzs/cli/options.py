@@ -84,7 +84,13 @@ Skip = Annotated[
 Resize = Annotated[
     str, typer.Option("--resize", help="in-graph (ε in native pixels), before, or auto: in-graph for small images.")
 ]
-Template = Annotated[str, typer.Option("--template", help="Prompt template: photo, tecoa, name, or a text with {}.")]
+Template = Annotated[
+    str,
+    typer.Option(
+        "--template",
+        help="Prompt template: photo, tecoa, name, openai (the dataset's ensemble), a text with {}, FILE.txt, or list.",
+    ),
+]
 Norm = Annotated[str, typer.Option("--norm", help="linf or l2.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Precision = Annotated[
@@ -180,8 +186,8 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
     path.write_text(dump_yaml(config))
 
 
-def print_models_or_data(model: str, data: str) -> None:
-    """``--model list`` or ``--data list``."""
+def print_models_or_data(model: str, data: str, template: str | None = None) -> None:
+    """``--model list``, ``--data list`` or ``--template list``."""
     if model == LIST:
         from hrzs.models.loading import describe_models
 
@@ -190,3 +196,7 @@ def print_models_or_data(model: str, data: str) -> None:
         from hrzs.data import describe_datasets
 
         print_names(describe_datasets())
+    elif template == LIST:
+        from hrzs.models.templates import describe_templates
+
+        print_names(describe_templates())

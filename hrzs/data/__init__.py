@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 from hrzs.data.base import Batch, Dataset, Sample, digest, held_out, loader, resize_to, subset, suggest
-from hrzs.data.folder import open_images, open_source
 from hrzs.data.named import NAMED, Splits, open_named
 from hrzs.data.shapes import SPLITS as SHAPES_SPLITS
 from hrzs.data.shapes import Shapes
+from hrzs.data.webdataset import open_path, open_pattern
 from hrzs.errors import UsageError
 
 __all__ = [
@@ -60,6 +60,8 @@ def describe_datasets() -> list[tuple[str, str]]:
         *((name, entry.about) for name, entry in DATASETS.items()),
         ("FOLDER", "a folder laid out as class/image, or split/class/image (train, val, test)"),
         ("FILE.tar", "an uncompressed tar of such a folder, read in place"),
+        ("DIR/{0000..0099}.tar", "webdataset shards (KEY.jpg + KEY.cls or KEY.json, classnames.txt), read in place"),
+        ("DIR", "a folder of such shards, or with them in split folders (test/0.tar), as CLIP_benchmark exports"),
     ]
 
 
@@ -68,7 +70,8 @@ def open_dataset(
 ) -> Dataset:
     """The dataset that one `--data` value stands for.
 
-    spec: a name of `DATASETS`, a folder, or a tar file. root: where named datasets lie (default: $HRZS_DATA).
+    spec: a name of `DATASETS`, a folder, a tar file, or a pattern of shards.
+    root: where named datasets lie (default: $HRZS_DATA).
     split: `train`, `val` or `test`. None means `train` when the purpose is training, else the first of `test`, `val`
     that the data brings, else all of it. Data that brings no `val` gives up a fixed tenth of its `train` (or of
     everything, when it has no splits) for it; see `held_out`.
@@ -93,9 +96,9 @@ def _splits(spec: str, root: Path | None) -> Splits:
         return DATASETS[spec].open(given)
     path = Path(spec)
     if path.exists():
-        return open_images(open_source(path), path.resolve().name.removesuffix(".tar"))
+        return open_path(path, path.resolve().name.removesuffix(".tar"))
     if "{" in spec:
-        raise UsageError(f"--data {spec}: webdataset patterns are not read yet; give a folder or one .tar file.")
+        return open_pattern(spec)
     raise UsageError(
         f"--data {spec}: no dataset of this name, and no such folder or .tar file. {suggest(spec, DATASETS)}"
     )

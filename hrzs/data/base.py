@@ -47,6 +47,7 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
     labels, ids: of every image, known without opening one.
     native_size: side in pixels of its (square) images, or None: they differ and `resize_to` comes first.
     default_eps: the L∞ radius this data is attacked with unless told otherwise; None leaves the common default.
+    like: the dataset of this field whose class ids these are, where that is not its name: its tree fits.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
     ids: Sequence[str]
     native_size: int | None
     default_eps: Fraction | None = None
+    like: str | None = None
 
     @abstractmethod
     def picture(self, index: int) -> Image.Image:
@@ -85,6 +87,7 @@ class _View(Dataset):
         self.ids = [parent.ids[i] for i in indices]
         self.native_size = parent.native_size
         self.default_eps = parent.default_eps
+        self.like = parent.like
 
     def picture(self, index: int) -> Image.Image:
         return self.parent.picture(self.indices[index])

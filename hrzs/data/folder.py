@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from hrzs.data.base import Dataset, prompt_name
+from hrzs.data.base import Dataset, prompt_name, suggest
+from hrzs.data.listed import class_list, recognise
 from hrzs.errors import HrzsError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ _LARGEST_NATIVE = 96
 _PROBES = 64
 
 # What Pillow's readers raise on damaged files.
-_BROKEN = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+BROKEN = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 class Member(NamedTuple):
@@ -53,21 +54,31 @@ def decode(data: bytes, name: str) -> Image.Image:
         with Image.open(io.BytesIO(data)) as image:
             rgb: Image.Image = image.convert("RGB")
             return rgb
-    except _BROKEN as error:
+    except BROKEN as error:
         raise HrzsError(
             f"Image {name} cannot be decoded ({error}). Replace it with an intact copy, or delete it, and run again."
         ) from error
 
 
 class Images(Dataset):
-    """The images of one split, each read from its source when asked for."""
+    """The images of one split, each read from its source when asked for.
+
+    names: of the classes, for prompts, where they have others than their ids say.
+    """
 
     def __init__(
-        self, name: str, split: str, classes: Iterable[str], members: Mapping[str, Sequence[Member]], source: Source
+        self,
+        name: str,
+        split: str,
+        classes: Iterable[str],
+        members: Mapping[str, Sequence[Member]],
+        source: Source,
+        names: Mapping[str, str] | None = None,
+        like: str | None = None,
     ) -> None:
-        self.name, self.split = name, split
+        self.name, self.split, self.like = name, split, like
         self.classes = tuple(classes)
-        self.class_names = tuple(prompt_name(c) for c in self.classes)
+        self.class_names = tuple((names or {}).get(c) or prompt_name(c) for c in self.classes)
         self._source = source
         self._paths = [m.path for c in self.classes for m in members.get(c, ())]
         self.ids = [m.id for c in self.classes for m in members.get(c, ())]
@@ -89,7 +100,7 @@ class Images(Dataset):
             try:
                 with Image.open(io.BytesIO(self._source.read(self._paths[i]))) as image:
                     sizes.add(image.size)
-            except _BROKEN:
+            except BROKEN:
                 continue  # It is named when it is its turn; it must not keep --skip and --limit from avoiding it.
         if len(sizes) != 1:
             return None
@@ -142,6 +153,12 @@ class Tar(Source):
                 for member in tar:
                     if member.isfile():
                         self._places[member.name.removeprefix("./")] = (member.offset_data, member.size)
+                end = tar.offset
+            # tarfile takes a header that is cut short or damaged for the end; a tar ends with blocks of zeros.
+            with path.open("rb") as file:
+                file.seek(end)
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError(f"no end mark after {len(self._places)} files")
         except tarfile.ReadError as error:
             raise UsageError(
                 f"--data {path}: not an uncompressed tar file, or one cut short ({error}). "
@@ -184,8 +201,12 @@ def layout(source: Source) -> Layout:
         lone = f"{len(paths)} images but no folder per class" if paths else "no images"
         raise UsageError(f"--data {source.path}: {lone}. {LAYOUT} Image files end in {', '.join(EXTENSIONS)}.")
     splits = {p[depth] for p in paths if len(p) - depth >= 3 and p[depth] in SPLIT_FOLDERS}
-    if splits and tops - splits:
-        logger.warning("%s: not a split, left out: %s", source.path, ", ".join(sorted(tops - splits)))
+    if splits and (beside := sorted(tops - splits)):
+        if flat := [name for name in beside if name in SPLIT_FOLDERS]:
+            raise UsageError(
+                f"--data {source.path}: {flat[0]}/ has images but no folder per class, unlike {min(splits)}/. {LAYOUT}"
+            )
+        logger.warning("%s: not a split, left out: %s", source.path, ", ".join(beside))
 
     found: Layout = defaultdict(lambda: defaultdict(list))
     for parts in sorted(paths):
@@ -206,12 +227,52 @@ def _is_wrapper(tops: set[str], shallowest: int) -> bool:
     return len(tops) == 1 and shallowest >= 3 and not tops & SPLIT_FOLDERS.keys()
 
 
-def open_images(source: Source, name: str) -> dict[str | None, Callable[[], Dataset]]:
-    """The splits of `source` (None: it has none), each opened on call. All share the classes of all."""
+def open_images(
+    source: Source, name: str, *, is_named: bool = False, left_out: Sequence[str] = ()
+) -> dict[str | None, Callable[[], Dataset]]:
+    """The splits of `source` (None: it has none), each opened on call. All share the classes of all.
+
+    Folders called by the ids or the names of a dataset's class list become its ids, in its order. is_named: `name`
+    was asked for by name, so a folder that is none of its classes is an error, unless it is `left_out`; otherwise
+    the folders are somebody's own, and are recognised only if all of them are classes.
+
+    Raises UsageError if no class has images, or for a folder that is no class or that several may be meant by.
+    """
     splits = layout(source)
-    classes = sorted({c for members in splits.values() for c in members})
+    folders = sorted({c for members in splits.values() for c in members} - set(left_out))
+    listed, like = class_list(name), None
+    if listed is None and (like := recognise(folders, name, in_order=False)):
+        listed = class_list(like)
+        logger.info("%s: the classes are those of %s", name, like)
+    class_of = {folder: listed.find(folder) if listed else [folder] for folder in folders}
+    wrong = next((folder for folder in folders if len(class_of[folder]) != 1), None)
+    if listed is None or (wrong is not None and not is_named):
+        classes, names = folders, {}
+        class_of = {folder: [folder] for folder in folders}
+    elif wrong is not None:
+        meant = " and ".join(class_of[wrong])
+        fault = f"the name of {meant}; call it by its id" if meant else f"no class of {name}"
+        raise UsageError(
+            f"--data {name}: the folder {wrong!r} in {source.path} is {fault}. "
+            f"{'' if meant else suggest(wrong, listed.ids)}".strip()
+        )
+    else:
+        present = {c for (c,) in class_of.values()}
+        classes = [c for c in listed.ids if c in present]
+        names = dict(zip(listed.ids, listed.names, strict=True))
+        if by_name := [(folder, c) for folder, (c,) in class_of.items() if folder != c]:
+            folder, c = by_name[0]
+            more = f" and {len(by_name) - 1} more" if len(by_name) > 1 else ""
+            logger.info("%s: folders are told by their names: %s is %s%s", name, folder, c, more)
 
     def opener(split: str | None) -> Callable[[], Dataset]:
-        return lambda: Images(name, split or "all", classes, splits[split], source)
+        def open_split() -> Dataset:
+            members: dict[str, list[Member]] = defaultdict(list)
+            for folder, images in splits[split].items():
+                if folder in class_of:
+                    members[class_of[folder][0]] += images
+            return Images(name, split or "all", classes, members, source, names, like)
+
+        return open_split
 
     return {split: opener(split) for split in splits}

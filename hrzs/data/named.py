@@ -1,23 +1,30 @@
 """The datasets of this field by name, from local files: nothing is ever downloaded.
 
-`<root>/<name>` holds either images laid out as `class/image`, or what torchvision.datasets would have put there.
+`<root>/<name>` holds images laid out as `class/image`, or webdataset shards, or what torchvision.datasets would have
+put there.
 """
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from hrzs.data.base import Dataset, prompt_name
-from hrzs.data.folder import open_images, open_source
+from hrzs.data.base import Dataset
+from hrzs.data.folder import BROKEN
+from hrzs.data.listed import class_list
+from hrzs.data.webdataset import open_path
 from hrzs.errors import HrzsError, UsageError
-from hrzs.hierarchy.classes import dataset_classes
 
 Splits = dict[str | None, Callable[[], Dataset]]
+
+# What torchvision's readers raise on files that are missing, cut short or of another form.
+_UNREADABLE = (RuntimeError, OSError, ImportError, ValueError, LookupError, EOFError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -25,72 +32,190 @@ class Named:
     """One line of the table.
 
     `build` names the class in torchvision.datasets; `splits` the arguments for each of our splits (None: it comes
-    undivided); `marker` a file or folder that tells its layout. Names for prompts are in `hrzs/data/classes`.
+    undivided); `files` what must be there for a split, `marker` (a glob) tells that layout from others; `archives`
+    what the authors publish, and where it is unpacked below `<root>/<name>`. `labels` reads those of all images;
+    `order`, if torchvision takes that of the file system, is one that is the same on every machine. `left_out` are
+    folders that are no class. Names for prompts are in `hrzs/data/classes`.
     """
 
     about: str
     build: str | None = None
     marker: str = ""
+    archives: str = ""
+    files: tuple[str, ...] = ()
     splits: Mapping[str | None, Mapping[str, Any]] | None = None
     native_size: int | None = None
     labels: Callable[[Any], Sequence[int]] = lambda data: data._labels
+    order: Callable[[Any], Sequence[int]] | None = None
+    left_out: tuple[str, ...] = ()
+    package: str | None = None
 
 
 def _same(*splits: str) -> dict[str | None, dict[str, str]]:
     return {split: {"split": split} for split in splits}
 
 
+def _by_path(data: Any) -> list[int]:
+    return sorted(range(len(data)), key=lambda i: data._image_files[i].as_posix())
+
+
+def _pcam_labels(data: Any) -> list[int]:
+    """From the file of labels alone: torchvision would decode every image for them."""
+    file = data._base_folder / data._FILES[data._split]["targets"][0]
+    with data.h5py.File(file) as labels:
+        return [int(label) for label in labels["y"][:].ravel()]
+
+
 _CIFAR_SPLITS: dict[str | None, dict[str, bool]] = {"train": {"train": True}, "test": {"train": False}}
 NAMED: dict[str, Named] = {
-    "cifar10": Named("CIFAR-10, 32×32", "CIFAR10", "cifar-10-batches-py", _CIFAR_SPLITS, 32, lambda d: d.targets),
-    "cifar100": Named("CIFAR-100, 32×32", "CIFAR100", "cifar-100-python", _CIFAR_SPLITS, 32, lambda d: d.targets),
-    "stl10": Named("STL-10, 96×96", "STL10", "stl10_binary", _same("train", "test"), 96, lambda d: d.labels.tolist()),
-    "imagenet": Named("ImageNet-1k, folders of WordNet ids under train/ and val/"),
+    "cifar10": Named(
+        "CIFAR-10, 32×32",
+        "CIFAR10",
+        "cifar-10-batches-py",
+        "cifar-10-python.tar.gz, unpacked there",
+        tuple(f"cifar-10-batches-py/{f}" for f in
+              ("batches.meta", *(f"data_batch_{i}" for i in range(1, 6)), "test_batch")),
+        _CIFAR_SPLITS,
+        32,
+        lambda d: d.targets,
+    ),
+    "cifar100": Named(
+        "CIFAR-100, 32×32",
+        "CIFAR100",
+        "cifar-100-python",
+        "cifar-100-python.tar.gz, unpacked there",
+        ("cifar-100-python/meta", "cifar-100-python/train", "cifar-100-python/test"),
+        _CIFAR_SPLITS,
+        32,
+        lambda d: d.targets,
+    ),
+    "stl10": Named(
+        "STL-10, 96×96",
+        "STL10",
+        "stl10_binary",
+        "stl10_binary.tar.gz, unpacked there",
+        tuple(f"stl10_binary/{f}" for f in
+              ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "unlabeled_X.bin", "class_names.txt")),
+        _same("train", "test"),
+        96,
+        lambda d: d.labels.tolist(),
+    ),
+    "imagenet": Named(
+        "ImageNet-1k, folders of WordNet ids under train/ and val/",
+        archives="ILSVRC2012_img_val.tar, its images sorted into val/<WordNet id>/ by the labels of the devkit",
+    ),
     "caltech101": Named(
-        "Caltech-101, objects", "Caltech101", "caltech101/101_ObjectCategories", {None: {}}, labels=lambda d: d.y
+        "Caltech-101, objects",
+        "Caltech101",
+        "caltech101/101_ObjectCategories",
+        "caltech-101.zip, of it 101_ObjectCategories.tar.gz unpacked in caltech101/",
+        ("caltech101/101_ObjectCategories/BACKGROUND_Google",),
+        {None: {}},
+        labels=lambda d: d.y,
+        left_out=("BACKGROUND_Google",),
     ),
     "caltech256": Named(
-        "Caltech-256, objects", "Caltech256", "caltech256/256_ObjectCategories", {None: {}}, labels=lambda d: d.y
+        "Caltech-256, objects",
+        "Caltech256",
+        "caltech256/256_ObjectCategories",
+        "256_ObjectCategories.tar, unpacked in caltech256/",
+        ("caltech256/256_ObjectCategories/257.clutter",),
+        {None: {}},
+        labels=lambda d: d.y,
     ),
     "oxford_pets": Named(
         "Oxford-IIIT Pets, 37 breeds",
         "OxfordIIITPet",
-        "oxford-iiit-pet/annotations",
+        "oxford-iiit-pet",
+        "images.tar.gz and annotations.tar.gz, unpacked in oxford-iiit-pet/",
+        ("oxford-iiit-pet/images", "oxford-iiit-pet/annotations/{split}.txt"),
         {"train": {"split": "trainval"}, "test": {"split": "test"}},
     ),
     "flowers102": Named(
-        "Oxford Flowers, 102 kinds", "Flowers102", "flowers-102/setid.mat", _same("train", "val", "test")
+        "Oxford Flowers, 102 kinds",
+        "Flowers102",
+        "flowers-102",
+        "102flowers.tgz unpacked in flowers-102/, with setid.mat and imagelabels.mat beside its jpg/",
+        ("flowers-102/jpg", "flowers-102/setid.mat", "flowers-102/imagelabels.mat"),
+        _same("train", "val", "test"),
     ),
-    "food101": Named("Food-101, dishes", "Food101", "food-101/meta", _same("train", "test")),
+    "food101": Named(
+        "Food-101, dishes",
+        "Food101",
+        "food-101",
+        "food-101.tar.gz, unpacked there",
+        ("food-101/images", "food-101/meta/{split}.json"),
+        _same("train", "test"),
+    ),
     "stanford_cars": Named(
         "Stanford Cars, 196 models",
         "StanfordCars",
         "stanford_cars/devkit",
-        _same("train", "test"),
+        "cars_train.tgz, cars_test.tgz and car_devkit.tgz unpacked in stanford_cars/, with "
+        "cars_test_annos_withlabels.mat beside them (torchvision's own link is dead; copies are on Kaggle)",
+        ("stanford_cars/devkit/cars_meta.mat", "stanford_cars/cars_{split}"),
+        {
+            "train": {"split": "train"},
+            "test": {"split": "test"},
+        },
         labels=lambda d: [label for _, label in d._samples],
     ),
-    "sun397": Named("SUN397, scenes", "SUN397", "SUN397/ClassName.txt", {None: {}}),
+    "sun397": Named(
+        "SUN397, scenes",
+        "SUN397",
+        "SUN397/ClassName.txt",
+        "SUN397.tar.gz, unpacked there",
+        ("SUN397/ClassName.txt",),
+        {None: {}},
+        order=_by_path,
+    ),
     "country211": Named(
         "Country211, photographs by country",
         "Country211",
         "country211/valid",
+        "country211.tgz, unpacked there",
+        ("country211/{split}",),
         {"train": {"split": "train"}, "val": {"split": "valid"}, "test": {"split": "test"}},
         labels=lambda d: d.targets,
     ),
     "fgvc_aircraft": Named(
-        "FGVC Aircraft, 100 variants", "FGVCAircraft", "fgvc-aircraft-2013b/data", _same("train", "val", "test")
+        "FGVC Aircraft, 100 variants",
+        "FGVCAircraft",
+        "fgvc-aircraft-2013b",
+        "fgvc-aircraft-2013b.tar.gz, unpacked there",
+        tuple(f"fgvc-aircraft-2013b/data/{f}" for f in ("images", "variants.txt", "images_variant_{split}.txt")),
+        _same("train", "val", "test"),
     ),
-    "eurosat": Named("EuroSAT, land use, 64×64", "EuroSAT", "eurosat/2750", {None: {}}, 64, lambda d: d.targets),
-    "dtd": Named("DTD, textures", "DTD", "dtd/dtd/images", _same("train", "val", "test")),
+    "eurosat": Named(
+        "EuroSAT, land use, 64×64",
+        "EuroSAT",
+        "eurosat/2750",
+        "EuroSAT.zip (RGB), unpacked in eurosat/",
+        ("eurosat/2750",),
+        {None: {}},
+        64,
+        lambda d: d.targets,
+    ),
+    "dtd": Named(
+        "DTD, textures",
+        "DTD",
+        "dtd/dtd",
+        "dtd-r1.0.1.tar.gz, unpacked in dtd/",
+        ("dtd/dtd/images", "dtd/dtd/labels/{split}1.txt"),
+        _same("train", "val", "test"),
+    ),
     "pcam": Named(
         "PatchCamelyon, lymph nodes, 96×96",
         "PCAM",
-        "pcam/camelyonpatch_level_2_split_test_x.h5",
+        "pcam/camelyonpatch_level_2_split_*_x.h5",
+        "camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5.gz, each unpacked in pcam/",
+        tuple(f"pcam/camelyonpatch_level_2_split_{{file}}_{part}.h5" for part in "xy"),
         _same("train", "val", "test"),
         96,
-        lambda d: [d[i][1] for i in range(len(d))],
+        _pcam_labels,
+        package="h5py",
     ),
-}
+}  # fmt: skip
 
 
 class TorchvisionImages(Dataset):
@@ -98,19 +223,27 @@ class TorchvisionImages(Dataset):
 
     def __init__(self, name: str, split: str, data: Any, entry: Named) -> None:
         self.name, self.split = name, split
-        listed = {spec.class_id: spec.name for spec in dataset_classes(name) or ()}
-        self.classes = tuple(getattr(data, "classes", None) or getattr(data, "categories", None) or listed)
-        self.class_names = tuple(listed.get(c) or prompt_name(c) for c in self.classes)
-        self.labels = [int(label) for label in entry.labels(data)]
+        listed = class_list(name)
+        assert listed is not None
+        self.classes = tuple(getattr(data, "classes", None) or getattr(data, "categories", None) or listed.ids)
+        names = dict(zip(listed.ids, listed.names, strict=True))
+        if unknown := [c for c in self.classes if c not in names]:
+            raise ValueError(f"{unknown[0]!r} is no class of {name}")
+        self.class_names = tuple(names[c] for c in self.classes)
+        labels = entry.labels(data)
+        self._order = range(len(labels)) if entry.order is None else entry.order(data)
+        self.labels = [int(labels[i]) for i in self._order]
+        if self.labels and not 0 <= min(self.labels) <= max(self.labels) < len(self.classes):
+            raise ValueError(f"labels from {min(self.labels)} to {max(self.labels)} for {len(self.classes)} classes")
         self.ids = [f"{name}/{split}/{i:06d}" for i in range(len(self.labels))]
         self.native_size = entry.native_size
         self._data = data
 
     def picture(self, index: int) -> Image.Image:
         try:
-            image: Image.Image = self._data[index][0]
+            image: Image.Image = self._data[self._order[index]][0]
             return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
+        except BROKEN as error:
             raise HrzsError(
                 f"Image {self.ids[index]} cannot be decoded ({error}). Replace the files of {self.name} and run again."
             ) from error
@@ -120,24 +253,32 @@ def open_named(name: str, root: Path | None) -> Splits:
     """The splits of a dataset of the table, from `root`. Raises UsageError, saying what to put where."""
     entry = NAMED[name]
     if root is None:
-        raise UsageError(f"--data {name} needs --data-root FOLDER or $HRZS_DATA: {_where(name, Path('FOLDER'))}")
+        raise UsageError(f"--data {name} needs --data-root FOLDER or $HRZS_DATA. {_where(name, Path('FOLDER'))}")
     for place in (root / name, root):
-        if entry.build and (place / entry.marker).exists():
+        if entry.build and any(place.glob(entry.marker)):
             return _open_torchvision(name, entry, place, root)
-    if (root / name).is_dir():
-        return open_images(open_source(root / name), name)
-    raise UsageError(f"--data {name}: there is no {root / name}. {_where(name, root)}")
+    if not (root / name).is_dir():
+        raise UsageError(f"--data {name}: there is no {root / name}. {_where(name, root)}")
+    try:
+        return open_path(root / name, name, is_named=True, left_out=entry.left_out)
+    except UsageError as error:
+        raise UsageError(f"{error} {_where(name, root)}") from error
 
 
 def _where(name: str, root: Path) -> str:
     entry = NAMED[name]
-    text = f"Put the images under {root / name}/<split>/<class>/<image> (splits train, val, test; or none)"
-    if entry.build:
-        text += f", or torchvision's files of {entry.build} so that {root / name / entry.marker} exists"
-    return f"{text}. hrzs downloads no data."
+    return (
+        f"Put the images under {root / name}/<split>/<class>/<image> (splits train, val, test; or none), or in "
+        f"{root / name} the authors' {entry.archives}. hrzs downloads no data."
+    )
 
 
 def _open_torchvision(name: str, entry: Named, place: Path, root: Path) -> Splits:
+    if entry.package is not None and find_spec(entry.package) is None:
+        raise UsageError(
+            f"--data {name}: its files are read by the package {entry.package}, which is not installed: "
+            f"pip install {entry.package}"
+        )
     from torchvision import datasets
 
     assert entry.build is not None
@@ -148,10 +289,25 @@ def _open_torchvision(name: str, entry: Named, place: Path, root: Path) -> Split
         def open_split() -> Dataset:
             try:
                 data = build(str(place), download=False, **options)
-            except (RuntimeError, OSError, ImportError) as error:
-                raise UsageError(f"--data {name} in {place}: {error} {_where(name, root)}") from error
-            return TorchvisionImages(name, split or "all", data, entry)
+                return TorchvisionImages(name, split or "all", data, entry)
+            except _UNREADABLE as error:
+                missing = _missing(entry, place, options)
+                shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+                fault = f"missing: {shown}" if missing else f"damaged or incomplete ({_reason(error)})"
+                raise UsageError(f"--data {name} in {place}: {fault}. {_where(name, root)}") from error
 
         return open_split
 
     return {split: opener(split, options) for split, options in entry.splits.items()}
+
+
+def _missing(entry: Named, place: Path, options: Mapping[str, Any]) -> list[str]:
+    # Two of the datasets call a split otherwise in the names of their files.
+    known = {**options, "file": {"val": "valid"}.get(options.get("split", ""), options.get("split"))}
+    files = (file.format(**known) for file in entry.files)
+    return [file for file in files if not (place / file).exists()]
+
+
+def _reason(error: Exception) -> str:
+    """torchvision's, without its advice to download: hrzs never does."""
+    return str(error).partition(" You can use download=True")[0].rstrip(".")

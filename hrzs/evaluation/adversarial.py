@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hrzs.evaluation.runner import EvalOptions, Unit, budget_of
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.models.loading import write_safetensors
+from hrzs.models.templates import template_for
 from hrzs.tasks import Task
 
 TENSORS_FILE = "adversarial.safetensors"
@@ -34,6 +36,7 @@ class AdversarialSet:
     def __init__(self, model: ClipModel, task: Task, options: EvalOptions, unit: Unit) -> None:
         assert unit.eps is not None
         assert unit.level is not None
+        options = replace(options, template=template_for(options.template, task.data.name))
         self.model, self.task, self.options, self.unit = model, task, options, unit
         self.budget = budget_of(options, unit.eps)
         self.classifier = ZeroShotClassifier(model, task.tree, options.template, options.head)

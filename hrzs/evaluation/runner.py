@@ -23,6 +23,7 @@ from hrzs.evaluation import metrics
 from hrzs.evaluation.metrics import Predictions
 from hrzs.models.classifier import SCORINGS, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
+from hrzs.models.templates import template_for
 from hrzs.tasks import Task
 
 #: Called after each batch with (images done, images in all, what is being done).
@@ -124,6 +125,7 @@ class Evaluation:
     """
 
     def __init__(self, model: ClipModel, task: Task, options: EvalOptions, store: Path | None = None) -> None:
+        options = replace(options, template=template_for(options.template, task.data.name))
         self.model, self.task, self.options = model, task, options
         self.classifier = ZeroShotClassifier(model, task.tree, options.template, options.head)
         self.units = plan(task, options)

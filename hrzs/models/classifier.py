@@ -9,7 +9,7 @@ from torch import Tensor
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.heads import Head
-from hrzs.models.text import TextBank
+from hrzs.models.text import frozen_texts
 
 #: Two ways to score a superclass: by its own prompt, or by the summed probabilities of its leaves.
 SCORINGS = ("prompt", "leaves")
@@ -29,11 +29,10 @@ class ZeroShotClassifier:
         self.tree = tree
         self.head: Head = model.head(head)
         with torch.no_grad():
-            bank = TextBank(model, tree, template)
-            self.prompts = bank.prompts
-            text = bank.features(model, normalise=self.head.name == "cosine")
-            self.prepared = self.head.prepare(text)
-        self.columns = [c.to(self.prepared.device) for c in bank.index.columns]
+            texts = frozen_texts(model, tree, template, normalise=self.head.name == "cosine")
+            self.prompts = texts.prompts
+            self.prepared = self.head.prepare(texts.features)
+        self.columns = [c.to(self.prepared.device) for c in texts.index.columns]
         self.ancestors = tree.ancestors.to(self.prepared.device)
 
     def logits(

@@ -1,4 +1,10 @@
-"""Prompts: which texts stand for the nodes of a tree, encoded once."""
+"""Prompts: which texts stand for the nodes of a tree, encoded once.
+
+A node with several prompts (an ensemble of templates, several names, or both) is one feature, the mean over them all.
+For a cosine head it is the mean of unit vectors, which the head normalises again: CLIP's ensemble (Radford et al. 2021,
+section 3.1.4). For a hyperbolic head it is the mean of the features as they are, taken in the tangent space at the
+origin, before they are lifted: that keeps the norm, which there says how general a node is.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +12,18 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import open_clip
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hrzs.errors import UsageError
 from hrzs.hierarchy.tree import Node, Tree
+from hrzs.models.cache import kept
 from hrzs.models.clip import ClipModel
+from hrzs.models.templates import TEMPLATES, resolve_template
 
-# Names for single templates of the field's papers; a text with {} in it is a template of its own.
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    "photo": ("a photo of a {}.",),
-    "tecoa": ("This is a photo of a {}",),
-    "name": ("{}",),
-}
-
-
-def resolve_template(spec: str) -> tuple[str, ...]:
-    """The templates that ``--template NAME|TEXT`` names.
-
-    Raises:
-        UsageError: neither a known name nor a text with ``{}`` in it.
-    """
-    if spec in TEMPLATES:
-        return TEMPLATES[spec]
-    if "{}" in spec:
-        return (spec,)
-    raise UsageError(f"--template {spec!r}: neither one of {', '.join(TEMPLATES)} nor a text with {{}} for the name")
+__all__ = ["TEMPLATES", "NodeIndex", "NodeTexts", "Prompts", "TextBank", "frozen_texts", "resolve_template"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +72,7 @@ class Prompts:
         return hashlib.sha256(repr((self.texts, self.owner.tolist())).encode()).hexdigest()
 
     def gather(self, features: Float[Tensor, "P D"], *, normalise: bool) -> Float[Tensor, "N D"]:
-        """One feature per node: the mean over its prompts, each first L2-normalised for a cosine head."""
+        """One feature per node: the mean over its prompts, each first L2-normalised for a cosine head (`normalise`)."""
         if len(self.texts) == self.count:
             return features
         owner = self.owner.to(features.device)
@@ -102,3 +92,52 @@ class TextBank:
     def features(self, model: ClipModel, *, normalise: bool = False) -> Float[Tensor, "N D"]:
         """``g(t)`` of every node under the present projection."""
         return self.prompts.gather(model.project_text(self.trunk), normalise=normalise)
+
+
+@dataclass(frozen=True)
+class NodeTexts:
+    """The texts of a tree's nodes under a model that stays as it is: ``features`` is one row for each of ``index``."""
+
+    index: NodeIndex
+    prompts: Prompts
+    features: Float[Tensor, "N D"]
+
+
+@torch.no_grad()
+def frozen_texts(model: ClipModel, tree: Tree, template: str = "photo", *, normalise: bool = False) -> NodeTexts:
+    """`TextBank.features` for evaluation and attack, without gradients, and kept on disk (`hrzs.models.cache`).
+
+    The text transformer runs only if this model has not met these prompts before. A model is known by the weights it
+    has now, not by the file it came from: what is trained on meanwhile is another model.
+
+    Raises:
+        UsageError: an unknown template.
+    """
+    index = NodeIndex.of(tree)
+    prompts = Prompts.of(index.nodes, resolve_template(template))
+
+    def encode() -> Float[Tensor, "N D"]:
+        return prompts.gather(model.project_text(model.encode_text_trunk(prompts.texts)), normalise=normalise)
+
+    about = {
+        "arch": model.info.arch,
+        "config": model.info.config,
+        "weights": _text_digest(model),
+        "prompts": prompts.digest,
+        "normalise": normalise,
+        # Text is encoded in float32 whatever the precision of the attack; another device or library rounds otherwise.
+        "precision": "fp32",
+        "device": model.device.type,
+        "versions": [torch.__version__, open_clip.__version__],
+    }
+    return NodeTexts(index, prompts, kept("text", about, prompts.count, encode).to(model.device))
+
+
+def _text_digest(model: ClipModel) -> str:
+    """SHA-256 of every weight outside the image encoder."""
+    sha = hashlib.sha256()
+    for name, value in model.clip.state_dict().items():
+        if not name.startswith("visual."):
+            sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()

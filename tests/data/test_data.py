@@ -45,7 +45,7 @@ def test_train_without_val_gives_up_a_tenth(make_folder: Maker) -> None:
     [
         ("cifar11", None, r"--data cifar11: no dataset of this name.*Did you mean cifar10"),
         ("zzz", None, r"--data zzz: no dataset of this name.*There are: shapes, cifar10"),
-        ("data-{00..09}.tar", None, "webdataset patterns are not read yet"),
+        ("data-{00..09}.tar", None, r"10 of 10 shards are missing: data-00.tar, data-01.tar, data-02.tar, …"),
         ("shapes", "tset", "--split tset: shapes has no such split, it has test, train, val"),
     ],
 )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -123,3 +125,15 @@ def test_sum_leaves_has_the_gradient_of_log_sum_exp(logits: list[float]) -> None
 
 def test_no_images(classifier: ZeroShotClassifier) -> None:
     assert classifier.predict(torch.empty(0, 64)).shape == (2, 3, 0)
+
+
+def test_second_classifier_encodes_no_text(
+    model: ClipModel, tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HRZS_CACHE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    encode, calls = model.clip.encode_text, []
+    monkeypatch.setattr(model.clip, "encode_text", lambda *a, **k: calls.append(1) or encode(*a, **k))
+    first, second = (ZeroShotClassifier(model, tree) for _ in range(2))
+    assert len(calls) == 1
+    assert torch.equal(first.prepared, second.prepared)

@@ -1,30 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from hrzs.errors import UsageError
+from hrzs.geometry import poincare
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.clip import ClipModel
-from hrzs.models.text import TEMPLATES, NodeIndex, Prompts, TextBank, resolve_template
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_named_templates(name: str) -> None:
-    assert resolve_template(name) == TEMPLATES[name]
-    assert all("{}" in template for template in TEMPLATES[name])
-
-
-def test_a_text_is_its_own_template() -> None:
-    assert resolve_template("a drawing of a {}!") == ("a drawing of a {}!",)
-
-
-@pytest.mark.parametrize("spec", ["", "phot", "a photo of a", "a photo of a {name}"])
-def test_neither_name_nor_text(spec: str) -> None:
-    with pytest.raises(UsageError, match=r"--template .*photo, tecoa, name.*\{\}") as error:
-        resolve_template(spec)
-    assert repr(spec) in str(error.value)
+from hrzs.models.heads import CosineHead, HyperbolicHead
+from hrzs.models.text import NodeIndex, NodeTexts, Prompts, TextBank, frozen_texts, resolve_template
 
 
 def test_nodes_that_pass_through_stand_once(tree: Tree) -> None:
@@ -103,3 +91,119 @@ def test_features_follow_the_projection(model: ClipModel, tree: Tree, monkeypatc
         projection /= 2
     (gradient,) = torch.autograd.grad(bank.features(model).sum(), projection)
     assert gradient.abs().max() > 0
+
+
+def test_an_ensemble_is_clips_zero_shot_weights(model: ClipModel, tree: Tree) -> None:
+    """Radford et al. 2021, 3.1.4, as in OpenAI's notebook: unit vectors, their mean, normalised."""
+    templates = resolve_template("openai-cifar10")
+    bank = TextBank(model, tree, "openai-cifar10")
+    head = CosineHead(torch.tensor(1.0))
+    with torch.no_grad():
+        weights = head.prepare(bank.features(model, normalise=True))
+        for row, name in ((0, "dog"), (6, "canine")):
+            texts = F.normalize(model.encode_text([t.replace("{}", name) for t in templates]), dim=-1)
+            assert torch.allclose(weights[row], F.normalize(texts.mean(0), dim=0), atol=1e-5)
+    assert len(bank.prompts.texts) == 18 * 11
+
+
+def test_an_ensemble_is_averaged_before_it_is_lifted(model: ClipModel, tree: Tree) -> None:
+    head = HyperbolicHead(0.1, 0.1, 1.0, 0.5)
+    with torch.no_grad():
+        texts = model.encode_text([t.replace("{}", "dog") for t in resolve_template("openai-stl10")])
+        expected = poincare.expmap0(0.1 * texts.mean(0, keepdim=True), torch.tensor(0.5))[0]
+        point = head.prepare(TextBank(model, tree, "openai-stl10").features(model))[0]
+    assert torch.allclose(point, expected, atol=1e-6)
+
+
+# -- kept on disk -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("HRZS_CACHE", raising=False)
+    return tmp_path / "hrzs/text"
+
+
+@pytest.fixture
+def transformer(model: ClipModel, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Grows by one with every run of the text transformer."""
+    runs: list[object] = []
+    real: Callable[..., object] = model.clip.encode_text  # type: ignore[assignment]
+    monkeypatch.setattr(model.clip, "encode_text", lambda *a, **k: runs.append(a) or real(*a, **k))
+    return runs
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_the_second_time_no_transformer_runs(
+    model: ClipModel, tree: Tree, cache: Path, transformer: list[object], normalise: bool
+) -> None:
+    expected = TextBank(model, tree, "openai-stl10").features(model, normalise=normalise).detach()
+    transformer.clear()
+    first = frozen_texts(model, tree, "openai-stl10", normalise=normalise)
+    assert len(transformer) == 1
+    second = frozen_texts(model, tree, "openai-stl10", normalise=normalise)
+    assert len(transformer) == 1
+    assert torch.equal(first.features, expected)
+    assert torch.equal(second.features, expected)
+    assert not first.features.requires_grad
+    assert second.prompts.digest == first.prompts.digest
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_everything_that_changes_the_texts_is_encoded_again(
+    model: ClipModel, tree: Tree, cache: Path, transformer: list[object]
+) -> None:
+    def texts(**options: object) -> NodeTexts:
+        return frozen_texts(model, tree, **options)  # type: ignore[arg-type]
+
+    texts()
+    texts(normalise=True)
+    texts(template="tecoa")
+    frozen_texts(model, tree.restrict(["dog", "wolf", "car"]))
+    assert len(transformer) == 4
+    (projection,) = model.text_projection_parameters()
+    with torch.no_grad():
+        before = projection[0, 0].clone()
+        projection[0, 0] += 1
+        changed = texts().features
+        projection[0, 0] = before
+    assert len(transformer) == 5
+    # As it was again, it is known again; the image encoder has no say.
+    first_weight = next(model.clip.visual.parameters())
+    with torch.no_grad():
+        kept_weight = first_weight.clone()
+        first_weight += 1
+        assert not torch.equal(texts().features, changed)
+        first_weight.copy_(kept_weight)
+    assert len(transformer) == 5
+
+
+def test_a_damaged_cache_is_no_harm(model: ClipModel, tree: Tree, cache: Path, transformer: list[object]) -> None:
+    expected = frozen_texts(model, tree).features
+    (file,) = cache.iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    assert torch.equal(frozen_texts(model, tree).features, expected)
+    assert len(transformer) == 2
+    frozen_texts(model, tree)
+    assert len(transformer) == 2
+
+
+def test_the_cache_can_be_switched_off(
+    model: ClipModel, tree: Tree, cache: Path, transformer: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HRZS_CACHE", "0")
+    for _ in range(2):
+        frozen_texts(model, tree)
+    assert len(transformer) == 2
+    assert not cache.exists()
+
+
+def test_training_keeps_nothing(model: ClipModel, tree: Tree, cache: Path) -> None:
+    TextBank(model, tree).features(model)
+    assert not cache.exists()
+
+
+def test_an_unknown_template_is_refused(model: ClipModel, tree: Tree) -> None:
+    with pytest.raises(UsageError, match="--template 'phot'"):
+        frozen_texts(model, tree, "phot")

@@ -1,0 +1,101 @@
+"""Prompt templates by name: the single ones of the field's papers and OpenAI's ensembles for each dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hrzs.errors import UsageError
+
+_OPENAI = "openai"
+
+
+def _ensembles(file: Path) -> dict[str, tuple[str, ...]]:
+    """dataset → its templates, from a file of `[DATASET …]` headings with one template to a line below."""
+    found: dict[str, list[str]] = {}
+    datasets: list[str] = []
+    for line in file.read_text("utf-8").splitlines():
+        if line.startswith("["):
+            datasets = line.strip("[]").split()
+            found.update({dataset: [] for dataset in datasets})
+        elif line and not line.startswith("#"):
+            for dataset in datasets:
+                found[dataset].append(line)
+    return {dataset: tuple(templates) for dataset, templates in found.items()}
+
+
+OPENAI: dict[str, tuple[str, ...]] = _ensembles(Path(__file__).with_name("openai_templates.txt"))
+
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "photo": ("a photo of a {}.",),
+    "tecoa": ("This is a photo of a {}",),
+    "name": ("{}",),
+    **{f"{_OPENAI}-{dataset}": templates for dataset, templates in OPENAI.items()},
+}
+
+_ABOUT = {
+    "photo": "CLIP's single template (Radford et al. 2021): ",
+    "tecoa": "that of TeCoA (Mao et al. 2023) and of PMG-AFT: ",
+    "name": "the bare name: ",
+}
+
+
+def describe_templates() -> list[tuple[str, str]]:
+    """(name, one line about it) of every form that `--template` takes."""
+    singles = [(name, f"{about}{TEMPLATES[name][0]}") for name, about in _ABOUT.items()]
+    ensembles = [
+        (f"{_OPENAI}-{dataset}", f"{len(texts)} template{'s' * (len(texts) > 1)}, such as: {texts[0]}")
+        for dataset, texts in OPENAI.items()
+    ]
+    return [
+        *singles,
+        (_OPENAI, "OpenAI's ensemble of the dataset at hand; where it has none, the 80 of ImageNet"),
+        *ensembles,
+        ("TEXT", "a text with {} where the name goes"),
+        ("FILE.txt", "an ensemble: one such text to a line ({c}, as in CLIP_benchmark's files, is read as {})"),
+    ]
+
+
+def template_for(spec: str, dataset: str) -> str:
+    """`spec` itself, but for `openai`: the name of the ensemble that OpenAI used on `dataset`.
+
+    Another dataset takes that of ImageNet, as CLIP_benchmark does.
+    """
+    if spec != _OPENAI:
+        return spec
+    return f"{_OPENAI}-{dataset if dataset in OPENAI else 'imagenet'}"
+
+
+def resolve_template(spec: str) -> tuple[str, ...]:
+    """The templates that `--template` names; `openai` first needs `template_for`, which knows the dataset.
+
+    Raises:
+        UsageError: neither a known name nor a text with `{}` in it, or a file that has a line without.
+    """
+    if spec in TEMPLATES:
+        return TEMPLATES[spec]
+    if "{}" in spec:
+        return (spec,)
+    if spec.endswith(".txt"):
+        return _from_file(Path(spec))
+    if spec == _OPENAI:
+        raise UsageError(f"--template {spec}: there is one for each dataset; name it, such as {_OPENAI}-imagenet")
+    raise UsageError(
+        f"--template {spec!r}: neither one of photo, tecoa, name, {_OPENAI}, {_OPENAI}-DATASET "
+        "(`--template list` prints them) nor a text with {} for the name"
+    )
+
+
+def _from_file(file: Path) -> tuple[str, ...]:
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"--template {file}: cannot read it ({error}); it should have one template to a line"
+        ) from error
+    templates = tuple(line.strip().replace("{c}", "{}") for line in lines if line.strip())
+    if not templates:
+        raise UsageError(f"--template {file}: the file is empty; it should have one template to a line")
+    for template in templates:
+        if "{}" not in template:
+            raise UsageError(f"--template {file}: the line {template!r} has no {{}} for the name")
+    return templates

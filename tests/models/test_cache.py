@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hrzs.models.cache import cache_folder, kept
+
+
+class Costly:
+    def __init__(self, rows: int = 3) -> None:
+        self.calls = 0
+        self.value = torch.arange(rows * 2.0).view(rows, 2)
+
+    def __call__(self) -> Tensor:
+        self.calls += 1
+        return self.value
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("HRZS_CACHE", raising=False)
+    return tmp_path / "hrzs"
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_the_second_time_it_is_read(folder: Path) -> None:
+    costly = Costly()
+    first, second = (kept("text", {"a": 1}, 3, costly) for _ in range(2))
+    assert costly.calls == 1
+    assert torch.equal(first, second)
+    (file,) = files(folder)
+    assert (file.parent, file.suffix) == (folder / "text", ".safetensors")
+
+
+def test_what_it_depends_on_tells_tensors_apart(folder: Path) -> None:
+    costly = Costly()
+    abouts: list[dict[str, Any]] = [{"a": 1}, {"a": 2}, {"b": 1}]
+    for about in abouts:
+        kept("text", about, 3, costly)
+    assert costly.calls == len(files(folder)) == 3
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "shape", "nan", "other"])
+def test_a_corrupt_file_is_ignored_and_written_anew(folder: Path, damage: str) -> None:
+    costly = Costly()
+    kept("text", {"a": 1}, 3, costly)
+    (file,) = files(folder)
+    whole = file.read_bytes()
+    if damage in ("shape", "nan", "other"):
+        costly.value = {"shape": torch.zeros(5, 2), "nan": torch.full((3, 2), torch.nan)}.get(damage, costly.value)
+        file.unlink()
+        kept("text", {"a": 2 if damage == "other" else 1}, 3, costly)
+        (wrong,) = files(folder)
+        wrong.rename(file)
+        costly.value = Costly().value
+    else:
+        file.write_bytes({"cut": whole[:-5], "garbage": b"x" * len(whole), "empty": b""}[damage])
+    costly.calls = 0
+    assert torch.equal(kept("text", {"a": 1}, 3, costly), costly.value)
+    assert costly.calls == 1
+    assert file.read_bytes() == whole
+    assert files(folder) == [file]
+
+
+def test_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HRZS_CACHE", "0")
+    costly = Costly()
+    for _ in range(2):
+        kept("text", {}, 3, costly)
+    assert costly.calls == 2
+    assert not folder.exists()
+
+
+def test_what_cannot_be_written_is_no_error(folder: Path) -> None:
+    folder.write_text("a file where the folder should be")
+    assert torch.equal(kept("text", {}, 3, Costly()), Costly().value)
+
+
+def test_an_interrupted_write_leaves_nothing_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    kept("text", {}, 3, Costly())
+    assert files(folder) == []
+
+
+def test_deleting_it_is_safe(folder: Path) -> None:
+    costly = Costly()
+    kept("text", {}, 3, costly)
+    for file in files(folder):
+        file.unlink()
+    kept("text", {}, 3, costly)
+    assert costly.calls == 2
+
+
+def test_where_it_lies(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_folder() == folder
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for value in ("", "relative/path"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert cache_folder() == tmp_path / "home/.cache/hrzs"
