@@ -12,9 +12,9 @@ from typing import Any
 MODELS = {
     "untouched": ["untouched"],
     "TeCoA, lr 2e-4": ["tecoa-2e-4"],
-    "TeCoA, lr 4e-4": ["tecoa", "tecoa-s1", "tecoa-s2"],
+    "TeCoA, lr 4e-4": ["tecoa", "tecoa-s1"],
     "TeCoA at every level, lr 3e-4": ["tecoa-every"],
-    "hierarchical, lr 3e-4, β 12": ["hierarchical", "hierarchical-s1", "hierarchical-s2"],
+    "hierarchical, lr 3e-4, β 12": ["hierarchical", "hierarchical-s1"],
 }
 
 
