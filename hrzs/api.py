@@ -38,7 +38,7 @@ def attack(
     level: int | None = None,
     eps: str = "1/255",
     step_size: str | None = None,
-    steps: int = 20,
+    steps: int | None = None,
     norm: str = "linf",
     template: str = "photo",
     seed: int = 0,
@@ -57,7 +57,7 @@ def attack(
         raise UsageError(f"{attack} has no level {level} to attack in this tree of levels 0 … {tree.top - 1}")
     options = EvalOptions(step_size=_fraction(step_size, norm), steps=steps, norm=norm)
     objective = spec.objective(ZeroShotClassifier(model, tree, template), levels[0])
-    optimiser = spec.optimiser(budget_of(options, parse_eps(eps, norm=norm)))
+    optimiser = spec.optimiser(budget_of(options, parse_eps(eps, norm=norm), spec))
     return optimiser(model, objective, images, labels, sample_seeds([str(i) for i in range(len(images))], seed))
 
 
@@ -70,7 +70,7 @@ def evaluate(
     level: str | None = "all",
     eps: str | None = None,
     step_size: str | None = None,
-    steps: int = 20,
+    steps: int | None = None,
     norm: str = "linf",
     split: str | None = None,
     limit: int | None = None,

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
+from hrzs.attacks.apgd import APGD, APGDT
+from hrzs.attacks.autoattack import AA2, AutoAttack
 from hrzs.attacks.base import Attack, AttackResult, sample_seeds
 from hrzs.attacks.budget import Budget
-from hrzs.attacks.objectives import HierarchicalObjective, LevelObjective, Objective
-from hrzs.attacks.pgd import PGD
+from hrzs.attacks.fab import FABT
+from hrzs.attacks.losses import LOSSES, STAND_IN
+from hrzs.attacks.objectives import (
+    HierarchicalObjective,
+    LevelObjective,
+    Objective,
+    Wish,
+    WishObjective,
+    by_lca,
+    named,
+    nearest,
+)
+from hrzs.attacks.pgd import FGSM, PGD
+from hrzs.attacks.square import Square
 from hrzs.errors import UsageError
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.classifier import ZeroShotClassifier
@@ -17,12 +33,19 @@ __all__ = ["ATTACKS", "Attack", "AttackResult", "AttackSpec", "Budget", "attack_
 
 @dataclass(frozen=True)
 class AttackSpec:
-    """A named attack: which levels it may aim at and which optimiser it uses."""
+    """A named attack: which levels it may aim at, what it maximises there and by which optimiser.
+
+    ``optimiser`` is called with a budget and ``early_stop``; ``steps`` is its number of steps where none is given.
+    ``wish`` chooses, for a tree and a level, the mistakes that count; None means that any mistake does.
+    """
 
     name: str
     description: str
-    aim: str  # leaf, superclass or all
-    optimiser: type[Attack]
+    aim: str  # leaf, superclass, level (any of them) or all (at once)
+    optimiser: Callable[..., Attack]
+    steps: int = 20
+    loss: str = "ce"
+    wish: Callable[[Tree, int], Wish] | None = None
 
     def levels(self, tree: Tree, level: str | None) -> tuple[int | str, ...]:
         """The levels that ``--level`` (a number, ``all``, or None for the default) means for this attack.
@@ -36,7 +59,8 @@ class AttackSpec:
             raise UsageError(f"--level {level}: this tree has levels 0 … {tree.top - 1} to attack; or `all`")
         if self.aim == "all":
             return ("all",)
-        possible = (0,) if self.aim == "leaf" else tuple(range(1, tree.top))
+        first, last = {"leaf": (0, 1), "superclass": (1, tree.top), "level": (0, tree.top)}[self.aim]
+        possible = tuple(range(first, last))
         if level == "all" or not possible:
             return possible
         chosen = possible[0] if level is None else int(level)
@@ -46,8 +70,20 @@ class AttackSpec:
         """What this attack maximises when aimed at ``level``."""
         if isinstance(level, str):
             return HierarchicalObjective(classifier, scoring)
-        return LevelObjective(classifier, level, scoring)
+        if self.wish is not None:
+            return WishObjective(classifier, level, scoring, self.wish(classifier.tree, level))
+        return LevelObjective(classifier, level, scoring, self.loss)
 
+    def stands_in(self, tree: Tree, level: int | str) -> str | None:
+        """What to say of the loss that stands in at ``level``: too few classes for DLR. None where none does."""
+        if self.optimiser not in DLR or isinstance(level, str):
+            return None
+        classes, needed = len(tree.levels[level]), LOSSES["dlr"].classes_towards
+        return None if classes >= needed else f"{STAND_IN} for targeted DLR: {classes} classes, it needs {needed}"
+
+
+#: The optimisers that choose the targeted DLR loss themselves.
+DLR = (APGDT, AA2, AutoAttack)
 
 ATTACKS: dict[str, AttackSpec] = {
     spec.name: spec
@@ -55,19 +91,55 @@ ATTACKS: dict[str, AttackSpec] = {
         AttackSpec("leaf-pgd", "PGD on the cross-entropy of the leaf classes", "leaf", PGD),
         AttackSpec("superclass-pgd", "PGD on the cross-entropy of one superclass level", "superclass", PGD),
         AttackSpec("hierarchical-pgd", "PGD on the weighted cross-entropy of all levels at once", "all", PGD),
+        AttackSpec("fgsm", "one step of size ε from the clean image", "level", FGSM, steps=1),
+        AttackSpec("cw", "PGD on the margin of Carlini and Wagner", "level", PGD, loss="margin"),
+        AttackSpec("apgd-ce", "Auto-PGD on the cross-entropy", "level", APGD, steps=100),
+        AttackSpec("apgd-t", "Auto-PGD on the targeted DLR loss, towards 9 classes in turn", "level", APGDT, steps=100),
+        AttackSpec("fab-t", "FAB towards 9 classes in turn: the nearest mistake", "level", FABT, steps=100),
+        AttackSpec(
+            "square", "Square Attack on the margin: random search, no gradients", "level", Square,
+            steps=5000, loss="margin",
+        ),
+        AttackSpec("aa-2", "apgd-ce, then apgd-t on what is left", "level", AA2, steps=100),
+        AttackSpec("autoattack", "AutoAttack standard: apgd-ce, apgd-t, fab-t, square", "level", AutoAttack, steps=100),
+        AttackSpec(
+            "targeted-pgd", "PGD towards the nearest other class, or towards NAME (`targeted-pgd:NAME`)", "level", PGD,
+            wish=lambda _tree, _level: nearest,
+        ),
+        AttackSpec(
+            "smallest-mistake-pgd", "PGD towards the wrong leaves nearest in the tree", "leaf", PGD,
+            wish=lambda tree, _level: by_lca(tree, largest=False),
+        ),
+        AttackSpec(
+            "largest-mistake-pgd", "PGD towards the wrong leaves farthest in the tree", "leaf", PGD,
+            wish=lambda tree, _level: by_lca(tree, largest=True),
+        ),
     )
-}
+}  # fmt: skip
 
 #: The fixed suite behind any-level robust accuracy: one optimiser, every aim, every level.
 SUITE = ("leaf-pgd", "superclass-pgd", "hierarchical-pgd")
 
 
 def attack_spec(name: str) -> AttackSpec:
-    """The attack called ``name``.
+    """The attack called ``name``; ``targeted-pgd:NAME`` names the class (by name or id) it drives towards.
 
     Raises:
         UsageError: there is none.
     """
-    if name not in ATTACKS:
+    known, colon, goal = name.partition(":")
+    if known not in ATTACKS or (colon and known != "targeted-pgd"):
         raise UsageError(f"--attack {name!r}: one of {', '.join(ATTACKS)}; `--attack list` explains them")
-    return ATTACKS[name]
+    spec = ATTACKS[known]
+    return replace(spec, name=name, wish=partial(_towards, goal)) if colon else spec
+
+
+def _towards(goal: str, tree: Tree, level: int) -> Wish:
+    nodes = tree.levels[level]
+    found = [i for i, node in enumerate(nodes) if goal in (node.id, node.class_id)]
+    found = found or [i for i, node in enumerate(nodes) if node.name == goal]
+    if len(found) != 1:
+        fault = "names several nodes; give the id of one" if found else "names none"
+        shown = ", ".join(node.name for node in nodes[:5]) + (", …" if len(nodes) > 5 else "")
+        raise UsageError(f"--attack targeted-pgd:{goal}: {fault} of level {level} ({shown}); --level picks another")
+    return named(found[0])

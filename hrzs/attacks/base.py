@@ -13,9 +13,14 @@ from torch import Tensor
 
 from hrzs.attacks.ball import Ball
 from hrzs.attacks.budget import Budget
-from hrzs.attacks.objectives import Objective
+from hrzs.attacks.objectives import Objective, Outcome
 from hrzs.errors import HrzsError, UsageError
 from hrzs.models.clip import ClipModel, frozen
+
+
+def further_seeds(seeds: Sequence[int], run: int) -> list[int]:
+    """Seeds for the ``run``-th run of the same attack: those given for the first, fresh ones for the others."""
+    return list(seeds) if run == 0 else sample_seeds([str(s) for s in seeds], run, "run")
 
 
 def sample_seeds(ids: Sequence[str], seed: int, salt: str = "") -> list[int]:
@@ -37,6 +42,32 @@ class AttackResult:
     gradients: int = 0
     zero_gradients: int = 0
     bad_gradients: int = 0
+
+    @classmethod
+    def of(cls, images: Float[Tensor, "B 3 H W"]) -> AttackResult:
+        """What an attack starts from: these images, none of which has won."""
+        return cls(images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device))
+
+    def record(self, rows: Int[Tensor, "b"], images: Float[Tensor, "b 3 H W"], won: Bool[Tensor, "b"]) -> None:
+        """Take these for ``rows``: a later image replaces an earlier one unless that would turn a win into a loss."""
+        better = won | ~self.won[rows]
+        self.images[rows[better]] = images[better]
+        self.won[rows[won]] = True
+
+    def count(self, gradient: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
+        """Note what these gradients look like; what is not finite comes back as 0, and the attack goes on."""
+        flat = gradient.flatten(1)
+        self.gradients += len(flat)
+        self.zero_gradients += int((flat == 0).all(1).sum())
+        self.bad_gradients += int((~flat.isfinite().all(1)).sum())
+        return gradient.nan_to_num(0.0, 0.0, 0.0)
+
+    def merge(self, rows: Int[Tensor, "b"], part: AttackResult) -> None:
+        """Add the result of a further run on ``rows``."""
+        self.record(rows, part.images, part.won)
+        self.gradients += part.gradients
+        self.zero_gradients += part.zero_gradients
+        self.bad_gradients += part.bad_gradients
 
 
 class Attack(ABC):
@@ -73,8 +104,11 @@ class Attack(ABC):
                 "leave normalisation to the model, it happens inside"
             )
         ball = Ball.of(images.clamp(0, 1), self.budget)
+        if not len(images):
+            return AttackResult.of(images)
         with frozen(model), torch.enable_grad():
-            result = self.run(model, objective, ball, labels, seeds)
+            bound = objective.bound(lambda: features_of(model, ball.centre), labels)
+            result = self.run(model, bound, ball, labels, seeds)
         outside = (~ball.contains(result.images)).sum().item()
         if outside:
             raise HrzsError(f"{type(self).__name__}: {outside} of {len(images)} images left the ε-ball or [0, 1]")
@@ -93,8 +127,34 @@ class Attack(ABC):
 
 
 @torch.no_grad()
+def features_of(model: ClipModel, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+    """Image features in fp32, without a graph."""
+    return model.encode_image(images, "fp32")
+
+
+@torch.no_grad()
 def judge(
     model: ClipModel, objective: Objective, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"]
 ) -> Bool[Tensor, "B"]:
     """Does each image win, by an fp32 forward?"""
     return objective(model.encode_image(images, "fp32"), labels).won
+
+
+def probe(
+    model: ClipModel,
+    objective: Objective,
+    images: Float[Tensor, "B 3 H W"],
+    labels: Int[Tensor, "B"],
+    result: AttackResult,
+) -> tuple[Outcome, Float[Tensor, "B 3 H W"]]:
+    """Loss, wins and gradient at ``images``, in the model's own precision; a win is one by an fp32 forward.
+
+    ``result`` counts the gradients; those that are not finite come back as 0.
+    """
+    images = images.detach().requires_grad_()
+    loss, won = objective(model.encode_image(images), labels)
+    (gradient,) = torch.autograd.grad(loss.sum(), images)
+    if model.precision != "fp32" and won.any():
+        rows = won.nonzero().squeeze(1)
+        won = won.index_put((rows,), judge(model, objective.select(rows), images[rows], labels[rows]))
+    return Outcome(loss.detach(), won), result.count(gradient)

@@ -47,15 +47,21 @@ def default_step_size(eps: Fraction) -> Fraction:
 
 @dataclass(frozen=True)
 class Budget:
-    """``eps`` and ``step_size`` in units of pixels in [0, 1] (L2: of the whole image's norm)."""
+    """``eps`` and ``step_size`` in units of pixels in [0, 1] (L2: of the whole image's norm).
+
+    ``steps`` counts the steps of one run, ``restarts`` the runs from a random start, for attacks that have such.
+    """
 
     eps: Fraction
     step_size: Fraction
     steps: int
     norm: str = "linf"
+    restarts: int = 1
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise UsageError(f"--norm {self.norm!r}: one of {', '.join(NORMS)}")
         if self.steps < 1:
             raise UsageError(f"--steps {self.steps}: at least 1")
+        if self.restarts < 1:
+            raise UsageError(f"--restarts {self.restarts}: at least 1")

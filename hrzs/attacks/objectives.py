@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hrzs.attacks.losses import LOSSES, STAND_IN
+from hrzs.errors import UsageError
+from hrzs.hierarchy.tree import Tree
 from hrzs.models.classifier import ZeroShotClassifier
+
+Same = TypeVar("Same", bound="Objective")
 
 
 class Outcome(NamedTuple):
-    """``loss`` to be maximised, and ``won``: is the prediction that the attack aims at wrong?"""
+    """``loss`` to be maximised, and ``won``: is the prediction what the adversary wants?"""
 
     loss: Float[Tensor, "B"]
     won: Bool[Tensor, "B"]
 
 
 class Objective(ABC):
-    """A per-image loss on image features; sums over images, never means, so that batches cannot matter."""
+    """A per-image loss on image features; sums over images, never means, so that batches cannot matter.
+
+    An objective may hold something of its own for each image of a batch (a class to drive it towards). So where an
+    optimiser drops images from the batch, it keeps `select` of the objective as it keeps that of the ball.
+    """
 
     level: int | str
 
@@ -29,19 +39,148 @@ class Objective(ABC):
     def __call__(self, features: Float[Tensor, "B D"], labels: Int[Tensor, "B"]) -> Outcome:
         """``labels`` are leaf labels; the objective looks up their ancestors."""
 
+    def bound(self: Same, clean: Callable[[], Tensor], labels: Int[Tensor, "B"]) -> Same:  # noqa: ARG002
+        """The objective for one batch; ``clean`` gives the features of its clean images, if they are wanted."""
+        return self
+
+    def select(self: Same, rows: Tensor) -> Same:  # noqa: ARG002
+        """The objective of these images of the batch only (indices or a mask)."""
+        return self
+
 
 class LevelObjective(Objective):
-    """Cross-entropy at one level under one scoring: leaf attacks at level 0, superclass attacks above."""
+    """Away from the truth at one level under one scoring: leaf attacks at level 0, superclass attacks above.
 
-    def __init__(self, classifier: ZeroShotClassifier, level: int, scoring: str = "prompt") -> None:
+    Won when the prediction at that level is wrong.
+
+    Args:
+        classifier: gives the logits.
+        level: 0 … L-1.
+        scoring: ``prompt`` or ``leaves``.
+        loss: ``ce``, ``margin`` or ``dlr`` (see `hrzs.attacks.losses`). Where the level has too few classes for it,
+            the margin loss stands in, and ``stands_in`` names it (else it is None).
+    """
+
+    def __init__(self, classifier: ZeroShotClassifier, level: int, scoring: str = "prompt", loss: str = "ce") -> None:
         self.classifier = classifier
         self.level: int = level
         self.scoring = scoring
+        self.loss = loss
+        self.stands_in = STAND_IN if self.classes < LOSSES[loss].classes_away else None
+
+    @property
+    def classes(self) -> int:
+        """How many nodes stand at this level."""
+        return len(self.classifier.tree.levels[self.level])
+
+    def logits(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B N"]:
+        """Logits of this level under this scoring."""
+        return self.classifier.logits(features, self.level, self.scoring)
+
+    def targets(self, labels: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
+        """The true node of each image at this level."""
+        return self.classifier.labels(labels, self.level)
 
     def __call__(self, features: Float[Tensor, "B D"], labels: Int[Tensor, "B"]) -> Outcome:
-        logits = self.classifier.logits(features, self.level, self.scoring)
-        target = self.classifier.labels(labels, self.level)
-        return Outcome(F.cross_entropy(logits, target, reduction="none"), logits.detach().argmax(1) != target)
+        logits, truth = self.logits(features), self.targets(labels)
+        return Outcome(LOSSES[self.stands_in or self.loss].away(logits, truth), logits.detach().argmax(1) != truth)
+
+    def with_loss(self, loss: str) -> LevelObjective:
+        """The same aim by another loss.
+
+        Raises:
+            UsageError: the aim is a targeted one, which goes with its own.
+        """
+        return LevelObjective(self.classifier, self.level, self.scoring, loss)
+
+    def towards(self, goals: Int[Tensor, "B"]) -> TowardsObjective:
+        """The same aim, by driving each image of a batch towards a given node of this level."""
+        return TowardsObjective(self, goals)
+
+
+class TowardsObjective(LevelObjective):
+    """A targeted way to an untargeted aim, as in AutoAttack: driven towards ``goals``, won by any mistake."""
+
+    def __init__(self, aim: LevelObjective, goals: Int[Tensor, "B"]) -> None:
+        super().__init__(aim.classifier, aim.level, aim.scoring, aim.loss)
+        self.goals = goals
+        self.stands_in = STAND_IN if self.classes < LOSSES[self.loss].classes_towards else None
+
+    def __call__(self, features: Float[Tensor, "B D"], labels: Int[Tensor, "B"]) -> Outcome:
+        logits, truth = self.logits(features), self.targets(labels)
+        loss = LOSSES[self.stands_in or self.loss].towards(logits, truth, self.goals)
+        return Outcome(loss, logits.detach().argmax(1) != truth)
+
+    def select(self, rows: Tensor) -> TowardsObjective:
+        return _with(self, goals=self.goals[rows])
+
+
+#: Which predictions an adversary wants, from the logits of clean images and the truth.
+Wish = Callable[[Float[Tensor, "B N"], Int[Tensor, "B"]], Bool[Tensor, "B N"]]
+
+
+class WishObjective(LevelObjective):
+    """Towards certain mistakes and no others: won when the prediction is one of those wished for.
+
+    The loss is the log-probability of all of them together; for a single one this is targeted cross-entropy.
+    """
+
+    def __init__(self, classifier: ZeroShotClassifier, level: int, scoring: str, wish: Wish) -> None:
+        super().__init__(classifier, level, scoring)
+        self.wish = wish
+        self.wished: Tensor | None = None
+
+    def __call__(self, features: Float[Tensor, "B D"], labels: Int[Tensor, "B"]) -> Outcome:
+        logits = self.logits(features)
+        # Not bound to a batch, the images at hand are taken for the clean ones.
+        wished = self.wish(logits.detach(), self.targets(labels)) if self.wished is None else self.wished
+        loss = logits.masked_fill(~wished, -torch.inf).logsumexp(1) - logits.logsumexp(1)
+        return Outcome(loss, wished.gather(1, logits.detach().argmax(1, keepdim=True)).squeeze(1))
+
+    def with_loss(self, loss: str) -> LevelObjective:
+        raise UsageError(f"a targeted objective has a loss of its own and takes no {loss!r}: use pgd, fgsm or apgd-ce")
+
+    def bound(self, clean: Callable[[], Tensor], labels: Int[Tensor, "B"]) -> WishObjective:
+        return _with(self, wished=self.wish(self.logits(clean()), self.targets(labels)))
+
+    def select(self, rows: Tensor) -> WishObjective:
+        return self if self.wished is None else _with(self, wished=self.wished[rows])
+
+
+def nearest(logits: Float[Tensor, "B N"], truth: Int[Tensor, "B"]) -> Bool[Tensor, "B N"]:
+    """The most likely other node."""
+    others = logits.scatter(1, truth[:, None], -torch.inf)
+    return _one_hot(others.argmax(1), logits.shape[1])
+
+
+def named(node: int) -> Wish:
+    """The ``node``-th of its level; an image that belongs there already is to be any other."""
+
+    def wish(logits: Float[Tensor, "B N"], truth: Int[Tensor, "B"]) -> Bool[Tensor, "B N"]:
+        wanted = _one_hot(torch.full_like(truth, node), logits.shape[1])
+        return torch.where((truth == node)[:, None], ~wanted, wanted)
+
+    return wish
+
+
+def by_lca(tree: Tree, *, largest: bool) -> Wish:
+    """At the leaves: the mistakes whose lowest common ancestor with the truth stands lowest, or else highest."""
+    leaves = torch.arange(len(tree.classes)).expand(len(tree.classes), -1)
+    heights = tree.lca_height(leaves.T, leaves)
+    if largest:
+        wanted = heights == heights.amax(1, keepdim=True)
+    else:
+        mistakes = heights.masked_fill(heights == 0, tree.top + 1)
+        wanted = mistakes == mistakes.amin(1, keepdim=True)
+
+    def wish(logits: Float[Tensor, "B N"], truth: Int[Tensor, "B"]) -> Bool[Tensor, "B N"]:
+        return wanted.to(logits.device)[truth]
+
+    return wish
+
+
+def _one_hot(index: Int[Tensor, "B"], classes: int) -> Bool[Tensor, "B N"]:
+    return index[:, None] == torch.arange(classes, device=index.device)
 
 
 class HierarchicalObjective(Objective):
@@ -63,3 +202,9 @@ class HierarchicalObjective(Objective):
 def level_weights(top: int) -> tuple[float, ...]:
     """``ω_l = 1 - l/(L+1)`` for l = 0 … L-1: leaves weigh most (method.md, section 2)."""
     return tuple(1 - level / (top + 1) for level in range(top))
+
+
+def _with(objective: Same, **change: object) -> Same:
+    changed = copy.copy(objective)
+    changed.__dict__.update(change)
+    return changed

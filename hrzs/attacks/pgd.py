@@ -1,4 +1,4 @@
-"""Projected gradient descent (Madry et al., ICLR 2018): random start, steepest ascent, projection."""
+"""Steps of a fixed size: FGSM, and projected gradient descent (random start, steepest ascent, projection)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hrzs.attacks.ball import Ball
-from hrzs.attacks.base import Attack, AttackResult, judge
+from hrzs.attacks.base import Attack, AttackResult, further_seeds, judge, probe
 from hrzs.attacks.objectives import Objective
 from hrzs.models.clip import ClipModel
 
 
 class PGD(Attack):
-    """The result of an image is its last winning iterate, or its last iterate where none won."""
+    """Madry et al., ICLR 2018. An image's result is its last winning iterate, or its last one where none won.
+
+    Restarts are for the images that no run before has fooled.
+    """
 
     def run(
         self,
@@ -25,34 +28,59 @@ class PGD(Attack):
         labels: Int[Tensor, "B"],
         seeds: Sequence[int],
     ) -> AttackResult:
-        x = ball.random(seeds)
-        result = AttackResult(x.clone(), torch.zeros_like(labels, dtype=torch.bool))
-        active = torch.arange(len(labels), device=labels.device)
-        for step in range(self.budget.steps + 1):
-            if not len(active):
+        result = AttackResult.of(ball.centre)
+        for restart in range(self.budget.restarts):
+            left = (~result.won).nonzero().squeeze(1)
+            if not len(left):
                 break
-            last = step == self.budget.steps
-            x.requires_grad_(not last)
-            # The last forward only judges: in fp32 whatever the precision of the gradients.
-            outcome = objective(model.encode_image(x, "fp32" if last else None), labels)
-            x_here, won = x.detach(), outcome.won
-            if model.precision != "fp32" and not last and won.any():
-                won = won.clone()
-                won[won.clone()] = judge(model, objective, x_here[won], labels[won])
-            # A later iterate replaces an earlier one unless that would turn a win into a loss.
-            better = won | ~result.won[active]
-            result.images[active[better]] = x_here[better]
-            result.won[active[won]] = True
-            if last:
-                break
-            (gradient,) = torch.autograd.grad(outcome.loss.sum(), x)
-            flat = gradient.flatten(1)
-            finite = flat.isfinite().all(1)
-            result.gradients += len(flat)
-            result.zero_gradients += int((flat == 0).all(1).sum())
-            result.bad_gradients += int((~finite).sum())
-            x = ball.step(x_here, gradient.nan_to_num(0.0, 0.0, 0.0), float(self.budget.step_size))
-            if self.early_stop and won.any():
-                keep = ~won
-                active, x, labels, ball = active[keep], x[keep], labels[keep], ball.select(keep)
+            here = ball.select(~result.won)
+            start = here.random([further_seeds(seeds, restart)[i] for i in left.tolist()])
+            self.climb(model, objective.select(left), here, labels[left], start, left, result)
+        return result
+
+    def climb(
+        self,
+        model: ClipModel,
+        objective: Objective,
+        ball: Ball,
+        labels: Int[Tensor, "b"],
+        x: Tensor,
+        rows: Int[Tensor, "b"],
+        result: AttackResult,
+    ) -> None:
+        """One run from ``x``; what comes of it goes to ``rows`` of ``result``."""
+        for _ in range(self.budget.steps):
+            if not len(rows):
+                return
+            outcome, gradient = probe(model, objective, x, labels, result)
+            result.record(rows, x, outcome.won)
+            x = ball.step(x, gradient, float(self.budget.step_size))
+            if self.early_stop and outcome.won.any():
+                keep = ~outcome.won
+                rows, x, labels, objective, ball = (
+                    rows[keep],
+                    x[keep],
+                    labels[keep],
+                    objective.select(keep),
+                    ball.select(keep),
+                )
+        if len(rows):
+            result.record(rows, x, judge(model, objective, x, labels))
+
+
+class FGSM(Attack):
+    """One step of size ε from the clean image (Goodfellow et al., ICLR 2015); neither steps nor seeds matter."""
+
+    def run(
+        self,
+        model: ClipModel,
+        objective: Objective,
+        ball: Ball,
+        labels: Int[Tensor, "B"],
+        seeds: Sequence[int],  # noqa: ARG002 -- nothing about it is random
+    ) -> AttackResult:
+        result = AttackResult.of(ball.centre)
+        _, gradient = probe(model, objective, ball.centre, labels, result)
+        x = ball.step(ball.centre, gradient, float(self.budget.eps))
+        result.record(torch.arange(len(labels), device=labels.device), x, judge(model, objective, x, labels))
         return result

@@ -36,7 +36,7 @@ def attack(
     level: Annotated[str | None, typer.Option("--level", help="Level attacked: a number, or all.", show_default="1 for superclass attacks")] = None,
     eps: Annotated[str | None, typer.Option("--eps", help="1/255 or 0.0039.", show_default="1/255, or the data's")] = None,
     step_size: Annotated[str | None, typer.Option("--step-size", show_default="the larger of 1/255 and ε/4")] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1)] = 20,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, show_default="the attack's own: 20 for PGD")] = None,
     norm: options.Norm = "linf",
     template: options.Template = "photo",
     png: Annotated[bool, typer.Option("--png", help="Also write images/*.png, and their accuracy after 8-bit rounding.")] = False,
@@ -67,7 +67,7 @@ def attack(
 
     from hrzs.attacks import attack_spec
     from hrzs.attacks.budget import parse_eps
-    from hrzs.evaluation.runner import EvalOptions, plan
+    from hrzs.evaluation.runner import DEFAULT_EPS, EvalOptions, budget_of, plan
     from hrzs.models.loading import load_model
     from hrzs.tasks import open_task
 
@@ -86,7 +86,13 @@ def attack(
         from hrzs.estimate import seconds_per_image
 
         seconds, megabytes = seconds_per_image(loaded, task.data)
-        minutes = len(task.data) * seconds * (steps + 1) * len(units) / 60
+        minutes = (
+            len(task.data)
+            * seconds
+            * (budget_of(settings, DEFAULT_EPS, attack_spec(attack)).steps + 1)
+            * len(units)
+            / 60
+        )
         console.emit(options.dump_yaml({"data": task.describe(), "units": [u.title for u in units], "output": str(folder),
                                         "estimated_minutes": round(minutes, 1),
                                         "estimated_memory_mb": round(batch_size * megabytes)}))  # fmt: skip

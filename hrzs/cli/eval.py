@@ -55,7 +55,7 @@ def evaluate(
     matrix: Annotated[bool, typer.Option("--matrix/--no-matrix", help="Score every attack at every level; without, at its own only: fooled images leave the batch.")] = True,
     eps: Annotated[str | None, typer.Option("--eps", help="1/255, 0.0039 or 1/255,2/255.", show_default="1/255, or the data's")] = None,
     step_size: Annotated[str | None, typer.Option("--step-size", show_default="the larger of 1/255 and ε/4")] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1)] = 20,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, show_default="the attack's own: 20 for PGD")] = None,
     norm: options.Norm = "linf",
     template: options.Template = "photo",
     canaries: Annotated[bool, typer.Option("--canaries/--no-canaries", help="Check the set-up on 64 images.")] = True,
@@ -190,13 +190,15 @@ def _call_out(rows: list[dict[str, Any]]) -> None:
 
 
 def _estimate(evaluations: list[Evaluation], settings: EvalOptions) -> dict[str, Any]:
+    from hrzs.attacks import attack_spec
     from hrzs.estimate import seconds_per_image
+    from hrzs.evaluation.runner import budget_of
 
     minutes, memory = 0.0, 0.0
     for e in evaluations:
         seconds, megabytes = seconds_per_image(e.model, e.task.data)
-        attacked = sum(unit.eps is not None for unit in e.units)
-        minutes += len(e.labels) * seconds * (attacked * (settings.steps + 1) + 1) / 60
+        passes = sum(budget_of(settings, u.eps, attack_spec(u.attack)).steps + 1 for u in e.units if u.eps is not None)
+        minutes += len(e.labels) * seconds * (passes + 1) / 60
         memory = max(memory, megabytes * settings.batch_size)
     return {
         "tasks": [e.task.describe() for e in evaluations],

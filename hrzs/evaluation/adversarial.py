@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.utils import save_image
 
-from hrzs.attacks import ATTACKS, sample_seeds
+from hrzs.attacks import attack_spec, sample_seeds
 from hrzs.attacks.budget import format_eps
 from hrzs.data import loader
 from hrzs.errors import HrzsError
@@ -38,9 +38,11 @@ class AdversarialSet:
         assert unit.level is not None
         options = replace(options, template=template_for(options.template, task.data.name))
         self.model, self.task, self.options, self.unit = model, task, options, unit
-        self.budget = budget_of(options, unit.eps)
+        spec = attack_spec(unit.attack)
+        self.budget = budget_of(options, unit.eps, spec)
+        self.attack = spec.optimiser(self.budget)
         self.classifier = ZeroShotClassifier(model, task.tree, options.template, options.head)
-        self.objective = ATTACKS[unit.attack].objective(self.classifier, unit.level, unit.scoring)
+        self.objective = spec.objective(self.classifier, unit.level, unit.scoring)
         self.ids: list[str] = []
         self.clean: list[Tensor] = []
         self.images: list[Tensor] = []
@@ -50,11 +52,10 @@ class AdversarialSet:
 
     def run(self, progress: Callable[[int, int], None]) -> None:
         """Attack everything, batch by batch; images that are wrong when clean too."""
-        attack = ATTACKS[self.unit.attack].optimiser(self.budget)
         for batch in loader(self.task.data, self.options.batch_size, self.options.workers):
             images, labels = batch.images.to(self.model.device), batch.labels.to(self.model.device)
             seeds = sample_seeds(batch.ids, self.options.seed)
-            result = attack(self.model, self.objective, images, labels, seeds).images
+            result = self.attack(self.model, self.objective, images, labels, seeds).images
             self.ids += batch.ids
             self.clean.append(batch.images)
             self.images.append(result.cpu())

@@ -24,6 +24,7 @@ from hrzs.models.loading import load_model
 
 logger = logging.getLogger(__name__)
 
+LEAF_PGD = ATTACKS["leaf-pgd"]
 IMAGES = 64
 HUGE = Fraction(64, 255)
 
@@ -68,7 +69,7 @@ def _leaf_pgd(
     for batch in loader(subset(evaluation.task.data, limit=IMAGES), IMAGES):
         images, labels = batch.images.to(model.device), batch.labels.to(model.device)
         wrong = judge(model, objective, images, labels)
-        result = ATTACKS["leaf-pgd"].optimiser(budget)(
+        result = LEAF_PGD.optimiser(budget)(
             model, objective, images, labels, sample_seeds(batch.ids, evaluation.options.seed)
         )
         clean += int((~wrong).sum())
@@ -89,13 +90,13 @@ def _untouched(evaluation: Evaluation, eps: Fraction) -> Canary:
         if base["digest"] != model.info.digest:
             return Canary(name, None, expected, None, f"not run: {base['model']} is not the file the run started from")
     classifier = ZeroShotClassifier(model, evaluation.task.tree, evaluation.options.template)
-    clean, robust = _leaf_pgd(model, classifier, evaluation, budget_of(evaluation.options, eps))
+    clean, robust = _leaf_pgd(model, classifier, evaluation, budget_of(evaluation.options, eps, LEAF_PGD))
     return Canary(name, robust, expected, robust <= 0.25, f"clean {clean:.3f} on {IMAGES} images at most")
 
 
 def _huge(evaluation: Evaluation) -> Canary:
     options = replace(evaluation.options, norm="linf", step_size=HUGE / 4)
-    _, robust = _leaf_pgd(evaluation.model, evaluation.classifier, evaluation, budget_of(options, HUGE))
+    _, robust = _leaf_pgd(evaluation.model, evaluation.classifier, evaluation, budget_of(options, HUGE, LEAF_PGD))
     return Canary(
         "huge-eps", robust, f"at most 0.05 at ε {format_eps(HUGE)}", robust <= 0.05,
         "" if robust <= 0.05 else "the attack may be blocked: gradient masking?",
@@ -117,7 +118,7 @@ def _cosine_head(evaluation: Evaluation, eps: Fraction) -> Canary:
     model, options = evaluation.model, evaluation.options
     own = LevelObjective(evaluation.classifier, 0)
     surrogate = LevelObjective(ZeroShotClassifier(model, evaluation.task.tree, options.template, "cosine"), 0)
-    attack = ATTACKS["leaf-pgd"].optimiser(budget_of(options, eps), early_stop=False)
+    attack = LEAF_PGD.optimiser(budget_of(options, eps, LEAF_PGD), early_stop=False)
     held = both = 0
     for batch in loader(subset(evaluation.task.data, limit=IMAGES), IMAGES):
         images, labels = batch.images.to(model.device), batch.labels.to(model.device)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from hrzs.attacks import ATTACKS, sample_seeds
+from hrzs.attacks import attack_spec, sample_seeds
 from hrzs.attacks.budget import format_eps
 from hrzs.data import loader
 from hrzs.evaluation import metrics
@@ -98,9 +98,9 @@ def gallery_of(evaluation: Evaluation, most: int = 8) -> Gallery | None:
     assert unit.eps is not None
     assert unit.level is not None
     model, options = evaluation.model, evaluation.options
-    spec = ATTACKS[unit.attack]
+    spec = attack_spec(unit.attack)
     objective = spec.objective(evaluation.classifier, unit.level, unit.scoring)
-    attack = spec.optimiser(budget_of(options, unit.eps), early_stop=False)
+    attack = spec.optimiser(budget_of(options, unit.eps, spec), early_stop=False)
     indices = most_instructive(labels, was, lost[unit], most)
     batch = next(loader(evaluation.task.data, len(indices), 0, indices))
     seeds = sample_seeds(batch.ids, options.seed)

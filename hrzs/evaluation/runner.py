@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from hrzs.attacks import ATTACKS, SUITE, Budget, attack_spec, sample_seeds
+from hrzs.attacks import SUITE, AttackSpec, Budget, attack_spec, sample_seeds
 from hrzs.attacks.budget import default_step_size, format_eps
 from hrzs.data import loader
 from hrzs.errors import HrzsError, UsageError
@@ -45,7 +45,7 @@ class EvalOptions:
     level: str | None = None
     eps: tuple[Fraction, ...] | None = None
     step_size: Fraction | None = None
-    steps: int = 20
+    steps: int | None = None  # each attack its own number
     norm: str = "linf"
     template: str = "photo"
     scorings: tuple[str, ...] = SCORINGS
@@ -100,8 +100,8 @@ def plan(task: Task, options: EvalOptions) -> list[Unit]:
         if not levels[spec.name] and len(attacks) == 1:
             raise UsageError(f"--level {options.level}: {spec.name} does not attack that level")
     for radius in eps:
-        budget_of(options, radius)  # refused here, not after the clean pass
         for spec in attacks:
+            budget_of(options, radius, spec)  # refused here, not after the clean pass
             for level in levels[spec.name]:
                 # At the leaves both scorings are one; aiming at all levels is done by prompt.
                 own = options.scorings if isinstance(level, int) and level > 0 else ("prompt",)
@@ -196,7 +196,7 @@ class Evaluation:
         """Attack the images that can still be lost: wrong at every scored place already, an image is left alone."""
         assert unit.eps is not None
         assert unit.level is not None
-        spec, options = ATTACKS[unit.attack], self.options
+        spec, options = attack_spec(unit.attack), self.options
         correct = metrics.right(self.task.tree, labels.cpu(), clean)
         if options.matrix or isinstance(unit.level, str):
             worth = correct.flatten(0, 1).any(0)
@@ -207,7 +207,7 @@ class Evaluation:
         gradients = (0, 0, 0)
         if len(rows):
             objective = spec.objective(self.classifier, unit.level, unit.scoring)
-            budget = budget_of(options, unit.eps)
+            budget = budget_of(options, unit.eps, spec)
             # What is scored away from its own aim is attacked for all steps, or transfer would be overstated.
             attack = spec.optimiser(budget, early_stop=not (options.matrix or isinstance(unit.level, str)))
             seeds = sample_seeds([ids[i] for i in rows.tolist()], options.seed)
@@ -312,9 +312,10 @@ class Evaluation:
         return int(metrics.any_level(clean, attacked).sum())
 
 
-def budget_of(options: EvalOptions, eps: Fraction) -> Budget:
+def budget_of(options: EvalOptions, eps: Fraction, spec: AttackSpec) -> Budget:
     """The adversary's budget at this ε."""
-    return Budget(eps, options.step_size or default_step_size(eps), options.steps, options.norm)
+    steps = spec.steps if options.steps is None else options.steps
+    return Budget(eps, options.step_size or default_step_size(eps), steps, options.norm)
 
 
 class _Store:

@@ -7,7 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hrzs.attacks.objectives import HierarchicalObjective, LevelObjective, level_weights
+from hrzs.attacks.losses import LOSSES, dlr, dlr_towards, margin, margin_towards
+from hrzs.attacks.objectives import (
+    HierarchicalObjective,
+    LevelObjective,
+    WishObjective,
+    by_lca,
+    level_weights,
+    named,
+    nearest,
+)
+from hrzs.errors import UsageError
+from hrzs.hierarchy.tree import Tree
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.models.heads import CosineHead
@@ -103,3 +114,117 @@ def test_losses_do_not_see_the_batch(classifier: ZeroShotClassifier, features: T
     together = objective(features, LABELS).loss
     singly = torch.cat([objective(features[i : i + 1], LABELS[i : i + 1]).loss for i in range(8)])
     assert torch.allclose(together, singly, atol=1e-6)
+
+
+# -- other losses, and ways towards a class -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("level", "loss", "used"), [(0, "dlr", dlr), (1, "dlr", dlr), (2, "dlr", margin),
+                                                     (0, "margin", margin), (2, "margin", margin)])  # fmt: skip
+def test_loss_of_choice(level: int, loss: str, used: object, classifier: ZeroShotClassifier, features: Tensor) -> None:
+    """Level 2 has two nodes, too few for DLR: the margin stands in, and the objective says so."""
+    objective = LevelObjective(classifier, level, loss=loss)
+    target = torch.tensor(ANCESTORS[level])[LABELS]
+    logits = plain_logits(classifier, features, level).float()
+    outcome = objective(features, LABELS)
+    assert torch.allclose(outcome.loss, used(logits, target), atol=1e-4)
+    assert torch.equal(outcome.won, logits.argmax(1) != target)
+    assert objective.stands_in == ("margin" if (level, loss) == (2, "dlr") else None)
+    assert objective.with_loss("ce").stands_in is None
+
+
+@pytest.mark.parametrize(("level", "used"), [(0, dlr_towards), (1, dlr_towards), (2, margin_towards)])
+def test_towards(level: int, used: object, classifier: ZeroShotClassifier, features: Tensor) -> None:
+    goals = torch.arange(8) % len(classifier.tree.levels[level])
+    objective = LevelObjective(classifier, level, loss="dlr").towards(goals)
+    target = torch.tensor(ANCESTORS[level])[LABELS]
+    logits = plain_logits(classifier, features, level).float()
+    outcome = objective(features, LABELS)
+    assert torch.allclose(outcome.loss, used(logits, target, goals), atol=1e-4)
+    assert torch.equal(outcome.won, logits.argmax(1) != target)  # any mistake will do
+    assert objective.stands_in == ("margin" if level == 2 else None)
+
+
+@pytest.mark.parametrize("rows", [[5], [7, 0, 3], []], ids=str)
+@pytest.mark.parametrize("kind", ["level", "towards", "nearest", "named", "lca", "hierarchical"])
+def test_select(kind: str, rows: list[int], classifier: ZeroShotClassifier, features: Tensor) -> None:
+    """What an objective knows of each image goes along with it."""
+    plain = LevelObjective(classifier, 0)
+    objective = {
+        "level": plain,
+        "towards": plain.towards(torch.arange(8) % 6),
+        "nearest": WishObjective(classifier, 0, "prompt", nearest).bound(lambda: features.flip(0), LABELS),
+        "named": WishObjective(classifier, 0, "prompt", named(2)).bound(lambda: features, LABELS),
+        "lca": WishObjective(classifier, 0, "prompt", by_lca(classifier.tree, largest=True)),
+        "hierarchical": HierarchicalObjective(classifier),
+    }[kind]
+    whole = objective(features, LABELS)
+    mask = torch.zeros(8, dtype=torch.bool)
+    mask[rows] = True
+    for chosen in (torch.tensor(rows, dtype=torch.long), mask):
+        part = objective.select(chosen)(features[chosen], LABELS[chosen])
+        assert torch.allclose(part.loss, whole.loss[chosen], atol=1e-6)
+        assert torch.equal(part.won, whole.won[chosen])
+
+
+# -- certain mistakes ---------------------------------------------------------------------------------------------
+
+
+def assert_wishes(objective: WishObjective, wished: Tensor, features: Tensor) -> None:
+    logits = plain_logits(objective.classifier, features, int(objective.level))
+    loss, won = objective(features, LABELS)
+    assert torch.allclose(loss.double(), (logits.softmax(1) * wished).sum(1).log(), atol=1e-5)
+    assert torch.equal(won, wished[torch.arange(8), logits.argmax(1)])
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_nearest_is_by_the_clean_image(level: int, classifier: ZeroShotClassifier, features: Tensor) -> None:
+    clean = features.flip(0)
+    truth = torch.tensor(ANCESTORS[level])[LABELS]
+    order = plain_logits(classifier, clean, level).argsort(1, descending=True).tolist()
+    goals = [next(node for node in row if node != y) for row, y in zip(order, truth.tolist(), strict=True)]
+    objective = WishObjective(classifier, level, "prompt", nearest).bound(lambda: clean, LABELS)
+    assert_wishes(objective, F.one_hot(torch.tensor(goals), len(classifier.tree.levels[level])).bool(), features)
+
+
+def test_named_goal(classifier: ZeroShotClassifier, features: Tensor) -> None:
+    """An image of that very class (label 2) can be led anywhere else."""
+    wished = torch.zeros(8, 6, dtype=torch.bool)
+    wished[:, 2] = True
+    wished[2] = ~wished[2]
+    objective = WishObjective(classifier, 0, "prompt", named(2))
+    assert_wishes(objective, wished, features)
+
+
+@pytest.mark.parametrize(
+    ("largest", "mistakes"),
+    [
+        (False, {0: {1}, 1: {0}, 2: {0, 1}, 3: {4}, 4: {3}, 5: {3, 4}}),
+        (True, {0: {3, 4, 5}, 1: {3, 4, 5}, 2: {3, 4, 5}, 3: {0, 1, 2}, 4: {0, 1, 2}, 5: {0, 1, 2}}),
+    ],
+)
+def test_least_and_largest_mistake(
+    largest: bool, mistakes: dict[int, set[int]], classifier: ZeroShotClassifier, features: Tensor, tree: Tree
+) -> None:
+    """A cat has no sibling: its smallest mistakes are the canines, one level up."""
+    wished = torch.tensor([[leaf in mistakes[y] for leaf in range(6)] for y in LABELS.tolist()])
+    assert_wishes(WishObjective(classifier, 0, "prompt", by_lca(tree, largest=largest)), wished, features)
+
+
+def test_wishes_have_a_gradient_at_clips_temperature(classifier: ZeroShotClassifier) -> None:
+    sharp = copy.copy(classifier)
+    sharp.head = CosineHead(torch.tensor(100.0).log())
+    image = sharp.prepared[:1].clone().requires_grad_()
+    loss, won = WishObjective(sharp, 0, "prompt", by_lca(sharp.tree, largest=True))(image, torch.tensor([0]))
+    (gradient,) = torch.autograd.grad(loss.sum(), image)
+    assert not won.any()
+    assert loss < -50
+    assert gradient.isfinite().all()
+    assert gradient.norm() > 1
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_wish_takes_no_other_loss(loss: str, classifier: ZeroShotClassifier) -> None:
+    """AutoAttack's parts would count any mistake as a win."""
+    with pytest.raises(UsageError, match="targeted"):
+        WishObjective(classifier, 0, "prompt", nearest).with_loss(loss)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import open_clip
@@ -9,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hrzs.attacks import Budget
-from hrzs.attacks.ball import Ball
-from hrzs.attacks.base import judge
-from hrzs.attacks.objectives import LevelObjective, Objective, Outcome
-from hrzs.attacks.pgd import PGD
+from hrzs.attacks.ball import Ball, LinfBall
+from hrzs.attacks.base import further_seeds, judge
+from hrzs.attacks.objectives import LevelObjective, Objective, Outcome, WishObjective, nearest
+from hrzs.attacks.pgd import FGSM, PGD
+from hrzs.errors import UsageError
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel
@@ -216,3 +218,69 @@ def test_a_huge_ball_leaves_nothing_standing(
     """TTC #2: a plain model said to be 30.9% robust; it should be about 0."""
     budget = Budget(Fraction(1, 4), Fraction(1, 64), 20)
     assert PGD(budget)(small_model, LevelObjective(classifier, 0), pixels, labels, SEEDS).won.all()
+
+
+def test_restarts_are_for_what_is_left(
+    small_model: ClipModel,
+    classifier: ZeroShotClassifier,
+    pixels: Tensor,
+    labels: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    starts: list[tuple[int, list[int]]] = []
+    random = LinfBall.random
+
+    def watched(self: LinfBall, seeds: list[int]) -> Tensor:
+        starts.append((len(self.centre), list(seeds)))
+        return random(self, seeds)
+
+    monkeypatch.setattr(LinfBall, "random", watched)
+    objective, once = LevelObjective(classifier, 0), Budget(Fraction(3, 255), Fraction(1, 255), 3)
+    first = PGD(once)(small_model, objective, pixels, labels, SEEDS)
+    starts.clear()
+    thrice = PGD(replace(once, restarts=3))(small_model, objective, pixels, labels, SEEDS)
+    left = (~first.won).nonzero().squeeze(1).tolist()
+    assert 0 < len(left) < 8
+    assert starts[0] == (8, SEEDS)
+    assert starts[1] == (len(left), [further_seeds(SEEDS, 1)[i] for i in left])
+    assert thrice.won[first.won].all()
+    assert torch.equal(thrice.images[first.won], first.images[first.won])
+    assert not set(starts[1][1]) & set(SEEDS)
+
+
+def test_restarts_are_counted_from_one() -> None:
+    with pytest.raises(UsageError, match="--restarts 0"):
+        Budget(Fraction(1, 255), Fraction(1, 255), 3, restarts=0)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_fgsm_is_one_step_of_eps(
+    norm: str, small_model: ClipModel, classifier: ZeroShotClassifier, pixels: Tensor, labels: Tensor
+) -> None:
+    inner = LevelObjective(classifier, 0)
+    budget = Budget(Fraction(2, 255), Fraction(1, 2550), 7, norm)
+    result = FGSM(budget)(small_model, Never(inner), pixels, labels, SEEDS)
+    x = pixels.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(inner(small_model.encode_image(x), labels).loss.sum(), x)
+    step = gradient.sign() if norm == "linf" else gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    expected = pixels + 2 / 255 * step
+    if norm == "linf":
+        assert ((result.images - expected.clamp(0, 1)).abs() > 1e-6).float().mean() < 0.005
+    else:
+        inside = (expected >= 0) & (expected <= 1)
+        assert torch.allclose(result.images[inside], expected[inside], atol=1e-6)
+    assert result.gradients == 8
+
+
+def test_targets_come_from_the_clean_image(
+    small_model: ClipModel, classifier: ZeroShotClassifier, pixels: Tensor, labels: Tensor
+) -> None:
+    """The goal is set before the random start, and stays with its image when others have left the batch."""
+    with torch.no_grad():
+        goals = classifier.logits(small_model.encode_image(pixels)).argsort(1)[:, -2]
+    budget = Budget(Fraction(8, 255), Fraction(2, 255), 10)
+    result = PGD(budget)(small_model, WishObjective(classifier, 0, "prompt", nearest), pixels, labels, SEEDS)
+    with torch.no_grad():
+        predicted = classifier.predict(small_model.encode_image(result.images))[0, 0]
+    assert result.won.sum() >= 4
+    assert torch.equal(result.won, predicted == goals)
