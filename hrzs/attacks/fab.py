@@ -1,0 +1,171 @@
+"""FAB: the fast adaptive boundary attack (Croce & Hein, "Minimally distorted adversarial examples", ICML 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hrzs.attacks.ball import Ball, L2Ball, float_below
+from hrzs.attacks.base import Attack, AttackResult, features_of, judge, probe
+from hrzs.attacks.objectives import LevelObjective, Objective, TowardsObjective
+from hrzs.errors import UsageError
+from hrzs.models.clip import ClipModel
+
+#: Targets of the targeted form: the most likely other classes.
+TARGETS = 9
+#: Largest share of a step that is taken from the clean image, overshoot, backward step (section 3.1).
+ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
+# A weight this far below an image's largest counts as none: dividing by it says nothing but overflow.
+_NEGLIGIBLE = 1e-8
+
+
+@dataclass
+class _Search:
+    """Where each image of the batch stands; every field has one entry per image."""
+
+    rows: Int[Tensor, "b"]
+    labels: Int[Tensor, "b"]
+    x: Float[Tensor, "b 3 H W"]
+    # The nearest image found beyond the boundary, and how far it is from the clean one.
+    nearest: Float[Tensor, "b 3 H W"]
+    distance: Float[Tensor, "b"]
+
+    def select(self, rows: Bool[Tensor, "b"]) -> _Search:
+        return _Search(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
+class FABT(Attack):
+    """FAB towards one class after another, the most likely others first, as in AutoAttack.
+
+    A search looks for the nearest image beyond the decision boundary: ε steers nothing, it says what is near enough.
+    It starts from the clean image and has nothing random, so seeds have no say, nor has ``step_size``. ``budget.steps``
+    counts iterations towards one class. An image that wins as it is stays as it is.
+
+    The paper's final search asks where the way back from the nearest image meets the boundary. At a given ε one point
+    of that way answers, and only this one is looked at: the nearest image projected onto the ball.
+    """
+
+    def run(
+        self,
+        model: ClipModel,
+        objective: Objective,
+        ball: Ball,
+        labels: Int[Tensor, "B"],
+        seeds: Sequence[int],  # noqa: ARG002 -- nothing is random
+    ) -> AttackResult:
+        """As the contract says.
+
+        Raises:
+            UsageError: the objective is not about one level.
+        """
+        if not isinstance(objective, LevelObjective):
+            raise UsageError("fab-t looks for the boundary of one level's classes: give --level a number")
+        aim = objective.with_loss("margin")
+        features = features_of(model, ball.centre)
+        logits, truth = aim.logits(features), aim.targets(labels)
+        likely = logits.scatter(1, truth[:, None], -torch.inf).topk(min(TARGETS, aim.classes - 1)).indices
+        result = AttackResult.of(ball.centre)
+        result.won = aim(features, labels).won
+        left = ~result.won
+        for goals in likely.unbind(1):
+            rows = left.nonzero().squeeze(1)
+            if not len(rows):
+                break
+            self._towards(model, aim.towards(goals[rows]), ball.select(left), labels[rows], rows, result)
+            if self.early_stop:
+                left = ~result.won
+        return result
+
+    def _towards(
+        self,
+        model: ClipModel,
+        objective: TowardsObjective,
+        ball: Ball,
+        labels: Int[Tensor, "b"],
+        rows: Int[Tensor, "b"],
+        result: AttackResult,
+    ) -> None:
+        """One search, from the clean images; what it finds in the ball goes to ``rows`` of ``result``."""
+        nowhere = torch.full(labels.shape, torch.inf, dtype=torch.float64, device=labels.device)
+        at = _Search(rows, labels, ball.centre, ball.centre, nowhere)
+        for _ in range(self.budget.steps):
+            at.x = step(model, objective, ball, at.x, at.labels, result)
+            with torch.no_grad():
+                beyond = objective(model.encode_image(at.x), at.labels).won
+            distance = ball.distance(at.x)
+            closer = beyond & (distance < at.distance)
+            at.distance = torch.where(closer, distance, at.distance)
+            at.nearest = torch.where(_wide(closer), at.x, at.nearest)
+            won = closer & (distance <= float_below(ball.eps))
+            if won.any():
+                if model.precision != "fp32":
+                    won[won.clone()] = judge(model, objective.select(won), at.x[won], at.labels[won])
+                result.record(at.rows[won], at.x[won], won[won])
+            at.x = torch.where(_wide(beyond), ball.centre + BETA * (at.x - ball.centre), at.x)
+            if self.early_stop and won.any():
+                at, objective, ball = at.select(~won), objective.select(~won), ball.select(~won)
+                if not len(at.rows):
+                    return
+        last = ball.project(torch.where(_wide(at.distance.isfinite()), at.nearest, at.x))
+        result.record(at.rows, last, judge(model, objective, last, at.labels))
+
+
+def step(
+    model: ClipModel,
+    objective: Objective,
+    ball: Ball,
+    x: Float[Tensor, "b 3 H W"],
+    labels: Int[Tensor, "b"],
+    result: AttackResult,
+) -> Float[Tensor, "b 3 H W"]:
+    """From ``x`` beyond the boundary, which lies where the objective's loss is 0 (algorithm 1, lines 5 to 9).
+
+    ``x`` and the clean image are both projected onto the linearised boundary, and go a little farther; the step is a
+    mixture of the two, with more of the clean image the farther off the boundary is from ``x``.
+    """
+    (loss, _), gradient = probe(model, objective, x, labels, result)
+    l2 = isinstance(ball, L2Ball)
+    x, centre, w = x.flatten(1), ball.centre.flatten(1), gradient.flatten(1)
+    missing = torch.cat([-loss, (w * (x - centre)).sum(1) - loss])
+    way, way_back = to_hyperplane(torch.cat([x, centre]), w.repeat(2, 1), missing, l2=l2).chunk(2)
+    length, length_back = (d.norm(dim=1) if l2 else d.abs().amax(1) for d in (way, way_back))
+    total = (length + length_back).clamp_min(torch.finfo(w.dtype).tiny)
+    alpha = (length / total).clamp_max(ALPHA_MAX)[:, None]
+    stepped = (1 - alpha) * (x + ETA * way) + alpha * (centre + ETA * way_back)
+    return stepped.clamp(0, 1).view_as(ball.centre)
+
+
+def _wide(rows: Bool[Tensor, "b"]) -> Bool[Tensor, "b 1 1 1"]:
+    return rows.view(-1, 1, 1, 1)
+
+
+def to_hyperplane(
+    x: Float[Tensor, "B D"], w: Float[Tensor, "B D"], c: Float[Tensor, "B"], *, l2: bool
+) -> Float[Tensor, "B D"]:
+    """The shortest ``d`` with ``w · d = c`` and ``x + d`` in [0, 1]; where there is none, the one that comes nearest.
+
+    Pixels set out along the sign of ``w``, at equal speed (L∞) or in proportion to ``|w|`` (L2), and stop at 0 or 1.
+    How far this leads, ``w · d``, is concave and piecewise linear in time: Newton's method from time 0 rises to the
+    solution and meets it after finitely many steps, most often two or three, without sorting the pixels.
+    """
+    # Scaling w and c together changes nothing, but squares of small gradients would underflow.
+    largest = w.abs().amax(1, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
+    w, c = w / largest * c.sign()[:, None], c.abs() / largest[:, 0]
+    pull = torch.where(w.abs() > _NEGLIGIBLE, w.abs(), 0.0)
+    speed = pull if l2 else pull.sign()
+    room = torch.where(w > 0, 1 - x, x)
+    arrival = torch.where(speed > 0, room / speed, torch.inf)
+    slope, total = pull * speed, pull * room
+    time = torch.zeros_like(c)
+    while True:
+        moving = arrival > time[:, None]
+        rate = torch.where(moving, slope, 0.0).sum(1)
+        left = c - torch.where(moving, 0.0, total).sum(1)
+        later = torch.where(rate > 0, torch.maximum(time, left / rate), time)
+        if torch.equal(later, time):
+            return w.sign() * torch.minimum(time[:, None] * speed, room)
+        time = later

@@ -1,0 +1,207 @@
+"""Square Attack (Andriushchenko et al., ECCV 2020): random search with square-shaped changes, from scores alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hrzs.attacks.ball import Ball, LinfBall
+from hrzs.attacks.base import Attack, AttackResult, judge
+from hrzs.attacks.objectives import Objective
+from hrzs.models.clip import ClipModel
+
+#: Share of the image that a square covers at first; from each of these queries in 10,000 on, half as much.
+AREA = 0.8
+HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+# Uniform numbers for one query: the corners of two windows, a sign for each channel, a turn. L∞ leaves some unused.
+_DRAWS = 8
+# Of ε, what an L2 change spends: rounding to fp32 then leaves hardly any image to be projected, which takes time.
+_SHY = 1 - 1e-6
+
+
+@dataclass
+class _Search:
+    """Where each image of the batch stands; every field has one entry per image."""
+
+    rows: Int[Tensor, "b"]
+    labels: Int[Tensor, "b"]
+    x: Float[Tensor, "b 3 H W"]
+    won: Bool[Tensor, "b"]
+    loss: Float[Tensor, "b"]
+    proposal: Float[Tensor, "b 3 H W"]
+
+    def select(self, rows: Bool[Tensor, "b"]) -> _Search:
+        return _Search(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
+class Square(Attack):
+    """Keeps a square-shaped change where it raises the objective's loss, which is the margin in the paper.
+
+    Takes no gradients. ``budget.steps`` counts queries, the start among them; ``step_size`` has no say. An image's
+    result is the one of the highest loss, a win before all others. An image that wins as it is never stops winning.
+    """
+
+    @torch.no_grad()
+    def run(
+        self,
+        model: ClipModel,
+        objective: Objective,
+        ball: Ball,
+        labels: Int[Tensor, "B"],
+        seeds: Sequence[int],
+    ) -> AttackResult:
+        random = [torch.Generator().manual_seed(seed) for seed in seeds]
+        start = _start(ball, random)
+        draws = _uniform(random, (self.budget.steps, _DRAWS), start)
+        result = AttackResult.of(ball.centre)
+        result.won = judge(model, objective, ball.centre, labels)
+        rows = torch.arange(len(labels), device=start.device)
+        none = torch.full(labels.shape, -torch.inf, device=start.device)
+        at = _Search(rows, labels, ball.centre, result.won.clone(), none, start)
+        for query in range(self.budget.steps):
+            if self.early_stop and at.won.any():
+                objective, ball, at = objective.select(~at.won), ball.select(~at.won), at.select(~at.won)
+            if not len(at.rows):
+                break
+            if query > 0:
+                side = _side(query - 1, self.budget.steps, at.x.shape)
+                at.proposal = _change(ball, at.x, side, draws[at.rows, query])
+            loss, won = objective(model.encode_image(at.proposal), at.labels)
+            if model.precision != "fp32" and won.any():
+                won = won.clone()
+                won[won.clone()] = judge(model, objective.select(won), at.proposal[won], at.labels[won])
+            better = (won & ~at.won) | ((won | ~at.won) & (loss > at.loss))
+            at.x = torch.where(better.view(-1, 1, 1, 1), at.proposal, at.x)
+            at.loss, at.won = torch.where(better, loss, at.loss), at.won | won
+            result.images[at.rows[better]] = at.proposal[better]
+            result.won[at.rows[won]] = True
+        if model.precision != "fp32" and len(at.rows):
+            result.won[at.rows] |= judge(model, objective, at.x, at.labels)
+        return result
+
+
+def _side(query: int, queries: int, shape: torch.Size) -> int:
+    """How wide the square of this query is; the schedule for 10,000 queries is stretched to ``queries``."""
+    halvings = sum(query * 10_000 > start * queries for start in HALVED_AT)
+    height, width = shape[-2:]
+    return max(1, min(round(math.sqrt(AREA / 2**halvings * height * width)), height, width))
+
+
+def _start(ball: Ball, random: Sequence[torch.Generator]) -> Float[Tensor, "B 3 H W"]:
+    return _stripes(ball, random) if isinstance(ball, LinfBall) else _tiles(ball, random)
+
+
+def _change(
+    ball: Ball, x: Float[Tensor, "b 3 H W"], side: int, draws: Float[Tensor, "b draws"]
+) -> Float[Tensor, "b 3 H W"]:
+    if isinstance(ball, LinfBall):
+        return _one_square(ball, x, side, draws)
+    return _two_squares(ball, x, side, draws)
+
+
+# -- L∞: every pixel stands at an end of its interval -------------------------------------------------------------
+
+
+def _stripes(ball: LinfBall, random: Sequence[torch.Generator]) -> Float[Tensor, "B 3 H W"]:
+    """Vertical stripes, one pixel wide: a sign for each column and channel."""
+    up = _uniform(random, (3, 1, ball.centre.shape[-1]), ball.centre) < 0.5
+    return torch.where(up, ball.upper, ball.lower)
+
+
+def _one_square(
+    ball: LinfBall, x: Float[Tensor, "B 3 H W"], side: int, draws: Float[Tensor, "B draws"]
+) -> Float[Tensor, "B 3 H W"]:
+    """One square, in each channel at one end."""
+    window = _window(draws[:, :2], side, x)
+    up = (draws[:, 4:7] < 0.5)[:, :, None]
+    ends = torch.where(up, ball.upper.flatten(2).gather(2, window), ball.lower.flatten(2).gather(2, window))
+    return x.flatten(2).scatter(2, window, ends).view_as(x)
+
+
+# -- L2: squares move the norm that there is from one place to another --------------------------------------------
+
+
+def _tiles(ball: Ball, random: Sequence[torch.Generator]) -> Float[Tensor, "B 3 H W"]:
+    """Some 5 × 5 tiles of `_bumps`, turned at random, with a sign in each channel, over the whole image."""
+    height, width = ball.centre.shape[-2:]
+    side = max(1, min(height, width) // 5)
+    down, across = height // side, width // side
+    draws = _uniform(random, (4, down, across), ball.centre)[..., None, None] < 0.5
+    bumps = _bumps(side).to(ball.centre.device)
+    tiles = torch.where(draws[:, 3:], bumps, bumps.T) * torch.where(draws[:, :3], 1.0, -1.0)
+    delta = tiles.transpose(3, 4).reshape(-1, 3, down * side, across * side)
+    top, left = (height - down * side) // 2, (width - across * side) // 2
+    delta = F.pad(delta, (left, width - across * side - left, top, height - down * side - top))
+    return ball.project(ball.centre + float(ball.eps) * _unit(delta.flatten(1)).view_as(delta))
+
+
+def _two_squares(
+    ball: Ball, x: Float[Tensor, "B 3 H W"], side: int, draws: Float[Tensor, "B draws"]
+) -> Float[Tensor, "B 3 H W"]:
+    """A window takes the norm of another one, its own, and what has not been spent yet (Alg. 3)."""
+    # The positive and the negative half of a bump need a middle each.
+    side = min(max(side, 3) // 2 * 2 + 1, *x.shape[-2:])
+    to, source = _window(draws[:, :2], side, x), _window(draws[:, 2:4], side, x)
+    delta = (x - ball.centre).flatten(2)
+    rest = delta.scatter(2, to, 0.0).scatter_(2, source, 0.0)
+    spent, kept = (torch.linalg.vector_norm(part, dim=2).square() for part in (delta, rest))
+    unspent = ((_SHY * float(ball.eps)) ** 2 - spent.sum(1, keepdim=True)).clamp_min(0)
+    norm = ((spent - kept).clamp_min(0) + unspent / 3).sqrt()
+    sign = torch.where(draws[:, 4:7] < 0.5, 1.0, -1.0)
+    bumps = _bumps(side).to(x.device)
+    turned = torch.where((draws[:, 7] < 0.5)[:, None], bumps.flatten(), bumps.T.flatten())
+    new = _unit(sign[..., None] * turned[:, None] + _unit(delta.gather(2, to)))
+    changed = (ball.centre + rest.scatter_(2, to, norm[..., None] * new).view_as(x)).clamp_(0, 1)
+    outside = ~ball.contains(changed)
+    if outside.any():
+        changed[outside] = ball.select(outside).project(changed[outside])
+    return changed
+
+
+@lru_cache
+def _bumps(side: int) -> Float[Tensor, "side side"]:
+    """Two pyramids side by side, one up and one down, of equal norm, 1 together (eq. 2)."""
+    halves = _pyramid(side // 2, side), -_pyramid(side - side // 2, side)
+    return _unit(torch.cat([_unit(half.flatten()) for half in halves])).view(side, side)
+
+
+def _pyramid(height: int, width: int) -> Float[Tensor, "height width"]:
+    """A sum of nested rectangles about the middle; the k-th from the innermost is 1/k² high."""
+    count = max(height, width) // 2 + 1
+    heights = 1 / torch.arange(1, count + 1).square()
+    reach = heights.flip(0).cumsum(0).flip(0)
+    rows, columns = torch.arange(height) - height // 2, torch.arange(width) - width // 2
+    return reach[torch.maximum(rows.abs()[:, None], columns.abs()[None, :])]
+
+
+# -- both ---------------------------------------------------------------------------------------------------------
+
+
+def _window(corner: Float[Tensor, "B 2"], side: int, x: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B 3 pixels"]:
+    """Where the pixels of a square lie in the flattened image; ``corner`` is uniform in [0, 1)."""
+    height, width = x.shape[-2:]
+    free = corner.new_tensor([height - side + 1, width - side + 1])
+    first = (corner * free).long()
+    within = torch.arange(side, device=x.device)
+    rows, columns = first[:, :1] + within, first[:, 1:] + within
+    pixels = rows[:, :, None] * width + columns[:, None, :]
+    return pixels.flatten(1)[:, None].expand(-1, 3, -1)
+
+
+def _unit(v: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+    norm: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    return v / norm.clamp_min(torch.finfo(v.dtype).tiny)
+
+
+def _uniform(random: Sequence[torch.Generator], shape: tuple[int, ...], like: Tensor) -> Float[Tensor, "B ..."]:
+    """Numbers in [0, 1), each image's from its own generator."""
+    rows = [torch.rand(shape, generator=generator) for generator in random]
+    return torch.stack(rows).to(like.device) if rows else like.new_empty(0, *shape)

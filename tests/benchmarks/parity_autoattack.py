@@ -1,0 +1,145 @@
+"""AutoAttack beside the reference implementation: robust accuracy and seconds, on the same model and images.
+
+git clone https://github.com/fra31/auto-attack
+python tests/benchmarks/parity_autoattack.py --reference auto-attack --part apgd-ce --eps 1/255 --n 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hrzs.attacks import ATTACKS, Budget, sample_seeds
+from hrzs.attacks.budget import default_step_size, format_eps, parse_eps_list
+from hrzs.data import loader
+from hrzs.models.classifier import ZeroShotClassifier
+from hrzs.models.clip import frozen
+from hrzs.models.loading import load_model
+from hrzs.tasks import open_task
+
+#: Ours, and what the reference calls it.
+PARTS = {
+    "apgd-ce": ["apgd-ce"],
+    "apgd-t": ["apgd-t"],
+    "fab-t": ["fab-t"],
+    "square": ["square"],
+    "aa-2": ["apgd-ce", "apgd-t"],
+    "autoattack": ["apgd-ce", "apgd-t", "fab-t", "square"],
+}
+
+
+def timed(attack: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
+    """Robust or not, and seconds: on a CPU those it worked, whatever else the machine does; on a GPU those that passed."""
+    clock = time.monotonic if device.type == "cuda" else time.process_time
+    began = clock()
+    robust = attack()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return robust, clock() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--reference", type=Path, required=True, help="a checkout of fra31/auto-attack")
+    parser.add_argument("--part", default="autoattack", choices=[*PARTS, "standard"])
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--pretrained")
+    parser.add_argument("--data", default="shapes")
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--tree")
+    parser.add_argument("--split")
+    parser.add_argument("--level", type=int, default=0)
+    parser.add_argument("--scoring", default="prompt", choices=["prompt", "leaves"])
+    parser.add_argument("--eps", default="1/255", help="one or more, separated by commas")
+    parser.add_argument("--norm", default="linf", choices=["linf", "l2"])
+    parser.add_argument("--n", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=100, help="of APGD and FAB; Square gets 50 queries for each")
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of our gradients")
+    parser.add_argument("--ours-only", action="store_true")
+    options = parser.parse_args()
+    part = "autoattack" if options.part == "standard" else options.part
+
+    model = load_model(options.model, options.pretrained, device=options.device)
+    task = open_task(options.data, model, purpose="eval", split=options.split, root=options.data_root,
+                     tree=options.tree, limit=options.n)  # fmt: skip
+    batch = next(loader(task.data, len(task.data)))
+    classifier = ZeroShotClassifier(model, task.tree)
+    images, labels = batch.images.to(model.device), batch.labels.to(model.device)
+    truth = classifier.labels(labels, options.level)
+
+    def logits(pixels: Tensor) -> Tensor:
+        return classifier.logits(model.encode_image(pixels, "fp32"), options.level, options.scoring)
+
+    def correct(pixels: Tensor) -> Tensor:
+        with torch.no_grad():
+            rows = zip(pixels.split(options.batch_size), truth.split(options.batch_size), strict=True)
+            return torch.cat([logits(x).argmax(1) == y for x, y in rows])
+
+    clean = correct(images)
+    for eps in parse_eps_list(options.eps, norm=options.norm):
+        budget = Budget(eps, default_step_size(eps), steps_of(part, options.steps), options.norm)
+
+        def ours(budget: Budget = budget) -> Tensor:
+            model.precision = options.precision
+            spec = ATTACKS[part]
+            attack, objective = spec.optimiser(budget), spec.objective(classifier, options.level, options.scoring)
+            seeds = sample_seeds(batch.ids, options.seed)
+            robust = clean.clone()
+            for rows in clean.nonzero().squeeze(1).split(options.batch_size):
+                here = [seeds[i] for i in rows.tolist()]
+                robust[rows] = ~attack(model, objective, images[rows], labels[rows], here).won
+            return robust
+
+        def reference(budget: Budget = budget) -> Tensor:
+            sys.path.insert(0, str(options.reference.resolve()))
+            from autoattack import AutoAttack  # type: ignore[import-not-found]
+
+            with frozen(model):
+                attack = AutoAttack(
+                    logits, norm={"linf": "Linf", "l2": "L2"}[options.norm], eps=float(budget.eps), seed=options.seed,
+                    version="custom", attacks_to_run=PARTS[part], device=str(model.device), verbose=False,
+                )  # fmt: skip
+                classes = len(task.tree.levels[options.level])
+                attack.apgd.n_restarts = attack.fab.n_restarts = 1
+                attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = options.steps
+                attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
+                attack.square.n_queries = 50 * options.steps
+                adversarial = attack.run_standard_evaluation(images, truth, bs=options.batch_size)
+            return clean & correct(adversarial)
+
+        row = {
+            "part": part, "model": options.model, "data": task.data.name, "n": len(labels), "eps": format_eps(eps),
+            "norm": options.norm, "level": options.level, "scoring": options.scoring, "precision": options.precision,
+            "steps": options.steps, "device": str(model.device), "clean": round(clean.float().mean().item(), 4),
+        }  # fmt: skip
+        robust, seconds = timed(ours, model.device)
+        row |= {"robust": round(robust.float().mean().item(), 4), "seconds": round(seconds, 2)}
+        if not options.ours_only:
+            theirs, their_seconds = timed(reference, model.device)
+            row |= {
+                "reference_robust": round(theirs.float().mean().item(), 4),
+                "reference_seconds": round(their_seconds, 2),
+                "only_ours_falls": int((theirs & ~robust).sum()),
+                "only_theirs_falls": int((robust & ~theirs).sum()),
+                "time_ratio": round(seconds / their_seconds, 3),
+            }
+        print(json.dumps(row), flush=True)
+
+
+def steps_of(part: str, steps: int) -> int:
+    """What a part counts as its steps: Square its queries."""
+    return 50 * steps if part == "square" else steps
+
+
+if __name__ == "__main__":
+    main()
