@@ -91,9 +91,12 @@ def open_wordnet(where: str | None = None) -> Any:
         try:
             wordnet.ensure_loaded()
         except (LookupError, OSError) as error:
+            # NLTK frames its messages with lines of stars.
+            reason = " ".join(str(error).replace("*", " ").split())[:200]
             raise UsageError(
-                "--wordnet nltk: NLTK finds no WordNet corpus (`python -m nltk.downloader wordnet` fetches it); "
-                "leave --wordnet out to use the one in hrzs"
+                "--wordnet nltk: NLTK finds no WordNet corpus, or not the whole of it "
+                f"(`python -m nltk.downloader wordnet` fetches it): {reason}. "
+                "Leave --wordnet out to use the one in hrzs"
             ) from error
         return wordnet
     folder = Path(where)

@@ -67,7 +67,7 @@ def test_nltk_corpus_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("nltk.data.path", [])
     monkeypatch.setattr("nltk.corpus.wordnet", nltk.corpus.util.LazyCorpusLoader("wordnet", NounReader))
-    with pytest.raises(UsageError, match=r"NLTK finds no WordNet.*leave --wordnet out"):
+    with pytest.raises(UsageError, match=r"NLTK finds no WordNet.*Leave --wordnet out"):
         open_wordnet("nltk")
 
 
