@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 
 import torch
@@ -12,9 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hrzs.attacks.ball import Ball
-from hrzs.attacks.base import Attack, AttackResult, features_of, further_seeds, probe
-from hrzs.attacks.objectives import LevelObjective, Objective
-from hrzs.errors import UsageError
+from hrzs.attacks.base import Attack, AttackResult, Composite, features_of, probe
+from hrzs.attacks.objectives import Objective, of_level
 from hrzs.models.clip import ClipModel
 
 #: Weight of the gradient step against the last move (α), and the share of steps that must raise the loss (ρ).
@@ -121,7 +120,7 @@ class APGD(Attack):
                 at, objective, ball = at.select(~won), objective.select(~won), ball.select(~won)
         if len(at.rows):
             with torch.no_grad():
-                loss, won = objective(model.encode_image(at.x, "fp32"), at.labels)
+                loss, won = objective(features_of(model, at.x), at.labels)
             result.record(at.rows, at.x, won)
             at.note(loss, at.gradient)
             result.record(at.rows, at.best_x, torch.zeros_like(won))
@@ -139,39 +138,20 @@ class APGD(Attack):
         )  # fmt: skip
 
 
-class APGDT(Attack):
+class APGDT(Composite):
     """APGD on the targeted DLR loss, towards one class after another (section 4.2): the most likely others first.
 
-    A run is for the images that no run before has fooled. The objective is taken at its level, whatever its loss.
+    The objective is taken at its level, whatever its loss.
     """
 
-    def run(
-        self,
-        model: ClipModel,
-        objective: Objective,
-        ball: Ball,
-        labels: Int[Tensor, "B"],
-        seeds: Sequence[int],
-    ) -> AttackResult:
-        """As the contract says.
+    def parts(self, objective: Objective) -> list[tuple[Attack, Objective]]:
+        """One for each class.
 
         Raises:
             UsageError: the objective is not about one level.
         """
-        if not isinstance(objective, LevelObjective):
-            raise UsageError("apgd-t drives towards the classes of one level: give --level a number")
-        aim, attack = objective.with_loss("dlr"), APGD(self.budget, early_stop=self.early_stop)
-        logits = aim.logits(features_of(model, ball.centre)).scatter(1, aim.targets(labels)[:, None], -torch.inf)
-        likely = logits.topk(min(TARGETS, aim.classes - 1)).indices
-        result = AttackResult.of(ball.centre)
-        for run, goals in enumerate(likely.unbind(1)):
-            left = (~result.won).nonzero().squeeze(1)
-            if not len(left):
-                break
-            fresh = further_seeds([seeds[i] for i in left.tolist()], run)
-            part = attack.run(model, aim.towards(goals[left]), ball.select(~result.won), labels[left], fresh)
-            result.merge(left, part)
-        return result
+        attack = APGD(replace(self.budget, restarts=1), early_stop=self.early_stop)
+        return [(attack, aim) for aim in of_level(objective, "apgd-t").with_loss("dlr").likeliest(TARGETS)]
 
 
 def steepest(gradient: Float[Tensor, "B 3 H W"], norm: str) -> Float[Tensor, "B 3 H W"]:

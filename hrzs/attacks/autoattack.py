@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from jaxtyping import Int
-from torch import Tensor
-
 from hrzs.attacks.apgd import APGD, APGDT
-from hrzs.attacks.ball import Ball
-from hrzs.attacks.base import Attack, AttackResult, further_seeds
+from hrzs.attacks.base import Attack, Composite
 from hrzs.attacks.fab import FABT
-from hrzs.attacks.objectives import LevelObjective, Objective
+from hrzs.attacks.objectives import Objective, of_level
 from hrzs.attacks.square import Square
-from hrzs.errors import UsageError
-from hrzs.models.clip import ClipModel
 
 
-class InTurn(Attack):
+class InTurn(Composite):
     """One attack after the other; a fooled image goes to none of the following.
 
     ``turns`` says which, on what loss, and how many of its own steps stand for one step of the budget. Without
@@ -28,31 +21,19 @@ class InTurn(Attack):
 
     turns: ClassVar[tuple[tuple[type[Attack], str, int], ...]]
 
-    def run(
-        self,
-        model: ClipModel,
-        objective: Objective,
-        ball: Ball,
-        labels: Int[Tensor, "B"],
-        seeds: Sequence[int],
-    ) -> AttackResult:
-        """As the contract says.
+    def parts(self, objective: Objective) -> list[tuple[Attack, Objective]]:
+        """The parts of each turn.
 
         Raises:
             UsageError: the objective is not about one level.
         """
-        if not isinstance(objective, LevelObjective):
-            raise UsageError(f"{type(self).__name__} attacks one level: give --level a number")
-        result = AttackResult.of(ball.centre)
-        for turn, (kind, loss, scale) in enumerate(self.turns):
-            left = (~result.won).nonzero().squeeze(1)
-            if not len(left):
-                break
-            attack = kind(replace(self.budget, steps=scale * self.budget.steps), early_stop=self.early_stop)
-            fresh = further_seeds([seeds[i] for i in left.tolist()], turn)
-            part = attack.run(model, objective.with_loss(loss), ball.select(~result.won), labels[left], fresh)
-            result.merge(left, part)
-        return result
+        aim = of_level(objective, type(self).__name__)
+        budgets = [replace(self.budget, steps=scale * self.budget.steps, restarts=1) for _, _, scale in self.turns]
+        return [
+            part
+            for (kind, loss, _), budget in zip(self.turns, budgets, strict=True)
+            for part in kind(budget, early_stop=self.early_stop).parts(aim.with_loss(loss))
+        ]
 
 
 class AA2(InTurn):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +19,8 @@ from hrzs.attacks.budget import Budget
 from hrzs.attacks.objectives import Objective, Outcome
 from hrzs.errors import HrzsError, UsageError
 from hrzs.models.clip import ClipModel, frozen
+
+Same = TypeVar("Same", bound="Attack")
 
 
 def further_seeds(seeds: Sequence[int], run: int) -> list[int]:
@@ -79,6 +84,9 @@ class Attack(ABC):
             transfer would be overstated (protocol.md).
     """
 
+    #: What a step costs: in forward and backward passes of one image, a forward alone counting a third.
+    step_cost: ClassVar[float] = 1.0
+
     def __init__(self, budget: Budget, *, early_stop: bool = True) -> None:
         self.budget = budget
         self.early_stop = early_stop
@@ -104,15 +112,41 @@ class Attack(ABC):
                 "leave normalisation to the model, it happens inside"
             )
         ball = Ball.of(images.clamp(0, 1), self.budget)
-        if not len(images):
-            return AttackResult.of(images)
+        result = AttackResult.of(ball.centre)
         with frozen(model), torch.enable_grad():
-            bound = objective.bound(lambda: features_of(model, ball.centre), labels)
-            result = self.run(model, bound, ball, labels, seeds)
+            for i, (part, aim) in enumerate(self.parts(objective)):
+                rows = (~result.won).nonzero().squeeze(1)
+                if not len(rows):
+                    break
+                here, truth = ball.select(~result.won), labels[rows]
+                bound = aim.bound(partial(features_of, model, here.centre), truth)
+                fresh = further_seeds([seeds[row] for row in rows.tolist()], i)
+                result.merge(rows, part.run(model, bound, here, truth, fresh))
         outside = (~ball.contains(result.images)).sum().item()
         if outside:
             raise HrzsError(f"{type(self).__name__}: {outside} of {len(images)} images left the ε-ball or [0, 1]")
         return result
+
+    def parts(self, objective: Objective) -> list[tuple[Attack, Objective]]:
+        """The searches that make up this attack: each is for the images that none before has fooled.
+
+        Each is an attack of a single part itself, so an evaluation may run one over all its images before the next.
+
+        Raises:
+            UsageError: the attack cannot have this objective.
+        """
+        return [(self.with_budget(restarts=1), objective)] * self.budget.restarts
+
+    def with_budget(self: Same, **change: object) -> Same:
+        """The same attack with another budget."""
+        other = copy.copy(self)
+        other.budget = replace(self.budget, **change)  # type: ignore[arg-type]  # the names of its fields
+        return other
+
+    @property
+    def cost(self) -> float:
+        """What a search costs for an image that it does not fool: see ``step_cost``."""
+        return self.step_cost * self.budget.steps
 
     @abstractmethod
     def run(
@@ -123,13 +157,35 @@ class Attack(ABC):
         labels: Int[Tensor, "B"],
         seeds: Sequence[int],
     ) -> AttackResult:
-        """The search itself; ``ball.centre`` holds the clean images."""
+        """One search; ``ball.centre`` holds the clean images, ``objective`` is bound to them."""
+
+
+class Composite(Attack):
+    """An attack that is nothing but its parts."""
+
+    @abstractmethod
+    def parts(self, objective: Objective) -> list[tuple[Attack, Objective]]:
+        """See `Attack.parts`."""
+
+    def run(self, *_: object) -> AttackResult:
+        raise NotImplementedError(f"{type(self).__name__} is run part by part")
 
 
 @torch.no_grad()
-def features_of(model: ClipModel, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-    """Image features in fp32, without a graph."""
-    return model.encode_image(images, "fp32")
+def features_of(
+    model: ClipModel, images: Float[Tensor, "B 3 H W"], precision: str | None = "fp32"
+) -> Float[Tensor, "B D"]:
+    """Image features without a graph, in fp32 unless told otherwise (None: as the model has it)."""
+    slices = _at_once(model, len(images))
+    if len(slices) == 1:
+        return model.encode_image(images, precision)
+    return torch.cat([model.encode_image(images[rows], precision) for rows in slices])
+
+
+def _at_once(model: ClipModel, images: int) -> list[slice]:
+    """The batches that go through the model one after the other."""
+    size = model.at_once or max(images, 1)
+    return [slice(start, min(start + size, images)) for start in range(0, max(images, 1), size)]
 
 
 @torch.no_grad()
@@ -137,7 +193,7 @@ def judge(
     model: ClipModel, objective: Objective, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"]
 ) -> Bool[Tensor, "B"]:
     """Does each image win, by an fp32 forward?"""
-    return objective(model.encode_image(images, "fp32"), labels).won
+    return objective(features_of(model, images), labels).won
 
 
 def probe(
@@ -151,10 +207,23 @@ def probe(
 
     ``result`` counts the gradients; those that are not finite come back as 0.
     """
-    images = images.detach().requires_grad_()
-    loss, won = objective(model.encode_image(images), labels)
-    (gradient,) = torch.autograd.grad(loss.sum(), images)
+    images = images.detach()
+    slices = _at_once(model, len(images))
+    found = [
+        _differentiate(model, objective.select(rows) if len(slices) > 1 else objective, images[rows], labels[rows])
+        for rows in slices
+    ]
+    loss, won, gradient = (torch.cat(part) for part in zip(*found, strict=True))
     if model.precision != "fp32" and won.any():
         rows = won.nonzero().squeeze(1)
         won = won.index_put((rows,), judge(model, objective.select(rows), images[rows], labels[rows]))
-    return Outcome(loss.detach(), won), result.count(gradient)
+    return Outcome(loss, won), result.count(gradient)
+
+
+def _differentiate(
+    model: ClipModel, objective: Objective, images: Float[Tensor, "b 3 H W"], labels: Int[Tensor, "b"]
+) -> tuple[Float[Tensor, "b"], Bool[Tensor, "b"], Float[Tensor, "b 3 H W"]]:
+    images = images.detach().requires_grad_()
+    loss, won = objective(model.encode_image(images), labels)
+    (gradient,) = torch.autograd.grad(loss.sum(), images)
+    return loss.detach(), won, gradient

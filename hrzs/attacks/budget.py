@@ -49,7 +49,8 @@ def default_step_size(eps: Fraction) -> Fraction:
 class Budget:
     """``eps`` and ``step_size`` in units of pixels in [0, 1] (L2: of the whole image's norm).
 
-    ``steps`` counts the steps of one run, ``restarts`` the runs from a random start, for attacks that have such.
+    ``steps`` counts the steps of one run, ``restarts`` the runs from a random start, for attacks that have such;
+    without ``random_start`` PGD sets out from the clean image.
     """
 
     eps: Fraction
@@ -57,6 +58,7 @@ class Budget:
     steps: int
     norm: str = "linf"
     restarts: int = 1
+    random_start: bool = True
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -65,3 +67,5 @@ class Budget:
             raise UsageError(f"--steps {self.steps}: at least 1")
         if self.restarts < 1:
             raise UsageError(f"--restarts {self.restarts}: at least 1")
+        if self.restarts > 1 and not self.random_start:
+            raise UsageError(f"--restarts {self.restarts}: without a random start every run is the same; leave one out")

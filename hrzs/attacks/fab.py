@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hrzs.attacks.ball import Ball, L2Ball, float_below
-from hrzs.attacks.base import Attack, AttackResult, features_of, judge, probe
-from hrzs.attacks.objectives import LevelObjective, Objective, TowardsObjective
-from hrzs.errors import UsageError
+from hrzs.attacks.base import Attack, AttackResult, Composite, features_of, judge, probe
+from hrzs.attacks.objectives import Objective, of_level
 from hrzs.models.clip import ClipModel
 
 #: Targets of the targeted form: the most likely other classes.
@@ -38,16 +37,31 @@ class _Search:
         return _Search(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
-class FABT(Attack):
-    """FAB towards one class after another, the most likely others first, as in AutoAttack.
+class FABT(Composite):
+    """FAB towards one class after another, the most likely others first, as in AutoAttack."""
+
+    def parts(self, objective: Objective) -> list[tuple[Attack, Objective]]:
+        """One for each class.
+
+        Raises:
+            UsageError: the objective is not about one level.
+        """
+        attack = FAB(replace(self.budget, restarts=1), early_stop=self.early_stop)
+        return [(attack, aim) for aim in of_level(objective, "fab-t").with_loss("margin").likeliest(TARGETS)]
+
+
+class FAB(Attack):
+    """One search, where the boundary lies where the objective's loss is 0.
 
     A search looks for the nearest image beyond the decision boundary: ε steers nothing, it says what is near enough.
-    It starts from the clean image and has nothing random, so seeds have no say, nor has ``step_size``. ``budget.steps``
-    counts iterations towards one class. An image that wins as it is stays as it is.
+    It starts from the clean image and has nothing random, so seeds have no say, nor has ``step_size``. An image that
+    wins as it is stays as it is.
 
     The paper's final search asks where the way back from the nearest image meets the boundary. At a given ε one point
     of that way answers, and only this one is looked at: the nearest image projected onto the ball.
     """
+
+    step_cost = 4 / 3
 
     def run(
         self,
@@ -57,45 +71,19 @@ class FABT(Attack):
         labels: Int[Tensor, "B"],
         seeds: Sequence[int],  # noqa: ARG002 -- nothing is random
     ) -> AttackResult:
-        """As the contract says.
-
-        Raises:
-            UsageError: the objective is not about one level.
-        """
-        if not isinstance(objective, LevelObjective):
-            raise UsageError("fab-t looks for the boundary of one level's classes: give --level a number")
-        aim = objective.with_loss("margin")
-        features = features_of(model, ball.centre)
-        logits, truth = aim.logits(features), aim.targets(labels)
-        likely = logits.scatter(1, truth[:, None], -torch.inf).topk(min(TARGETS, aim.classes - 1)).indices
         result = AttackResult.of(ball.centre)
-        result.won = aim(features, labels).won
+        result.won = judge(model, objective, ball.centre, labels)
         left = ~result.won
-        for goals in likely.unbind(1):
-            rows = left.nonzero().squeeze(1)
-            if not len(rows):
-                break
-            self._towards(model, aim.towards(goals[rows]), ball.select(left), labels[rows], rows, result)
-            if self.early_stop:
-                left = ~result.won
-        return result
-
-    def _towards(
-        self,
-        model: ClipModel,
-        objective: TowardsObjective,
-        ball: Ball,
-        labels: Int[Tensor, "b"],
-        rows: Int[Tensor, "b"],
-        result: AttackResult,
-    ) -> None:
-        """One search, from the clean images; what it finds in the ball goes to ``rows`` of ``result``."""
+        rows, labels = left.nonzero().squeeze(1), labels[left]
+        ball, objective = ball.select(left), objective.select(left)
         nowhere = torch.full(labels.shape, torch.inf, dtype=torch.float64, device=labels.device)
         at = _Search(rows, labels, ball.centre, ball.centre, nowhere)
         for _ in range(self.budget.steps):
+            if not len(at.rows):
+                return result
             at.x = step(model, objective, ball, at.x, at.labels, result)
             with torch.no_grad():
-                beyond = objective(model.encode_image(at.x), at.labels).won
+                beyond = objective(features_of(model, at.x, None), at.labels).won
             distance = ball.distance(at.x)
             closer = beyond & (distance < at.distance)
             at.distance = torch.where(closer, distance, at.distance)
@@ -108,10 +96,10 @@ class FABT(Attack):
             at.x = torch.where(_wide(beyond), ball.centre + BETA * (at.x - ball.centre), at.x)
             if self.early_stop and won.any():
                 at, objective, ball = at.select(~won), objective.select(~won), ball.select(~won)
-                if not len(at.rows):
-                    return
-        last = ball.project(torch.where(_wide(at.distance.isfinite()), at.nearest, at.x))
-        result.record(at.rows, last, judge(model, objective, last, at.labels))
+        if len(at.rows):
+            last = ball.project(torch.where(_wide(at.distance.isfinite()), at.nearest, at.x))
+            result.record(at.rows, last, judge(model, objective, last, at.labels))
+        return result
 
 
 def step(

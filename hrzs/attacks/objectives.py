@@ -43,8 +43,8 @@ class Objective(ABC):
         """The objective for one batch; ``clean`` gives the features of its clean images, if they are wanted."""
         return self
 
-    def select(self: Same, rows: Tensor) -> Same:  # noqa: ARG002
-        """The objective of these images of the batch only (indices or a mask)."""
+    def select(self: Same, rows: Tensor | slice) -> Same:  # noqa: ARG002
+        """The objective of these images of the batch only (indices, a mask or a slice)."""
         return self
 
 
@@ -93,26 +93,50 @@ class LevelObjective(Objective):
         """
         return LevelObjective(self.classifier, self.level, self.scoring, loss)
 
-    def towards(self, goals: Int[Tensor, "B"]) -> TowardsObjective:
-        """The same aim, by driving each image of a batch towards a given node of this level."""
-        return TowardsObjective(self, goals)
+    def likeliest(self, most: int) -> list[TowardsObjective]:
+        """The same aim by driving images towards their likeliest other nodes: first, second … when clean."""
+        return [TowardsObjective(self, rank) for rank in range(min(most, self.classes - 1))]
 
 
 class TowardsObjective(LevelObjective):
-    """A targeted way to an untargeted aim, as in AutoAttack: driven towards ``goals``, won by any mistake."""
+    """A targeted way to an untargeted aim, as in AutoAttack: driven towards ``goals``, won by any mistake.
 
-    def __init__(self, aim: LevelObjective, goals: Int[Tensor, "B"]) -> None:
+    The goal of an image is the node that is the ``rank``-th likeliest other one (from 0) when it is clean.
+    """
+
+    def __init__(self, aim: LevelObjective, rank: int) -> None:
         super().__init__(aim.classifier, aim.level, aim.scoring, aim.loss)
-        self.goals = goals
+        self.rank = rank
+        self.goals: Tensor | None = None
         self.stands_in = STAND_IN if self.classes < LOSSES[self.loss].classes_towards else None
 
     def __call__(self, features: Float[Tensor, "B D"], labels: Int[Tensor, "B"]) -> Outcome:
         logits, truth = self.logits(features), self.targets(labels)
-        loss = LOSSES[self.stands_in or self.loss].towards(logits, truth, self.goals)
+        # Not bound to a batch, the images at hand are taken for the clean ones.
+        goals = self._goals(logits.detach(), truth) if self.goals is None else self.goals
+        loss = LOSSES[self.stands_in or self.loss].towards(logits, truth, goals)
         return Outcome(loss, logits.detach().argmax(1) != truth)
 
-    def select(self, rows: Tensor) -> TowardsObjective:
-        return _with(self, goals=self.goals[rows])
+    def _goals(self, logits: Float[Tensor, "B N"], truth: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
+        others = logits.scatter(1, truth[:, None], -torch.inf)
+        return others.topk(self.rank + 1).indices[:, self.rank]
+
+    def bound(self, clean: Callable[[], Tensor], labels: Int[Tensor, "B"]) -> TowardsObjective:
+        return _with(self, goals=self._goals(self.logits(clean()), self.targets(labels)))
+
+    def select(self, rows: Tensor | slice) -> TowardsObjective:
+        return self if self.goals is None else _with(self, goals=self.goals[rows])
+
+
+def of_level(objective: Objective, attack: str) -> LevelObjective:
+    """``objective`` for an attack that drives towards the classes of one level.
+
+    Raises:
+        UsageError: it is about all levels at once.
+    """
+    if not isinstance(objective, LevelObjective):
+        raise UsageError(f"{attack} drives towards the classes of one level: give --level a number")
+    return objective
 
 
 #: Which predictions an adversary wants, from the logits of clean images and the truth.
@@ -143,7 +167,7 @@ class WishObjective(LevelObjective):
     def bound(self, clean: Callable[[], Tensor], labels: Int[Tensor, "B"]) -> WishObjective:
         return _with(self, wished=self.wish(self.logits(clean()), self.targets(labels)))
 
-    def select(self, rows: Tensor) -> WishObjective:
+    def select(self, rows: Tensor | slice) -> WishObjective:
         return self if self.wished is None else _with(self, wished=self.wished[rows])
 
 

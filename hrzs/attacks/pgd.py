@@ -9,16 +9,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hrzs.attacks.ball import Ball
-from hrzs.attacks.base import Attack, AttackResult, further_seeds, judge, probe
+from hrzs.attacks.base import Attack, AttackResult, judge, probe
 from hrzs.attacks.objectives import Objective
 from hrzs.models.clip import ClipModel
 
 
 class PGD(Attack):
-    """Madry et al., ICLR 2018. An image's result is its last winning iterate, or its last one where none won.
-
-    Restarts are for the images that no run before has fooled.
-    """
+    """Madry et al., ICLR 2018. An image's result is its last winning iterate, or its last one where none won."""
 
     def run(
         self,
@@ -29,29 +26,11 @@ class PGD(Attack):
         seeds: Sequence[int],
     ) -> AttackResult:
         result = AttackResult.of(ball.centre)
-        for restart in range(self.budget.restarts):
-            left = (~result.won).nonzero().squeeze(1)
-            if not len(left):
-                break
-            here = ball.select(~result.won)
-            start = here.random([further_seeds(seeds, restart)[i] for i in left.tolist()])
-            self.climb(model, objective.select(left), here, labels[left], start, left, result)
-        return result
-
-    def climb(
-        self,
-        model: ClipModel,
-        objective: Objective,
-        ball: Ball,
-        labels: Int[Tensor, "b"],
-        x: Tensor,
-        rows: Int[Tensor, "b"],
-        result: AttackResult,
-    ) -> None:
-        """One run from ``x``; what comes of it goes to ``rows`` of ``result``."""
+        rows = torch.arange(len(labels), device=labels.device)
+        x = ball.random(seeds) if self.budget.random_start else ball.centre
         for _ in range(self.budget.steps):
             if not len(rows):
-                return
+                return result
             outcome, gradient = probe(model, objective, x, labels, result)
             result.record(rows, x, outcome.won)
             x = ball.step(x, gradient, float(self.budget.step_size))
@@ -66,10 +45,15 @@ class PGD(Attack):
                 )
         if len(rows):
             result.record(rows, x, judge(model, objective, x, labels))
+        return result
 
 
 class FGSM(Attack):
     """One step of size ε from the clean image (Goodfellow et al., ICLR 2015); neither steps nor seeds matter."""
+
+    def parts(self, objective: Objective) -> list[tuple[Attack, Objective]]:
+        """One, however many restarts the budget has: they would all be the same."""
+        return [(self.with_budget(steps=1, restarts=1), objective)]
 
     def run(
         self,

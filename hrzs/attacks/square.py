@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hrzs.attacks.ball import Ball, LinfBall
-from hrzs.attacks.base import Attack, AttackResult, judge
+from hrzs.attacks.base import Attack, AttackResult, features_of, judge
 from hrzs.attacks.objectives import Objective
 from hrzs.models.clip import ClipModel
 
@@ -49,6 +49,8 @@ class Square(Attack):
     result is the one of the highest loss, a win before all others. An image that wins as it is never stops winning.
     """
 
+    step_cost = 1 / 3
+
     @torch.no_grad()
     def run(
         self,
@@ -74,7 +76,7 @@ class Square(Attack):
             if query > 0:
                 side = _side(query - 1, self.budget.steps, at.x.shape)
                 at.proposal = _change(ball, at.x, side, draws[at.rows, query])
-            loss, won = objective(model.encode_image(at.proposal), at.labels)
+            loss, won = objective(features_of(model, at.proposal, None), at.labels)
             if model.precision != "fp32" and won.any():
                 won = won.clone()
                 won[won.clone()] = judge(model, objective.select(won), at.proposal[won], at.labels[won])

@@ -47,6 +47,9 @@ class ClipModel(nn.Module):
 
     mean: Tensor
     std: Tensor
+    #: How many images an attack puts through at once (None: all it holds). It may hold more: as some are fooled, the
+    #: others close ranks and batches stay full.
+    at_once: int | None = None
 
     def __init__(self, clip: nn.Module, info: ModelInfo, geometry: HyperbolicHead | None = None) -> None:
         super().__init__()

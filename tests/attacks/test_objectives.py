@@ -135,9 +135,14 @@ def test_loss_of_choice(level: int, loss: str, used: object, classifier: ZeroSho
 
 @pytest.mark.parametrize(("level", "used"), [(0, dlr_towards), (1, dlr_towards), (2, margin_towards)])
 def test_towards(level: int, used: object, classifier: ZeroShotClassifier, features: Tensor) -> None:
-    goals = torch.arange(8) % len(classifier.tree.levels[level])
-    objective = LevelObjective(classifier, level, loss="dlr").towards(goals)
     target = torch.tensor(ANCESTORS[level])[LABELS]
+    ways = LevelObjective(classifier, level, loss="dlr").likeliest(9)
+    assert [way.rank for way in ways] == list(range(len(classifier.tree.levels[level]) - 1))
+    clean = features.flip(0)
+    order = plain_logits(classifier, clean, level).argsort(1, descending=True).tolist()
+    others = [[node for node in row if node != y] for row, y in zip(order, target.tolist(), strict=True)]
+    goals = torch.tensor([row[-1] for row in others])
+    objective = ways[-1].bound(lambda: clean, LABELS)
     logits = plain_logits(classifier, features, level).float()
     outcome = objective(features, LABELS)
     assert torch.allclose(outcome.loss, used(logits, target, goals), atol=1e-4)
@@ -152,7 +157,7 @@ def test_select(kind: str, rows: list[int], classifier: ZeroShotClassifier, feat
     plain = LevelObjective(classifier, 0)
     objective = {
         "level": plain,
-        "towards": plain.towards(torch.arange(8) % 6),
+        "towards": plain.likeliest(3)[2].bound(lambda: features.flip(0), LABELS),
         "nearest": WishObjective(classifier, 0, "prompt", nearest).bound(lambda: features.flip(0), LABELS),
         "named": WishObjective(classifier, 0, "prompt", named(2)).bound(lambda: features, LABELS),
         "lca": WishObjective(classifier, 0, "prompt", by_lca(classifier.tree, largest=True)),

@@ -253,6 +253,21 @@ def test_restarts_are_counted_from_one() -> None:
         Budget(Fraction(1, 255), Fraction(1, 255), 3, restarts=0)
 
 
+def test_restarts_that_would_all_be_the_same() -> None:
+    with pytest.raises(UsageError, match="--restarts 2.*random start"):
+        Budget(Fraction(1, 255), Fraction(1, 255), 3, restarts=2, random_start=False)
+
+
+def test_without_a_random_start_the_first_gradient_is_that_of_the_clean_image(
+    small_model: ClipModel, classifier: ZeroShotClassifier, pixels: Tensor, labels: Tensor
+) -> None:
+    objective, eps = LevelObjective(classifier, 0), Fraction(3, 255)
+    once = PGD(Budget(eps, eps, 1, random_start=False))(small_model, objective, pixels, labels, SEEDS)
+    fgsm = FGSM(Budget(eps, eps, 1))(small_model, objective, pixels, labels, SEEDS)
+    assert torch.equal(once.images, fgsm.images)
+    assert torch.equal(once.won, fgsm.won)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_fgsm_is_one_step_of_eps(
     norm: str, small_model: ClipModel, classifier: ZeroShotClassifier, pixels: Tensor, labels: Tensor
