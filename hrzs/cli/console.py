@@ -72,14 +72,16 @@ def progress_bar(title: str, *, quiet: bool) -> Iterator[Update]:
 
 class _PlainProgress:
     def __init__(self, title: str) -> None:
-        self.title, self.tenth, self.started = title, -1, time.monotonic()
+        self.title, self.tenth, self.started, self.before = title, -1, time.monotonic(), 0
 
     def __call__(self, done: int, total: int, note: str) -> None:
         tenth = 10 * done // max(total, 1)
         if tenth > self.tenth:
             self.tenth = tenth
             elapsed = time.monotonic() - self.started
-            left = elapsed * (total - done) / max(done, 1)
+            if elapsed < 1:  # what comes at once was done before, by a run that this one resumes
+                self.before = done
+            left = elapsed * (total - done) / max(done - self.before, 1)
             line = f"{self.title}: {done}/{total}, {elapsed:.0f} s, {left:.0f} s left  {note}"
             print(line, file=sys.stderr, flush=True)  # noqa: T201
 

@@ -22,6 +22,9 @@ PRESETS: dict[str, dict[str, Any]] = {
               "step_size": "1/255", "steps": 20, "template": "photo"},
     "tecoa": {"attack": "leaf-pgd", "eps": "1/255", "step_size": "1/255", "steps": 100, "template": "tecoa",
               "resize": "in-graph"},
+    # Its ImageNet-sized images, attacked at that size; the first 1,000, without the two slow parts of AutoAttack.
+    "robustvlm": {"attack": "aa-2", "eps": "2/255,4/255", "template": "openai", "resize": "before", "limit": 1000,
+                  "matrix": False},
 }  # fmt: skip
 
 
@@ -37,7 +40,7 @@ def _apply_preset(context: typer.Context, name: str | None) -> str | None:
 def evaluate(
     context: typer.Context,
     config: options.Config = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="paper, tecoa, or list: a named protocol.", is_eager=True, callback=_apply_preset)] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="paper, tecoa, robustvlm, or list: a named protocol.", is_eager=True, callback=_apply_preset)] = None,
     model: options.Model = "tiny",
     pretrained: options.Pretrained = None,
     head: Annotated[str | None, typer.Option("--head", help="cosine or hyperbolic.", show_default="the model's own")] = None,
@@ -56,6 +59,8 @@ def evaluate(
     eps: Annotated[str | None, typer.Option("--eps", help="1/255, 0.0039 or 1/255,2/255.", show_default="1/255, or the data's")] = None,
     step_size: Annotated[str | None, typer.Option("--step-size", show_default="the larger of 1/255 and ε/4")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, show_default="the attack's own: 20 for PGD")] = None,
+    restarts: options.Restarts = 1,
+    random_start: options.RandomStart = True,
     norm: options.Norm = "linf",
     template: options.Template = "photo",
     canaries: Annotated[bool, typer.Option("--canaries/--no-canaries", help="Check the set-up on 64 images.")] = True,
@@ -65,6 +70,7 @@ def evaluate(
     ] = None,
     csv_out: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the rows as CSV.")] = None,
     latex_out: Annotated[Path | None, typer.Option("--latex", metavar="FILE", help="Write LaTeX rows.")] = None,
+    against: Annotated[Path | None, typer.Option("--against", metavar="OTHER.json", help="Paired significance: compare with the report of another model on the same images.")] = None,
     resume: options.Resume = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -97,7 +103,7 @@ def evaluate(
         attacks=names, level=level or ("all" if names == SUITE else None),
         eps=None if eps is None else parse_eps_list(eps, norm=norm),
         step_size=None if step_size is None else parse_eps(step_size, option="--step-size", norm=norm),
-        steps=steps, norm=norm, template=template, scorings=SCORINGS if scoring == "both" else (scoring,),
+        steps=steps, norm=norm, restarts=restarts, random_start=random_start, template=template, scorings=SCORINGS if scoring == "both" else (scoring,),
         matrix=matrix, head=head, seed=seed, batch_size=batch_size, workers=workers,
     )  # fmt: skip
     # The default suite, and a list of datasets, skip what a flat tree has no level for, and say so.
@@ -110,6 +116,10 @@ def evaluate(
             raise UsageError(f"{flag} {file}: is a folder; give a file" + (", or - for stdout" * (flag == "--json")))
     if resume and target is None:
         raise UsageError("--resume: needs --json FILE, beside which finished batches are kept")
+    if against is not None:
+        from hrzs.evaluation.significance import check_same_images, compare, read_report
+
+        other = read_report(against)
     store = None if target is None or dry_run else target.with_name(target.name + ".partial")
     if store is not None and not resume:
         store.unlink(missing_ok=True)
@@ -131,8 +141,11 @@ def evaluate(
         "results": [],
         "summary": {"levels": [], "not_applicable": {e.task.data.name: left_out for e in evaluations
                                                      if (left_out := not_applicable(e.task, settings))},
+                    "stand_ins": {e.task.data.name: found for e in evaluations if (found := e.stand_ins())},
                     "canaries": [] if canaries else "switched off (--no-canaries)"},
     }  # fmt: skip
+    if against is not None:
+        check_same_images(report, other)  # before hours of work, not after
     for dataset, skipped in report["summary"]["not_applicable"].items():
         console.note(f"{dataset}: not applicable, its tree has no superclass: {', '.join(skipped)}")
     with console.progress_bar("eval", quiet=quiet) as update:
@@ -143,6 +156,8 @@ def evaluate(
     if canaries:
         report["summary"]["canaries"] = [c for evaluation in evaluations for c in _canaries(evaluation, quiet=quiet)]
     _call_out(report["results"])
+    if against is not None:
+        report["summary"]["against"] = compare(report, other)
     text = json.dumps(report, indent=1)
     if target is not None:
         _write("--json", target, text + "\n")
@@ -154,8 +169,7 @@ def evaluate(
     else:
         from hrzs.evaluation.table import render
 
-        shown = report["summary"]["canaries"]
-        console.emit(render(report["results"], report["summary"]["levels"], [] if isinstance(shown, str) else shown))
+        console.emit(render(report))
 
 
 def _print_list(model: str, data: str, attack: str, template: str) -> None:
@@ -190,15 +204,12 @@ def _call_out(rows: list[dict[str, Any]]) -> None:
 
 
 def _estimate(evaluations: list[Evaluation], settings: EvalOptions) -> dict[str, Any]:
-    from hrzs.attacks import attack_spec
     from hrzs.estimate import seconds_per_image
-    from hrzs.evaluation.runner import budget_of
 
     minutes, memory = 0.0, 0.0
     for e in evaluations:
         seconds, megabytes = seconds_per_image(e.model, e.task.data)
-        passes = sum(budget_of(settings, u.eps, attack_spec(u.attack)).steps + 1 for u in e.units if u.eps is not None)
-        minutes += len(e.labels) * seconds * (passes + 1) / 60
+        minutes += len(e.labels) * seconds * sum(e.cost(unit) for unit in e.units) / 60
         memory = max(memory, megabytes * settings.batch_size)
     return {
         "tasks": [e.task.describe() for e in evaluations],

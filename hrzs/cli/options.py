@@ -91,6 +91,12 @@ Template = Annotated[
         help="Prompt template: photo, tecoa, name, openai (the dataset's ensemble), a text with {}, FILE.txt, or list.",
     ),
 ]
+Restarts = Annotated[
+    int, typer.Option("--restarts", min=1, help="Runs of PGD and APGD from a random start each, on what is left.")
+]
+RandomStart = Annotated[
+    bool, typer.Option("--random-start/--no-random-start", help="PGD from a random point of the ball, or the image.")
+]
 Norm = Annotated[str, typer.Option("--norm", help="linf or l2.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Precision = Annotated[
@@ -158,7 +164,19 @@ def wants_list(*values: str | None) -> bool:
 
 def saved_config(context: typer.Context) -> dict[str, Any]:
     """Every option of this call, defaults included, as ``--config`` reads it back."""
-    skip = {"config", "resume", "dry_run", "debug", "quiet", "output", "json_out", "report_out", "csv_out", "latex_out"}
+    skip = {
+        "config",
+        "resume",
+        "dry_run",
+        "debug",
+        "quiet",
+        "output",
+        "json_out",
+        "report_out",
+        "csv_out",
+        "latex_out",
+        "against",
+    }
     config: dict[str, Any] = {}
     for parameter in context.command.params:
         if parameter.name is None or parameter.name in skip or parameter.name not in context.params:

@@ -17,7 +17,7 @@ from hrzs.attacks.objectives import LevelObjective
 from hrzs.data import loader, subset
 from hrzs.errors import HrzsError
 from hrzs.evaluation.metrics import wilson
-from hrzs.evaluation.runner import Evaluation, budget_of
+from hrzs.evaluation.runner import GRADIENTS, Evaluation, budget_of
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.models.loading import load_model
@@ -104,7 +104,7 @@ def _huge(evaluation: Evaluation) -> Canary:
 
 
 def _gradients(evaluation: Evaluation) -> Canary:
-    counts = evaluation.gradients
+    counts = {name: sum(unit[name] for unit in evaluation.gradients.values()) for name in GRADIENTS}
     bad = counts["zero_gradients"] + counts["bad_gradients"]
     share = bad / max(1, counts["gradients"])
     return Canary(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from jaxtyping import Bool, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hrzs.hierarchy.tree import Tree
+from hrzs.models.classifier import SCORINGS
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -25,10 +28,26 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predicted nodes under both scorings at every level 0 … L-1, and where the attack won at its own aim."""
+    """Predicted nodes under both scorings at every level 0 … L-1, and where the attack won at its own aim.
+
+    ``distances`` holds each image's hierarchical distance at each of `TOP` (see `hierarchical_distances`).
+    """
 
     nodes: Int[Tensor, "scorings levels n"]
     won: Bool[Tensor, "n"]
+    distances: Float[Tensor, "tops n"]
+
+    @staticmethod
+    def empty(tree: Tree, n: int) -> Predictions:
+        """To be filled by `put`."""
+        nodes = torch.zeros(len(SCORINGS), tree.top, n, dtype=torch.long)
+        return Predictions(nodes, torch.zeros(n, dtype=torch.bool), torch.zeros(len(TOP), n, dtype=torch.float64))
+
+    def put(self, rows: Int[Tensor, "m"], part: Predictions) -> None:
+        """Take these for ``rows``."""
+        self.nodes[:, :, rows] = part.nodes
+        self.won[rows] = part.won
+        self.distances[:, rows] = part.distances
 
 
 def right(tree: Tree, labels: Int[Tensor, "n"], nodes: Int[Tensor, "scorings levels n"]) -> Bool[Tensor, "s l n"]:
@@ -47,17 +66,58 @@ def any_level(
     return robust
 
 
-def severity(tree: Tree, labels: Int[Tensor, "n"], predicted: Int[Tensor, "n"]) -> dict[str, float | None]:
-    """Mean LCA height (in levels) of leaf predictions, over mistakes and over all images.
+#: The k of HD@k.
+TOP = (1, 5, 20)
+
+
+def hierarchical_distances(
+    tree: Tree, labels: Int[Tensor, "n"], likeliest: Int[Tensor, "n k"]
+) -> Float[Tensor, "tops n"]:
+    """HD@k of each image: mean LCA height, in levels, between its class and its k likeliest, for each k of `TOP`.
+
+    Bertinetto et al., "Making Better Mistakes", CVPR 2020, section 4.1 ("average hierarchical distance of top-k"). A
+    perfect prediction has HD@1 = 0; HD@k for k > 1 is never 0, since the likeliest k cannot all be the class itself.
+
+    Args:
+        likeliest: leaves, the likeliest first; as many as there are, where they are fewer than the largest k.
+    """
+    heights = tree.lca_height(labels[:, None].expand_as(likeliest), likeliest).double()
+    return torch.stack([heights[:, :k].mean(1) for k in TOP])
+
+
+def severity(tree: Tree, labels: Int[Tensor, "n"], found: Predictions) -> dict[str, Any]:
+    """Mean LCA height (in levels) of leaf predictions, over mistakes and over all images, and HD@k.
 
     The first alone can fall merely because easy images became mistakes; so both are given.
     """
-    height = tree.lca_height(labels, predicted).double()
+    height = tree.lca_height(labels, found.nodes[0, 0]).double()
     mistakes = height > 0
     return {
         "lca_height_mistakes": height[mistakes].mean().item() if mistakes.any() else None,
         "lca_height_all": height.mean().item() if len(height) else None,
+        "hd_at": {k: d.mean().item() for k, d in zip(map(str, TOP), found.distances, strict=True)}
+        if len(height)
+        else None,
     }
+
+
+def to_bits(right: Bool[Tensor, "n"]) -> str:
+    """One bit for each image, the first in the highest place, as hexadecimal digits."""
+    padded = [*right.tolist(), *[False] * (-len(right) % 4)]
+    return "".join(f"{int(''.join('01'[b] for b in padded[i : i + 4]), 2):x}" for i in range(0, len(padded), 4))
+
+
+def from_bits(bits: str, n: int) -> Bool[Tensor, "n"]:
+    """The inverse of `to_bits`.
+
+    Raises:
+        ValueError: not hexadecimal digits of this many images.
+    """
+    if len(bits) != -(-n // 4):
+        raise ValueError(f"{len(bits)} hexadecimal digits for {n} images")
+    return torch.tensor(
+        [bool(int(digit, 16) >> place & 1) for digit in bits for place in (3, 2, 1, 0)][:n], dtype=torch.bool
+    )
 
 
 def consistency(tree: Tree, nodes: Int[Tensor, "levels n"]) -> list[float | None]:

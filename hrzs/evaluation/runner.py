@@ -1,4 +1,7 @@
-"""The evaluation itself: every unit (data × ε × attack × level × scoring) over every image, streamed and resumable."""
+"""The evaluation itself: every unit (data × ε × attack × level × scoring) over every image, streamed and resumable.
+
+An attack goes over the images part by part (`Attack.parts`), each part in full batches of the images that are left.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from hrzs.attacks import SUITE, AttackSpec, Budget, attack_spec, sample_seeds
+from hrzs.attacks import SUITE, Attack, AttackSpec, Budget, attack_spec, sample_seeds
+from hrzs.attacks.base import features_of, further_seeds
 from hrzs.attacks.budget import default_step_size, format_eps
-from hrzs.data import loader
+from hrzs.attacks.objectives import Objective
+from hrzs.data import Batch, loader
 from hrzs.errors import HrzsError, UsageError
 from hrzs.evaluation import metrics
 from hrzs.evaluation.metrics import Predictions
@@ -26,10 +32,18 @@ from hrzs.models.clip import ClipModel
 from hrzs.models.templates import template_for
 from hrzs.tasks import Task
 
-#: Called after each batch with (images done, images in all, what is being done).
+#: Called after each batch with (work done, work in all, what is being done).
 Progress = Callable[[int, int, str], None]
 
 DEFAULT_EPS = Fraction(1, 255)
+
+#: What is counted of the per-image gradients of a unit: all, those exactly zero, those not finite.
+GRADIENTS = ("gradients", "zero_gradients", "bad_gradients")
+
+#: Where fooled images leave, so many batches are under attack together: as they shrink, they close ranks.
+TOGETHER = 4
+# What a forward pass costs, in forward and backward passes.
+_FORWARD = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,8 @@ class EvalOptions:
     step_size: Fraction | None = None
     steps: int | None = None  # each attack its own number
     norm: str = "linf"
+    restarts: int = 1
+    random_start: bool = True
     template: str = "photo"
     scorings: tuple[str, ...] = SCORINGS
     matrix: bool = True
@@ -130,10 +146,31 @@ class Evaluation:
         self.classifier = ZeroShotClassifier(model, task.tree, options.template, options.head)
         self.units = plan(task, options)
         self.labels = torch.tensor(list(task.data.labels))
+        self._by_id = torch.tensor(sorted(range(len(task.data)), key=lambda i: task.data.ids[i]), dtype=torch.long)
         self.store = _Store(store, self.identity())
         self.predictions: dict[str, Predictions] = {}
         self.seconds: dict[str, float] = {}
-        self.gradients = {"gradients": 0, "zero_gradients": 0, "bad_gradients": 0}
+        self.gradients = {unit.key: dict.fromkeys(GRADIENTS, 0) for unit in self.units}
+
+    @property
+    def clean(self) -> Predictions:
+        """What came of the clean pass."""
+        return self.predictions[self.units[0].key]
+
+    def stand_ins(self) -> list[str]:
+        """Which loss stands in for which where a level has too few classes for it, a sentence each."""
+        found = [
+            f"{unit.attack} at level {unit.level}: {fault}"
+            for unit in self.units
+            if unit.level is not None and (fault := attack_spec(unit.attack).stands_in(self.task.tree, unit.level))
+        ]
+        return list(dict.fromkeys(found))
+
+    def cost(self, unit: Unit) -> float:
+        """Forward and backward passes of an image that nothing fools."""
+        if unit.eps is None:
+            return _FORWARD
+        return sum(part.cost for part, _ in self._parts(unit)) + _FORWARD
 
     def identity(self) -> str:
         """Digest of everything the predictions depend on: what was kept under another one is not reused."""
@@ -149,74 +186,120 @@ class Evaluation:
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def run(self, progress: Progress | None = None) -> None:
-        """Every unit, batch by batch; finished batches are read back from the store."""
-        done, total = 0, len(self.units) * len(self.labels)
-        for unit in self.units:
-            nodes, won, seconds = [], [], 0.0
-            for record in self._batches(unit):
-                nodes.append(torch.tensor(record["nodes"]))
-                won.append(torch.tensor(record["won"]))
-                seconds += record["seconds"]
-                for name in self.gradients:
-                    self.gradients[name] += record[name]
-                done += len(record["won"])
-                if progress is not None:
-                    progress(done, total, unit.title)
-            self.predictions[unit.key] = Predictions(torch.cat(nodes, dim=2), torch.cat(won))
-            self.seconds[unit.key] = seconds
+        """Every unit, part by part and batch by batch; finished batches are read back from the store.
 
-    def _batches(self, unit: Unit) -> Iterator[dict[str, Any]]:
-        kept = self.store.read(unit.key)
-        yield from kept
-        start = sum(len(record["won"]) for record in kept)
-        order = range(start, len(self.labels))
-        for batch in loader(self.task.data, self.options.batch_size, self.options.workers, order):
-            began = time.monotonic()
-            images, labels = batch.images.to(self.model.device), batch.labels.to(self.model.device)
-            if unit.eps is None:
-                record = self._record(self._predict(images), torch.zeros(len(labels), dtype=torch.bool))
-            else:
-                clean = self.predictions[self.units[0].key].nodes[:, :, start : start + len(labels)]
-                record = self._attack(unit, images, labels, batch.ids, clean)
-            start += len(labels)
-            record["seconds"] = time.monotonic() - began
-            self.store.write(unit.key, record)
-            yield record
+        ``progress`` counts forward and backward passes; the total is what it would take if nothing more were fooled.
+        """
+        done, later = 0.0, sum(len(self.labels) * self.cost(unit) for unit in self.units)
 
-    @torch.no_grad()
-    def _predict(self, images: Tensor) -> Int[Tensor, "scorings levels B"]:
-        return self.classifier.predict(self.model.encode_image(images, "fp32")).cpu()
+        def tick(passes: float, left: float, title: str) -> None:
+            nonlocal done
+            done += passes
+            if progress is not None:
+                progress(round(done), round(done + left + later), title)
 
-    def _record(self, nodes: Tensor, won: Tensor, gradients: Sequence[int] = (0, 0, 0)) -> dict[str, Any]:
-        return {"nodes": nodes.tolist(), "won": won.tolist(), **dict(zip(self.gradients, gradients, strict=True))}
+        before = self.model.at_once
+        self.model.at_once = self.options.batch_size
+        try:
+            for unit in self.units:
+                later -= len(self.labels) * self.cost(unit)
+                self.seconds[unit.key] = 0.0
+                if unit.eps is None:
+                    self._run_clean(unit, tick)
+                else:
+                    self._run_attack(unit, tick)
+        finally:
+            self.model.at_once = before
 
-    def _attack(
-        self, unit: Unit, images: Tensor, labels: Tensor, ids: tuple[str, ...], clean: Int[Tensor, "s l B"]
-    ) -> dict[str, Any]:
+    def _run_clean(self, unit: Unit, tick: Callable[[float, float, str], None]) -> None:
+        n = len(self.labels)
+        found = Predictions.empty(self.task.tree, n)
+        self.predictions[unit.key] = found
+        done = 0
+        for rows, part in self._batches(unit, 0, torch.arange(n), self.options.batch_size, self._look):
+            found.put(rows, part)
+            done += len(rows)
+            tick(_FORWARD * len(rows), _FORWARD * (n - done), unit.title)
+
+    def _run_attack(self, unit: Unit, tick: Callable[[float, float, str], None]) -> None:
         """Attack the images that can still be lost: wrong at every scored place already, an image is left alone."""
+        right = metrics.right(self.task.tree, self.labels, self.clean.nodes)
+        stops = self._stops_early(unit)
+        worth = right[SCORINGS.index(unit.scoring), int(str(unit.level))] if stops else right.flatten(0, 1).any(0)
+        found = Predictions(self.clean.nodes.clone(), ~worth, self.clean.distances.clone())
+        self.predictions[unit.key] = found
+        parts = self._parts(unit)
+        size = self.options.batch_size * (TOGETHER if stops else 1)
+        for i, (attack, objective) in enumerate(parts):
+            left = (~found.won).nonzero().squeeze(1)
+            after, done = sum(part.cost for part, _ in parts[i + 1 :]), 0
+            for rows, part in self._batches(unit, i, left, size, partial(self._attack, attack, objective, i)):
+                found.put(rows, part)
+                done += len(rows)
+                still = int((~found.won).sum())
+                tick(attack.cost * len(rows), attack.cost * (len(left) - done) + after * still, unit.title)
+
+    def _stops_early(self, unit: Unit) -> bool:
+        """What is scored away from its own aim is attacked for all steps, or transfer would be overstated."""
+        return not (self.options.matrix or isinstance(unit.level, str))
+
+    def _parts(self, unit: Unit) -> list[tuple[Attack, Objective]]:
         assert unit.eps is not None
         assert unit.level is not None
-        spec, options = attack_spec(unit.attack), self.options
-        correct = metrics.right(self.task.tree, labels.cpu(), clean)
-        if options.matrix or isinstance(unit.level, str):
-            worth = correct.flatten(0, 1).any(0)
-        else:
-            worth = correct[SCORINGS.index(unit.scoring), unit.level]
-        rows = worth.nonzero().squeeze(1)
-        nodes, won = clean.clone(), ~worth
-        gradients = (0, 0, 0)
-        if len(rows):
-            objective = spec.objective(self.classifier, unit.level, unit.scoring)
-            budget = budget_of(options, unit.eps, spec)
-            # What is scored away from its own aim is attacked for all steps, or transfer would be overstated.
-            attack = spec.optimiser(budget, early_stop=not (options.matrix or isinstance(unit.level, str)))
-            seeds = sample_seeds([ids[i] for i in rows.tolist()], options.seed)
-            where = rows.to(images.device)
-            result = attack(self.model, objective, images[where], labels[where], seeds)
-            nodes[:, :, rows] = self._predict(result.images)
-            won[rows] = result.won.cpu()
-            gradients = (result.gradients, result.zero_gradients, result.bad_gradients)
-        return self._record(nodes, won, gradients)
+        spec = attack_spec(unit.attack)
+        attack = spec.optimiser(budget_of(self.options, unit.eps, spec), early_stop=self._stops_early(unit))
+        return attack.parts(spec.objective(self.classifier, unit.level, unit.scoring))
+
+    def _batches(
+        self,
+        unit: Unit,
+        part: int,
+        rows: Int[Tensor, "m"],
+        size: int,
+        work: Callable[[Batch], tuple[Predictions, Sequence[int]]],
+    ) -> Iterator[tuple[Int[Tensor, "b"], Predictions]]:
+        """What ``work`` makes of these images, batch by batch, or what the store kept of it."""
+        start = 0
+        for record in self.store.read(f"{unit.key}|{part}"):
+            yield self._take(unit, record, rows[start : start + len(record["won"])])
+            start += len(record["won"])
+        rest = rows[start:]
+        for batch in loader(self.task.data, size, self.options.workers, rest.tolist()):
+            began = time.monotonic()
+            found, gradients = work(batch)
+            record = {
+                "nodes": found.nodes.tolist(), "won": found.won.tolist(), "distances": found.distances.tolist(),
+                "gradients": list(gradients), "seconds": time.monotonic() - began,
+            }  # fmt: skip
+            self.store.write(f"{unit.key}|{part}", record)
+            yield self._take(unit, record, rows[start : start + len(batch.ids)])
+            start += len(batch.ids)
+
+    def _take(self, unit: Unit, record: dict[str, Any], rows: Int[Tensor, "b"]) -> tuple[Tensor, Predictions]:
+        self.seconds[unit.key] += record["seconds"]
+        for name, count in zip(GRADIENTS, record["gradients"], strict=True):
+            self.gradients[unit.key][name] += count
+        distances = torch.tensor(record["distances"], dtype=torch.float64)
+        return rows, Predictions(torch.tensor(record["nodes"]), torch.tensor(record["won"]), distances)
+
+    def _look(self, batch: Batch) -> tuple[Predictions, Sequence[int]]:
+        won = torch.zeros(len(batch.labels), dtype=torch.bool)
+        return self._predict(batch.images.to(self.model.device), batch.labels, won), (0, 0, 0)
+
+    def _attack(
+        self, attack: Attack, objective: Objective, part: int, batch: Batch
+    ) -> tuple[Predictions, Sequence[int]]:
+        images, labels = batch.images.to(self.model.device), batch.labels.to(self.model.device)
+        seeds = further_seeds(sample_seeds(batch.ids, self.options.seed), part)
+        result = attack(self.model, objective, images, labels, seeds)
+        counts = (result.gradients, result.zero_gradients, result.bad_gradients)
+        return self._predict(result.images, batch.labels, result.won.cpu()), counts
+
+    def _predict(self, images: Tensor, labels: Int[Tensor, "B"], won: Bool[Tensor, "B"]) -> Predictions:
+        features = features_of(self.model, images)
+        nodes = self.classifier.predict(features).cpu()
+        likeliest = self.classifier.likeliest(features, max(metrics.TOP)).cpu()
+        return Predictions(nodes, won, metrics.hierarchical_distances(self.task.tree, labels, likeliest))
 
     # -- what comes of it -----------------------------------------------------------------------------------------
 
@@ -226,7 +309,7 @@ class Evaluation:
 
     def _rows(self, unit: Unit) -> Iterator[dict[str, Any]]:
         tree, n = self.task.tree, len(self.labels)
-        clean = metrics.right(tree, self.labels, self.predictions[self.units[0].key].nodes)
+        clean = metrics.right(tree, self.labels, self.clean.nodes)
         here = self.predictions[unit.key]
         adversarial = metrics.right(tree, self.labels, here.nodes)
         for level in range(tree.top):
@@ -235,11 +318,12 @@ class Evaluation:
                 if not self._is_scored(unit, level, scoring, attacked_here):
                     continue
                 s = SCORINGS.index(scoring)
-                correct = int(clean[s, level].sum())
-                robust = None
+                correct, robust = int(clean[s, level].sum()), None
+                held = clean[s, level]
                 if unit.eps is not None:
-                    held = clean[s, level] & adversarial[s, level]
-                    robust = int((held & ~here.won if attacked_here else held).sum())
+                    held = held & adversarial[s, level]
+                    held = held & ~here.won if attacked_here else held
+                    robust = int(held.sum())
                 yield {
                     "dataset": self.task.data.name,
                     "split": self.task.data.split,
@@ -261,6 +345,8 @@ class Evaluation:
                     if unit.eps is None
                     else not (attacked_here or (unit.level == "all" and scoring == "prompt")),
                     "attacked_through": None if unit.eps is None else unit.scoring,
+                    # Which images are right (robust, where something was attacked), in the order of their ids.
+                    "right": metrics.to_bits(held[self._by_id]),
                 }
 
     def _is_scored(self, unit: Unit, level: int, scoring: str, attacked_here: bool) -> bool:
@@ -276,8 +362,7 @@ class Evaluation:
     def summary(self) -> list[dict[str, Any]]:
         """Per ε: any-level robust accuracy (only for the whole suite), severity and consistency per attack."""
         tree, n = self.task.tree, len(self.labels)
-        clean = self.predictions[self.units[0].key]
-        clean_right = metrics.right(tree, self.labels, clean.nodes)[0]
+        clean_right = metrics.right(tree, self.labels, self.clean.nodes)[0]
         every = int(clean_right.all(0).sum())
         summary: list[dict[str, Any]] = []
         for eps in dict.fromkeys(u.eps for u in self.units if u.eps is not None):
@@ -288,9 +373,10 @@ class Evaluation:
                     "dataset": self.task.data.name,
                     "eps": format_eps(eps),
                     "any_level_clean": every / n,
-                    "any_level_robust": None if robust is None else robust / n,
-                    "any_level_robust_ci95": None if robust is None else metrics.wilson(robust, n),
-                    "severity": {u.title: metrics.severity(tree, self.labels, self.predictions[u.key].nodes[0, 0])
+                    "any_level_robust": None if robust is None else int(robust.sum()) / n,
+                    "any_level_robust_ci95": None if robust is None else metrics.wilson(int(robust.sum()), n),
+                    "any_level_right": None if robust is None else metrics.to_bits(robust[self._by_id]),
+                    "severity": {u.title: metrics.severity(tree, self.labels, self.predictions[u.key])
                                  for u in (self.units[0], *units)},
                     "consistency": {u.title: metrics.consistency(tree, self.predictions[u.key].nodes[0])
                                     for u in (self.units[0], *units)},
@@ -298,8 +384,8 @@ class Evaluation:
             )  # fmt: skip
         return summary
 
-    def _any_level(self, clean: Bool[Tensor, "levels n"], units: list[Unit]) -> int | None:
-        """The number of images that hold everywhere; None unless the whole suite was run in full."""
+    def _any_level(self, clean: Bool[Tensor, "levels n"], units: list[Unit]) -> Bool[Tensor, "n"] | None:
+        """Which images hold everywhere; None unless the whole suite was run in full."""
         wanted = {("leaf-pgd", 0), ("hierarchical-pgd", "all")}
         wanted |= {("superclass-pgd", level) for level in range(1, self.task.tree.top)}
         suite = [u for u in units if (u.attack, u.level) in wanted]
@@ -309,13 +395,14 @@ class Evaluation:
             (metrics.right(self.task.tree, self.labels, self.predictions[u.key].nodes)[0], self.predictions[u.key].won)
             for u in suite
         ]
-        return int(metrics.any_level(clean, attacked).sum())
+        return metrics.any_level(clean, attacked)
 
 
 def budget_of(options: EvalOptions, eps: Fraction, spec: AttackSpec) -> Budget:
     """The adversary's budget at this ε."""
     steps = spec.steps if options.steps is None else options.steps
-    return Budget(eps, options.step_size or default_step_size(eps), steps, options.norm)
+    step_size = options.step_size or default_step_size(eps)
+    return Budget(eps, step_size, steps, options.norm, options.restarts, options.random_start)
 
 
 class _Store:

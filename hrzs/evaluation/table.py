@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def render(
-    results: Sequence[dict[str, Any]], summary: Sequence[dict[str, Any]], canaries: Sequence[dict[str, Any]]
-) -> str:
-    """Percentages with the half-width of their 95% interval; ``*`` marks what was attacked directly."""
-    blocks = []
+def render(report: Mapping[str, Any]) -> str:
+    """A report, as ``--json`` writes it, for a terminal.
+
+    Percentages with the half-width of their 95% interval; ``*`` marks what was attacked directly.
+    """
+    results, summary, blocks = report["results"], report["summary"], []
     for dataset in dict.fromkeys(row["dataset"] for row in results):
         rows = [row for row in results if row["dataset"] == dataset]
-        blocks.append(_block(rows, [s for s in summary if s["dataset"] == dataset]))
+        block = _block(rows, [s for s in summary["levels"] if s["dataset"] == dataset])
+        notes = summary.get("stand_ins", {}).get(dataset, [])
+        blocks.append("\n".join([block, *(f"  note: {note}" for note in notes)]))
     lines = ["\n\n".join(blocks)]
-    if canaries:
+    if "against" in summary:
+        lines.append(_against(summary["against"]))
+    canaries = summary["canaries"]
+    if canaries and not isinstance(canaries, str):
         lines.append("\ncanaries (at most 64 images each)")
         for c in canaries:
             verdict = {True: "ok", False: "UNEXPECTED", None: "not run"}[c["ok"]]
@@ -57,9 +63,37 @@ def _block(rows: list[dict[str, Any]], summary: list[dict[str, Any]]) -> str:
             agreement = " / ".join("-" if c is None else f"{100 * c:.0f}" for c in s["consistency"][title])
             lines.append(
                 f"  {title}: mean LCA height {shown} over mistakes, {severity['lca_height_all']:.2f} over all; "
+                f"HD@k {' / '.join(f'{k}: {d:.2f}' for k, d in severity['hd_at'].items())}; "
                 f"leaf and superclass predictions agree on {agreement or '-'}%"
             )
     return "\n".join(lines)
+
+
+def _against(against: Mapping[str, Any]) -> str:
+    """The differences that Holm's correction leaves standing, and how many do not."""
+    rows = against["rows"]
+    surely = [row for row in rows if row["p_holm"] < 0.05]
+    lines = [
+        f"\nagainst {against['model']}, paired on the same images: {len(surely)} of {len(rows)} differences are "
+        "significant (exact McNemar test, Holm's correction, 5%)"
+    ]
+    headline = [row for row in rows if row["attack"] == "any-level" and row not in surely]
+    for row in surely + headline:
+        low, high = row["difference_ci95"]
+        lines.append(
+            f"  {row['dataset']}, {comparison_title(row)}: {100 * row['this']:.1f} against {100 * row['other']:.1f}, "
+            f"difference {100 * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}], "
+            f"p {row['p']:.2g}, corrected {row['p_holm']:.2g}"
+        )
+    return "\n".join(lines)
+
+
+def comparison_title(row: Mapping[str, Any]) -> str:
+    """What one row of a comparison measures, in words."""
+    if row["attack"] == "any-level":
+        return f"any-level robust accuracy at ε {row['eps']}"
+    attack = "clean" if row["attack"] == "none" else f"{row['attack']} @ {row['attack_level']}, ε {row['eps']}"
+    return f"{attack}, scored at level {row['level']} by {row['scoring']}"
 
 
 def _groups(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:

@@ -48,6 +48,11 @@ class ZeroShotClassifier:
         """The ancestor of each leaf label at ``level``."""
         return self.ancestors[level][leaf_labels]
 
+    def likeliest(self, features: Float[Tensor, "B D"], most: int) -> Int[Tensor, "B k"]:
+        """The ``most`` likeliest leaves, or all where there are fewer, the likeliest first."""
+        logits = self.logits(features)
+        return logits.topk(min(most, logits.shape[1])).indices
+
     def predict(self, features: Float[Tensor, "B D"]) -> Int[Tensor, "scorings levels B"]:
         """Argmax at every level 0 … L-1 under both scorings, in the order of `SCORINGS`."""
         nodes = self.head.logits(features, self.prepared)

@@ -254,7 +254,7 @@ def test_restarts_are_counted_from_one() -> None:
 
 
 def test_restarts_that_would_all_be_the_same() -> None:
-    with pytest.raises(UsageError, match="--restarts 2.*random start"):
+    with pytest.raises(UsageError, match=r"--restarts 2.*random start"):
         Budget(Fraction(1, 255), Fraction(1, 255), 3, restarts=2, random_start=False)
 
 

@@ -7,8 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrzs.evaluation.metrics import any_level, consistency, right, severity, wilson
-from hrzs.hierarchy.tree import Tree
+from hrzs.evaluation.metrics import (
+    Predictions,
+    any_level,
+    consistency,
+    from_bits,
+    hierarchical_distances,
+    right,
+    severity,
+    to_bits,
+    wilson,
+)
+from hrzs.hierarchy.tree import Node, Tree
 
 
 # From scipy.stats.binomtest(k, n).proportion_ci(method="wilson").
@@ -48,8 +58,41 @@ def test_right_looks_up_the_ancestors(tree: Tree) -> None:
 def test_severity_by_hand(tree: Tree) -> None:
     dog, wolf, cat, car = (tree.classes.index(c) for c in ("dog", "wolf", "cat", "car"))
     labels, predicted = torch.tensor([dog, dog, dog, dog]), torch.tensor([dog, wolf, cat, car])
-    assert severity(tree, labels, predicted) == {"lca_height_mistakes": 2.0, "lca_height_all": 1.5}
-    assert severity(tree, labels, labels) == {"lca_height_mistakes": None, "lca_height_all": 0.0}
+    order = [[dog, wolf, cat, car], [wolf, dog, cat, car], [cat, dog, wolf, car], [car, dog, wolf, cat]]
+    distances = hierarchical_distances(tree, labels, torch.tensor(order))
+    assert distances[0].tolist() == [0.0, 1.0, 2.0, 3.0]  # HD@1 is the height of the prediction itself
+    # Only four are given: more than there are is all of them, at heights 0, 1, 2 and 3 in some order.
+    assert distances[1:].tolist() == [[1.5] * 4] * 2
+    found = Predictions.empty(tree, 4)
+    found.put(torch.arange(4), Predictions(predicted.expand(2, tree.top, -1), torch.zeros(4).bool(), distances))
+    hd = {"1": 1.5, "5": 1.5, "20": 1.5}
+    assert severity(tree, labels, found) == {"lca_height_mistakes": 2.0, "lca_height_all": 1.5, "hd_at": hd}
+    perfect = Predictions(labels.expand(2, tree.top, -1), torch.zeros(4).bool(), distances)
+    assert severity(tree, labels, perfect) == {"lca_height_mistakes": None, "lca_height_all": 0.0, "hd_at": hd}
+
+
+def test_hd_counts_the_likeliest_first() -> None:
+    """Six classes, so that HD@5 leaves one out: the farthest last, or the farthest first."""
+    leaves = [Node(f"{i}", f"{i}", class_id=f"{i}") for i in range(6)]
+    near = Node("near", "near", tuple(leaves[:5]), level=1)
+    far = Node("far", "far", (leaves[5],), level=1)
+    tree, labels = Tree(Node("thing", "thing", (near, far), level=2)), torch.tensor([0])
+    last = hierarchical_distances(tree, labels, torch.tensor([[0, 1, 2, 3, 4, 5]]))
+    first = hierarchical_distances(tree, labels, torch.tensor([[5, 0, 1, 2, 3, 4]]))
+    assert last[:, 0].tolist() == pytest.approx([0, 4 / 5, 6 / 6])
+    assert first[:, 0].tolist() == pytest.approx([2, 5 / 5, 6 / 6])
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_bits(right: list[bool]) -> None:
+    mask = torch.tensor(right, dtype=torch.bool)
+    assert torch.equal(from_bits(to_bits(mask), len(right)), mask)
+
+
+def test_bits_are_readable() -> None:
+    assert to_bits(torch.tensor([True, False, False, False, True])) == "88"
+    with pytest.raises(ValueError, match="1 hexadecimal digits for 5 images"):
+        from_bits("8", 5)
 
 
 def test_consistency_by_hand(tree: Tree) -> None:

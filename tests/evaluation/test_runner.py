@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from hrzs.attacks import attack_spec, sample_seeds
+from hrzs.data import loader
 from hrzs.errors import UsageError
 from hrzs.evaluation.metrics import right
-from hrzs.evaluation.runner import EvalOptions, Evaluation, Unit, plan
+from hrzs.evaluation.runner import TOGETHER, EvalOptions, Evaluation, Unit, budget_of, plan
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.classifier import SCORINGS
 from hrzs.tasks import Task
@@ -168,6 +172,74 @@ def test_any_level_is_for_the_whole_suite_only(evaluate: Evaluate) -> None:
         assert partial.summary()[0]["any_level_robust"] is None
 
 
+# -- full batches ------------------------------------------------------------------------------------------------
+
+
+def watched_batches(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(part, images) of each batch under attack."""
+    batches: list[tuple[int, int]] = []
+    attack = evaluation._attack
+
+    def watched(*arguments: Any) -> Any:
+        *_, part, batch = arguments
+        batches.append((part, len(batch.ids)))
+        return attack(*arguments)
+
+    monkeypatch.setattr(evaluation, "_attack", watched)
+    return batches
+
+
+def test_batches_are_refilled(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of an attack gets what the parts before have left of all images, in full batches."""
+    evaluation = evaluate(attacks=("aa-2",), level="0", steps=2, batch_size=2, matrix=False)
+    batches = watched_batches(evaluation, monkeypatch)
+    evaluation.run()
+    assert evaluation.model.at_once is None
+    unit = evaluation.units[1]
+    assert int((~evaluation.predictions[unit.key].won).sum()) > 0
+    sizes = {part: [size for p, size in batches if p == part] for part, _ in batches}
+    assert list(sizes) == list(range(6))  # six leaves: apgd-ce, then towards five others
+    totals = [sum(of_part) for of_part in sizes.values()]
+    assert totals == sorted(totals, reverse=True)
+    assert totals[0] > totals[-1]
+    for of_part in sizes.values():
+        assert set(of_part[:-1]) <= {2 * TOGETHER}
+
+
+def test_parts_give_what_the_attack_gives(evaluate: Evaluate) -> None:
+    evaluation = evaluate(attacks=("aa-2",), level="0", steps=2, matrix=False)
+    evaluation.run()
+    batch = next(loader(evaluation.task.data, 24))
+    spec = attack_spec("aa-2")
+    attack = spec.optimiser(budget_of(evaluation.options, EPS, spec))
+    result = attack(evaluation.model, spec.objective(evaluation.classifier, 0), batch.images, evaluation.labels,
+                    sample_seeds(batch.ids, 0))  # fmt: skip
+    clean = evaluation.clean.nodes[0, 0] == evaluation.labels
+    assert torch.equal((clean & ~evaluation.predictions[evaluation.units[1].key].won), clean & ~result.won)
+
+
+def test_progress_counts_passes(evaluate: Evaluate) -> None:
+    """The total is what it would take if nothing more were fooled: it never grows, and is reached."""
+    evaluation = evaluate(attacks=("leaf-pgd", "aa-2"), level="0", steps=2, batch_size=3, matrix=False)
+    seen: list[tuple[int, int]] = []
+    evaluation.run(lambda done, total, _: seen.append((done, total)))
+    done, totals = zip(*seen, strict=True)
+    assert list(done) == sorted(done)
+    # Each figure is rounded for itself.
+    assert all(later <= sooner + 1 for sooner, later in itertools.pairwise(totals))
+    assert done[-1] == totals[-1] < totals[0]
+
+
+@pytest.mark.parametrize("after", [2, 4, 6])
+def test_resume_between_and_within_parts(evaluate: Evaluate, tmp_path: Path, after: int) -> None:
+    options: dict[str, Any] = {"attacks": ("aa-2",), "level": "0", "steps": 2, "batch_size": 2, "matrix": False}
+    whole = timeless(rows_of(evaluate(**options)))
+    store = tmp_path / "kept"
+    interrupt(evaluate(store, **options), after)
+    # The rest in other batches: an interrupted job may go on with more memory.
+    assert timeless(rows_of(evaluate(store, **{**options, "batch_size": 5}))) == whole
+
+
 # -- the store ---------------------------------------------------------------------------------------------------
 
 
@@ -192,7 +264,9 @@ def counted(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> list[int
     """Sizes of the batches that are encoded from here on."""
     sizes: list[int] = []
     predict = evaluation._predict
-    monkeypatch.setattr(evaluation, "_predict", lambda images: (sizes.append(len(images)), predict(images))[1])
+    monkeypatch.setattr(
+        evaluation, "_predict", lambda images, *rest: (sizes.append(len(images)), predict(images, *rest))[1]
+    )
     return sizes
 
 
