@@ -22,10 +22,19 @@ from hrzs.tasks import open_task
 
 
 def load(
-    model: str | Path = "tiny", pretrained: str | None = None, *, device: str = "cpu", precision: str = "fp32"
+    model: str | Path = "tiny",
+    pretrained: str | None = None,
+    *,
+    visual: str | Path | None = None,
+    device: str = "cpu",
+    precision: str = "fp32",
 ) -> ClipModel:
-    """A run folder, or anything else that ``--model`` and ``--pretrained`` take (see `load_model` for the errors)."""
-    return load_model(str(model), pretrained, device=device, precision=precision)
+    """A run folder, or anything else that ``--model``, ``--pretrained`` and ``--visual`` take.
+
+    Raises:
+        UsageError, HrzsError: as `load_model`.
+    """
+    return load_model(str(model), pretrained, visual=visual, device=device, precision=precision)
 
 
 def attack(

@@ -23,6 +23,7 @@ def attack(
     config: options.Config = None,
     model: options.Model = "tiny",
     pretrained: options.Pretrained = None,
+    visual: options.Visual = None,
     head: Annotated[str | None, typer.Option("--head", help="cosine or hyperbolic.", show_default="the model's own")] = None,
     data: options.Data = "shapes",
     data_root: options.DataRoot = None,
@@ -57,7 +58,7 @@ def attack(
     if options.wants_list(model, data, attack, template):
         _print_list(model, data, attack, template)
         return
-    folder = output or Path("runs") / "-".join((attack, Path(model).stem.replace(":", "-"), Path(data).stem))
+    folder = output or options.default_folder(attack, model, visual, data)
     if resume and is_finished(folder):
         console.emit(str(folder))
         return
@@ -78,7 +79,7 @@ def attack(
         steps=steps, norm=norm, template=template, scorings=("prompt",), head=head, seed=seed,
         batch_size=batch_size, workers=workers,
     )  # fmt: skip
-    loaded = load_model(model, pretrained, device=device, precision=precision, seed=seed)
+    loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=seed)
     task = open_task(data, loaded, purpose="eval", split=split, root=data_root, tree=tree,
                      classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize)  # fmt: skip
     units = plan(task, settings)[1:]

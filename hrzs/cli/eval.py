@@ -43,6 +43,7 @@ def evaluate(
     preset: Annotated[str | None, typer.Option("--preset", help="paper, tecoa, robustvlm, or list: a named protocol.", is_eager=True, callback=_apply_preset)] = None,
     model: options.Model = "tiny",
     pretrained: options.Pretrained = None,
+    visual: options.Visual = None,
     head: Annotated[str | None, typer.Option("--head", help="cosine or hyperbolic.", show_default="the model's own")] = None,
     data: options.Data = "shapes",
     data_root: options.DataRoot = None,
@@ -123,7 +124,7 @@ def evaluate(
     store = None if target is None or dry_run else target.with_name(target.name + ".partial")
     if store is not None and not resume:
         store.unlink(missing_ok=True)
-    loaded = load_model(model, pretrained, device=device, precision=precision, seed=seed)
+    loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=seed)
     evaluations = [
         Evaluation(loaded, open_task(spec.strip(), loaded, purpose="eval", split=split, root=data_root, tree=tree,
                                      classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize),

@@ -21,6 +21,7 @@ def finetune(
     config: options.Config = None,
     model: options.Model = "tiny",
     pretrained: options.Pretrained = None,
+    visual: options.Visual = None,
     data: options.Data = "shapes",
     data_root: options.DataRoot = None,
     split: options.Split = None,
@@ -74,7 +75,7 @@ def finetune(
     console.set_up(quiet=quiet, debug=debug)
     if _listed(model, data, method, recipe, template):
         return
-    folder = output or Path("runs") / "-".join((method, Path(model).stem.replace(":", "-"), Path(data).stem))
+    folder = output or options.default_folder(method, model, visual, data)
     if not resume and not dry_run:
         check_folder(folder)
     device = options.prepare_torch(device, precision, threads)
@@ -89,7 +90,7 @@ def finetune(
     if resume and is_finished(folder):
         console.emit(str(folder))
         return
-    loaded = load_model(model, pretrained, device=device, precision=precision, seed=seed)
+    loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=seed)
     task = open_task(data, loaded, purpose="train", split=split, root=data_root, tree=tree,
                      classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize)  # fmt: skip
     settings = _for_data(settings, context, recipe, task)

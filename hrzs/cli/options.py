@@ -68,6 +68,10 @@ Model = Annotated[
 Pretrained = Annotated[
     str | None, typer.Option("--pretrained", help="A tag of open_clip, a file, or none (random weights).")
 ]
+Visual = Annotated[
+    Path | None,
+    typer.Option("--visual", metavar="FILE", help="The image encoder's weights alone: a file of FARE, TeCoA, PMG-AFT."),
+]
 Data = Annotated[str, typer.Option("--data", help="shapes, a dataset's name, a folder class/image, a .tar, or list.")]
 DataRoot = Annotated[
     Path | None, typer.Option("--data-root", help="Where named datasets lie.", show_default="$HRZS_DATA")
@@ -141,6 +145,12 @@ def prepare_torch(device: str, precision: str, threads: int | None) -> str:
     if threads is not None:
         torch.set_num_threads(threads)
     return device
+
+
+def default_folder(what: str, model: str, visual: Path | None, data: str) -> Path:
+    """Where a run goes that was given no ``-o``."""
+    parts = (what, Path(model).stem.replace(":", "-"), *((visual.stem,) if visual else ()), Path(data).stem)
+    return Path("runs") / "-".join(parts)
 
 
 def read_class_list(spec: str | None) -> tuple[str, ...] | None:

@@ -34,6 +34,8 @@ class ModelInfo:
     digest: str = ""
     # Of a run: the method, the tree's digest, what it was trained from. Empty for a model nobody fine-tuned here.
     run: dict[str, Any] = field(default_factory=dict)
+    # The file that the image encoder was taken from, where it is not the one of ``source``.
+    visual: str | None = None
 
 
 class ClipModel(nn.Module):

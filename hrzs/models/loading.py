@@ -1,4 +1,4 @@
-"""Models in and out: every form of ``--model`` and ``--pretrained``, and the file that plain open_clip reads back."""
+"""Models in and out: ``--model``, ``--pretrained``, ``--visual``, and the file that plain open_clip reads back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -29,6 +29,7 @@ from hrzs.errors import HrzsError, UsageError
 from hrzs.models import tiny
 from hrzs.models.clip import ClipModel, ModelInfo
 from hrzs.models.heads import HyperbolicHead
+from hrzs.models.visual import holds_visual_only, replace_visual
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +55,14 @@ def load_model(
     spec: str = "tiny",
     pretrained: str | None = None,
     *,
+    visual: str | Path | None = None,
     device: str = "cpu",
     precision: str = "fp32",
     seed: int = 0,
 ) -> ClipModel:
-    """The model that ``--model SPEC --pretrained …`` names, in evaluation mode on ``device``.
+    """The model that ``--model SPEC --pretrained … --visual …`` names, in evaluation mode on ``device``.
+
+    ``visual`` is a file whose image encoder takes the place of the model's own (see `hrzs.models.visual`).
 
     Raises:
         UsageError: no such model, file or tag, or a checkpoint that does not fit the architecture.
@@ -82,6 +86,8 @@ def load_model(
             + (f"; did you mean {' or '.join(near)}?" if near else "")
             + "; `--model list` prints what it takes"
         )
+    if visual is not None:
+        _take_visual(model, Path(visual), spec, pretrained)
     model.precision = precision
     return model.to(device)
 
@@ -184,6 +190,39 @@ def _load_run(path: Path, pretrained: str | None) -> ClipModel:
     return model
 
 
+def _take_visual(model: ClipModel, file: Path, spec: str, pretrained: str | None) -> None:
+    """Put the image encoder in ``file`` into ``model``, and say so in its ``info``."""
+    info = model.info
+    if model.geometry is not None:
+        raise UsageError(
+            f"--visual {file}: {spec} has a hyperbolic head, learnt for the image encoder it has; "
+            "give the --model that the file was tuned from"
+        )
+    replace_visual(cast(Any, model.clip).visual, file, info.arch, info.source)
+    quick = f"{info.arch}-quickgelu"
+    has_tag = pretrained != "none" and not Path(pretrained or "").is_file()
+    if not has_tag and not info.config.get("quick_gelu") and quick in open_clip.list_models():
+        logger.warning(
+            "--visual %s: runs under GELU; weights tuned from OpenAI's want --model %s or --pretrained openai",
+            file,
+            quick,
+        )
+    # The model nobody touched is the one without the file; of a run, the one that the run started from.
+    base = info.run.get("base")
+    if not base or base["pretrained"] == "none":
+        base = {"model": spec, "pretrained": pretrained, "digest": info.digest}
+    model.info = replace(
+        info,
+        source=f"{info.source} + {file}",
+        visual=str(file),
+        # A model of the hub has no digest but its name.
+        digest=hashlib.sha256(f"{info.digest or info.source} {file_digest(file)}".encode()).hexdigest(),
+        licence="unknown",
+        training_data="unknown",
+        run={"base": base},
+    )
+
+
 def _build(arch: str, config: dict[str, Any], source: str, weights: str, seed: int, **preprocess: Any) -> ClipModel:
     """An architecture with weights from a file, or random when ``weights`` is ``none``."""
     if weights != "none" and not Path(weights).is_file():
@@ -230,10 +269,13 @@ def _instantiate(arch: str, weights: str | None) -> torch.nn.Module:
         except Exception as error:  # open_clip, torch and safetensors each raise their own kinds
             text = str(error).strip()
             reason = text.splitlines()[0] if text else repr(error)
-            raise UsageError(
-                f"--pretrained {weights}: not a checkpoint of {arch}: {reason[:300]}; "
-                "give the file that belongs to this architecture"
-            ) from error
+            remedy = "give the file that belongs to this architecture"
+            if holds_visual_only(Path(weights), cast(Any, clip).visual):
+                remedy = (
+                    f"it holds an image encoder alone: give it as --visual {weights}, "
+                    "with --pretrained openai or a local file of the whole model"
+                )
+            raise UsageError(f"--pretrained {weights}: not a checkpoint of {arch}: {reason[:300]}; {remedy}") from error
     return clip
 
 

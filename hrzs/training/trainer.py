@@ -73,6 +73,9 @@ class Trainer:
         self.batch_size = min(options.batch_size, len(data))
         self.steps = total_steps(options, len(data))
         self.base = {"model": origin[0], "pretrained": origin[1], "digest": model.info.digest}
+        if model.info.visual is not None:
+            # A foreign image encoder is robust as a rule: untouched is the model below it, which loading has noted.
+            self.base = {**model.info.run["base"], "visual": model.info.visual}
         # What the weights depend on: a checkpoint made under another plan is not gone on from.
         self.plan: dict[str, Any] = {
             **options_as_config(options), "total_steps": self.steps, "images": digest(data), "tree": tree.digest,
@@ -125,7 +128,7 @@ class Trainer:
         if optimizer is not None:
             self.save_checkpoint(optimizer)
         seen, trained_on = self.model.info.training_data, f"{self.data.name}/{self.data.split}"
-        from_scratch = self.base["pretrained"] == "none"
+        from_scratch = self.base["pretrained"] == "none" and self.model.info.visual is None
         self.model.info = replace(
             self.model.info,
             licence=self.licence or self.model.info.licence,

@@ -384,6 +384,57 @@ def test_dry_run_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+# -- another project's image encoder -----------------------------------------------------------------------------
+
+
+def test_visual(hrzs: Hrzs, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From evaluation through training to evaluation; the untouched model is always the one below the file."""
+    from hrzs.models.loading import file_digest, load_model, read_header
+
+    weights, visual, run = tmp_path / "clip.pt", tmp_path / "fare_eps_2.pt", tmp_path / "run"
+    base, donor = (load_model(str(config_file), "none", seed=seed) for seed in (1, 2))
+    torch.save(base.clip.state_dict(), weights)
+    torch.save(donor.clip.visual.state_dict(), visual)
+    model: tuple[object, ...] = ("--model", config_file, "--pretrained", weights, "--visual", visual)
+    model += ("--limit", "24", "--device", "cpu")
+    ended = hrzs("eval", "--attack", "leaf-pgd", "--steps", "1", *model, "--json", "-")
+    assert ended.status == 0, ended.err
+    report = json.loads(ended.out)
+    assert report["config"]["visual"] == report["model"]["visual"] == str(visual)
+    assert str(visual) in report["model"]["source"]
+    plain = {"model": str(config_file), "pretrained": str(weights), "digest": file_digest(weights)}
+    assert report["model"]["run"]["base"] == plain
+    untouched = next(c for c in report["summary"]["canaries"] if c["name"] == "untouched-model")
+    assert untouched["value"] is not None, untouched["note"]
+
+    ended = hrzs(*FINETUNE, "--method", "tecoa", *model, "-o", run)
+    assert ended.status == 0, ended.err
+    assert yaml.safe_load((run / "config.yaml").read_text())["visual"] == str(visual)
+    header = read_header(run / "model.safetensors")
+    assert header["run"]["base"] == plain | {"visual": str(visual)}
+    assert header["training_data"].startswith("unknown, then shapes")
+    again = hrzs(*FINETUNE, "--config", run / "config.yaml", "-o", tmp_path / "again")
+    assert again.status == 0, again.err
+    assert_same_weights(tmp_path / "again", load_file(run / "model.safetensors"))
+    ended = hrzs("eval", "--attack", "leaf-pgd", "--steps", "1", "--model", run, "--limit", "24", "--json", "-")
+    untouched = next(c for c in json.loads(ended.out)["summary"]["canaries"] if c["name"] == "untouched-model")
+    assert untouched["value"] is not None, untouched["note"]
+
+    monkeypatch.chdir(tmp_path)
+    ended = hrzs(*ATTACK, *model)
+    assert ended.out == "runs/leaf-pgd-cli-small-fare_eps_2-shapes\n", ended.err
+    manifest = (tmp_path / ended.out.strip() / "config.yaml").read_text()
+    assert yaml.safe_load(manifest)["visual"] == str(visual)
+
+
+@pytest.mark.parametrize("command", [FINETUNE, ATTACK, EVAL], ids=["finetune", "attack", "eval"])
+def test_visual_that_cannot_be_read(hrzs: Hrzs, small: Options, tmp_path: Path, command: Options) -> None:
+    ended = hrzs(*command, *small, "--visual", tmp_path / "nowhere.pt", "--dry-run")
+    assert ended.status == 2
+    assert f"--visual {tmp_path / 'nowhere.pt'}: no such file" in ended.err
+    assert ended.out == ""
+
+
 # -- configuration ------------------------------------------------------------------------------------------------
 
 
