@@ -48,6 +48,8 @@ def attack(
     eps: str = "1/255",
     step_size: str | None = None,
     steps: int | None = None,
+    restarts: int = 1,
+    random_start: bool = True,
     norm: str = "linf",
     template: str = "photo",
     seed: int = 0,
@@ -64,7 +66,9 @@ def attack(
     levels = spec.levels(tree, None if level is None else str(level))
     if not levels:
         raise UsageError(f"{attack} has no level {level} to attack in this tree of levels 0 … {tree.top - 1}")
-    options = EvalOptions(step_size=_fraction(step_size, norm), steps=steps, norm=norm)
+    options = EvalOptions(
+        step_size=_fraction(step_size, norm), steps=steps, norm=norm, restarts=restarts, random_start=random_start
+    )
     objective = spec.objective(ZeroShotClassifier(model, tree, template), levels[0])
     optimiser = spec.optimiser(budget_of(options, parse_eps(eps, norm=norm), spec))
     return optimiser(model, objective, images, labels, sample_seeds([str(i) for i in range(len(images))], seed))
@@ -80,6 +84,8 @@ def evaluate(
     eps: str | None = None,
     step_size: str | None = None,
     steps: int | None = None,
+    restarts: int = 1,
+    random_start: bool = True,
     norm: str = "linf",
     split: str | None = None,
     limit: int | None = None,
@@ -93,7 +99,8 @@ def evaluate(
     task = open_task(data, model, purpose="eval", split=split, tree=tree, limit=limit)
     options = EvalOptions(
         attacks=attacks, level=level, eps=None if eps is None else parse_eps_list(eps, norm=norm),
-        step_size=_fraction(step_size, norm), steps=steps, norm=norm, seed=seed,
+        step_size=_fraction(step_size, norm), steps=steps, norm=norm, restarts=restarts, random_start=random_start,
+        seed=seed,
     )  # fmt: skip
     evaluation = Evaluation(model, task, options)
     evaluation.run()

@@ -81,8 +81,9 @@ class _PlainProgress:
             elapsed = time.monotonic() - self.started
             if elapsed < 1:  # what comes at once was done before, by a run that this one resumes
                 self.before = done
-            left = elapsed * (total - done) / max(done - self.before, 1)
-            line = f"{self.title}: {done}/{total}, {elapsed:.0f} s, {left:.0f} s left  {note}"
+            new = done - self.before
+            left = f", {elapsed * (total - done) / new:.0f} s left" if new else ""
+            line = f"{self.title}: {done}/{total}, {elapsed:.0f} s{left}  {note}"
             print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 

@@ -17,7 +17,8 @@ _INTERVAL = "_ci95"
 def to_csv(report: Mapping[str, Any]) -> str:
     """One line per row of ``report["results"]`` under a header; a null is an empty cell.
 
-    An interval ``X_ci95`` becomes ``X_low`` and ``X_high``. Numbers are written in full, so they read back unchanged.
+    An interval ``X_ci95`` becomes ``X_low`` and ``X_high``; the bits of single images are left out. Numbers are written
+    in full, so they read back unchanged.
     """
     rows = [_flat(row) for row in report["results"]]
     # Fields beyond the contract follow those of the first row, whichever row brings them.
@@ -32,6 +33,8 @@ def to_csv(report: Mapping[str, Any]) -> str:
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in row.items():
+        if name == "right":
+            continue  # what became of each image belongs to the report, for `--against`
         if name.endswith(_INTERVAL):
             stem = name.removesuffix(_INTERVAL)
             flat[f"{stem}_low"], flat[f"{stem}_high"] = value or (None, None)

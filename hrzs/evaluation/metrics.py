@@ -95,9 +95,7 @@ def severity(tree: Tree, labels: Int[Tensor, "n"], found: Predictions) -> dict[s
     return {
         "lca_height_mistakes": height[mistakes].mean().item() if mistakes.any() else None,
         "lca_height_all": height.mean().item() if len(height) else None,
-        "hd_at": {k: d.mean().item() for k, d in zip(map(str, TOP), found.distances, strict=True)}
-        if len(height)
-        else None,
+        **{f"hd@{k}": d.mean().item() if len(d) else None for k, d in zip(TOP, found.distances, strict=True)},
     }
 
 

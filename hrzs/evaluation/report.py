@@ -25,7 +25,9 @@ from hrzs.errors import HrzsError
 from hrzs.evaluation.export import Headline, headlines
 from hrzs.evaluation.gallery import Example
 from hrzs.evaluation.markup import Markup, el, image_element, join, number_heads, table
+from hrzs.evaluation.metrics import TOP
 from hrzs.evaluation.outcome import Gallery, Outcome
+from hrzs.evaluation.table import comparison_title
 from hrzs.hierarchy.tree import Node, Tree
 
 _STYLE = Path(__file__).with_name("report.css")
@@ -102,6 +104,7 @@ def render(
             ("classes", "Worst classes", _worst(outcomes, trees)),
             ("gallery", "Adversarial images", _galleries(galleries, trees)),
             ("tree", "The tree", _trees(trees, outcomes)),
+            ("against", "Against another model", _against(report["summary"].get("against"))),
             ("mistakes", "How bad the mistakes are", _mistakes(report["summary"]["levels"])),
             ("canaries", "Canaries", _canaries(report["summary"]["canaries"])),
             ("further", "Further findings", _further(report["summary"])),
@@ -509,7 +512,7 @@ def _png(image: Float[Tensor, "3 H W"]) -> bytes:
 
 _MISTAKES = {
     "lca_height_mistakes": "LCA height, mistakes", "lca_height_all": "LCA height, all images",
-    "severity": "", "consistency": "agree at level",
+    "consistency": "agree at level", **{f"hd@{k}": f"HD@{k}" for k in TOP},
 }  # fmt: skip
 
 
@@ -533,7 +536,8 @@ def _mistakes(summary: Sequence[Mapping[str, Any]]) -> list[object]:
     return [
         el("p", "LCA height: the level of the lowest common ancestor of the leaf predicted and the true one, in the "
                 "mean over mistakes and over all images (the first alone can fall only because easy images became "
-                "mistakes). Agreement, in %: how often the superclass predicted is the ancestor of the leaf "
+                "mistakes). HD@k: the mean of that level over the k likeliest leaves, and over images. Agreement, in "
+                "%: how often the superclass predicted is the ancestor of the leaf "
                 "predicted."),
         *cards,
     ]  # fmt: skip
@@ -575,11 +579,39 @@ def _canaries(canaries: Sequence[Mapping[str, Any]] | str) -> list[object]:
     ]  # fmt: skip
 
 
+def _against(against: Mapping[str, Any] | None) -> list[object]:
+    if against is None:
+        return []
+    words = {True: ("good", "✓ significant"), False: ("unsure", "not shown")}
+    body = [
+        (
+            f"{row['dataset']}, {comparison_title(row)}",
+            *(_percent(row[who]) for who in ("this", "other")),
+            el("td", f"{100 * row['difference']:+.1f} ", el("small", _interval(row["difference_ci95"])), class_="n"),
+            f"{row['only_this']} / {row['only_other']}",
+            f"{row['p_holm']:.2g}",
+            el("td", el("span", said, class_=f"pill {kind}")),
+        )
+        for row in against["rows"]
+        for kind, said in [words[row["p_holm"] < 0.05]]
+    ]
+    header = ["", *number_heads("This", "Other", "Difference", "Right in one only", "p, corrected"), "At 5%"]
+    return [
+        el("p", f"Paired with {against['model']}, image by image: McNemar's exact test, corrected for the number of "
+                "comparisons by Holm's method; intervals of differences are Newcombe's. Where a difference is not "
+                "shown, these images do not tell the models apart."),
+        el("article", table("Differences in points", header, body, "wide"), class_="card"),
+    ]  # fmt: skip
+
+
 def _further(summary: Mapping[str, Any]) -> list[object]:
     found: list[object] = []
     for dataset, attacks in summary.get("not_applicable", {}).items():
         found.append(el("p", f"{dataset}: its tree has no superclass, so not applicable: {', '.join(attacks)}."))
-    others = {k: v for k, v in summary.items() if k not in ("levels", "not_applicable", "canaries")}
+    for dataset, notes in summary.get("stand_ins", {}).items():
+        found.append(el("p", f"{dataset}: a loss stood in for one that needs more classes: {'; '.join(notes)}."))
+    shown = ("levels", "not_applicable", "stand_ins", "canaries", "against")
+    others = {k: v for k, v in summary.items() if k not in shown}
     found += [el("article", el("h3", k.replace("_", " ")), _pre(v), class_="card") for k, v in others.items()]
     return found
 
@@ -629,7 +661,7 @@ def _pre(value: Any) -> Markup:
 
 
 def _rows(rows: Sequence[Mapping[str, Any]]) -> list[object]:
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "right"))
     body = [[_raw(name, row.get(name)) for name in names] for row in rows]
     whole = table("The rows of the report, as in the JSON but in %", [n.replace("_", " ") for n in names], body)
     return [el("details", el("summary", f"{len(rows)} rows"), whole, class_="card")]

@@ -63,7 +63,7 @@ def _block(rows: list[dict[str, Any]], summary: list[dict[str, Any]]) -> str:
             agreement = " / ".join("-" if c is None else f"{100 * c:.0f}" for c in s["consistency"][title])
             lines.append(
                 f"  {title}: mean LCA height {shown} over mistakes, {severity['lca_height_all']:.2f} over all; "
-                f"HD@k {' / '.join(f'{k}: {d:.2f}' for k, d in severity['hd_at'].items())}; "
+                f"{', '.join(f'{k.upper()} {v:.2f}' for k, v in severity.items() if k.startswith('hd@'))}; "
                 f"leaf and superclass predictions agree on {agreement or '-'}%"
             )
     return "\n".join(lines)

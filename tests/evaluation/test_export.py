@@ -56,6 +56,10 @@ def test_csv_reads_back_the_same() -> None:
                 assert type(value)(line[name]) == value or str(value) == line[name]
 
 
+def test_csv_leaves_out_what_became_of_each_image() -> None:
+    assert "right" not in to_csv(report({**SUITE[0], "right": "ffff"}))
+
+
 def test_csv_takes_fields_that_only_some_rows_have() -> None:
     lines = list(csv.DictReader(io.StringIO(to_csv(report(SUITE[0], {**SUITE[1], "stamp": "bf16"})))))
     assert [line["stamp"] for line in lines] == ["", "bf16"]

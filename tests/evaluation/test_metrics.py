@@ -65,10 +65,10 @@ def test_severity_by_hand(tree: Tree) -> None:
     assert distances[1:].tolist() == [[1.5] * 4] * 2
     found = Predictions.empty(tree, 4)
     found.put(torch.arange(4), Predictions(predicted.expand(2, tree.top, -1), torch.zeros(4).bool(), distances))
-    hd = {"1": 1.5, "5": 1.5, "20": 1.5}
-    assert severity(tree, labels, found) == {"lca_height_mistakes": 2.0, "lca_height_all": 1.5, "hd_at": hd}
+    hd = {"hd@1": 1.5, "hd@5": 1.5, "hd@20": 1.5}
+    assert severity(tree, labels, found) == {"lca_height_mistakes": 2.0, "lca_height_all": 1.5, **hd}
     perfect = Predictions(labels.expand(2, tree.top, -1), torch.zeros(4).bool(), distances)
-    assert severity(tree, labels, perfect) == {"lca_height_mistakes": None, "lca_height_all": 0.0, "hd_at": hd}
+    assert severity(tree, labels, perfect) == {"lca_height_mistakes": None, "lca_height_all": 0.0, **hd}
 
 
 def test_hd_counts_the_likeliest_first() -> None:

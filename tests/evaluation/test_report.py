@@ -177,6 +177,26 @@ def test_report_of_little(canaries: Any, said: str) -> None:
         assert absent not in page.text
 
 
+def test_comparison_with_another_model() -> None:
+    row = {"dataset": "shapes", "eps": "1/255", "attack": "leaf-pgd", "attack_level": 0, "level": 0, "scoring": "prompt",
+           "n": 9, "this": 0.5, "other": 0.25, "difference": 0.25, "difference_ci95": [0.125, 0.375],
+           "only_this": 7, "only_other": 2, "p": 0.001, "p_holm": 0.002}  # fmt: skip
+    report = made()
+    assert "Against another model" not in check(render(report, {}, {}, {})).text
+    rows = [row, row | {"attack": "any-level", "p_holm": 0.5}]
+    report["summary"] |= {"against": {"model": HOSTILE, "rows": rows}, "stand_ins": {"shapes": ["margin for DLR"]}}
+    page = check(render(report, {}, {}, {}))
+    for shown in (
+        "Against another model",
+        "+25.0 [12.5, 37.5]",
+        "7 / 2",
+        "✓ significant",
+        "not shown",
+        "margin for DLR",
+    ):
+        assert shown in page.text
+
+
 def test_nothing_beside_a_clean_evaluation(evaluate: Callable[..., Evaluation]) -> None:
     evaluation = finished(evaluate(attacks=("none",)))
     assert outcome_of(evaluation) is None
