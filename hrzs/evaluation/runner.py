@@ -310,6 +310,7 @@ class Evaluation:
     def _rows(self, unit: Unit) -> Iterator[dict[str, Any]]:
         tree, n = self.task.tree, len(self.labels)
         clean = metrics.right(tree, self.labels, self.clean.nodes)
+        budget = None if unit.eps is None else budget_of(self.options, unit.eps, attack_spec(unit.attack))
         here = self.predictions[unit.key]
         adversarial = metrics.right(tree, self.labels, here.nodes)
         for level in range(tree.top):
@@ -345,6 +346,9 @@ class Evaluation:
                     if unit.eps is None
                     else not (attacked_here or (unit.level == "all" and scoring == "prompt")),
                     "attacked_through": None if unit.eps is None else unit.scoring,
+                    "norm": None if budget is None else budget.norm,
+                    "steps": None if budget is None else budget.steps,
+                    "step_size": None if budget is None else format_eps(budget.step_size),
                     # Which images are right (robust, where something was attacked), in the order of their ids.
                     "right": metrics.to_bits(held[self._by_id]),
                 }
