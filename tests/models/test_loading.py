@@ -11,6 +11,7 @@ import open_clip
 import open_clip.pretrained
 import pytest
 import torch
+from huggingface_hub import constants
 from open_clip.transformer import QuickGELU
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -388,3 +389,31 @@ def test_hub_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_clip, "create_model", offline)
     with pytest.raises(HrzsError, match=r"hf-hub:owner/name could not be fetched \(offline\).*--pretrained FILE"):
         load_model("hf-hub:owner/name")
+
+
+def test_hub(config_file: ConfigFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of the hub in open_clip's layout, from the hub's cache on disk; its own preprocessing counts."""
+    origin = load_model(str(config_file("plain")), "none", seed=3)
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--owner--name" / "refs").mkdir()
+    (tmp_path / "models--owner--name" / "refs" / "main").write_text("0123abc")
+    preprocess = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "size": 16}
+    config = {"model_cfg": origin.info.config, "preprocess_cfg": preprocess}
+    (snapshot / "open_clip_config.json").write_text(json.dumps(config))
+    state = {key: value.contiguous() for key, value in origin.clip.state_dict().items()}
+    save_file(state, snapshot / "open_clip_model.safetensors")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    loaded = load_model("hf-hub:owner/name")
+    assert (loaded.info.source, loaded.info.interpolation) == ("hf-hub:owner/name", "bilinear")
+    assert loaded.mean.flatten().tolist() == [0.5] * 3
+    images = torch.rand(2, 3, 16, 16)
+    origin.mean, origin.std = loaded.mean, loaded.std
+    assert torch.equal(loaded.encode_image(images), origin.encode_image(images))
+    assert torch.equal(loaded.encode_text(["a dog"]), origin.encode_text(["a dog"]))
+
+    digest = loaded.info.digest
+    state["logit_scale"] += 1
+    save_file(state, snapshot / "open_clip_model.safetensors")
+    assert load_model("hf-hub:owner/name").info.digest != digest  # a name on the hub may stand for other weights one day
