@@ -31,6 +31,9 @@ Progress = Callable[[int, int, str], None]
 
 DEFAULT_EPS = Fraction(1, 255)
 
+#: What is counted of the per-image gradients of a unit: all, those exactly zero, those not finite.
+GRADIENTS = ("gradients", "zero_gradients", "bad_gradients")
+
 
 @dataclass(frozen=True)
 class EvalOptions:
@@ -133,7 +136,7 @@ class Evaluation:
         self.store = _Store(store, self.identity())
         self.predictions: dict[str, Predictions] = {}
         self.seconds: dict[str, float] = {}
-        self.gradients = {"gradients": 0, "zero_gradients": 0, "bad_gradients": 0}
+        self.gradients = {unit.key: dict.fromkeys(GRADIENTS, 0) for unit in self.units}
 
     def identity(self) -> str:
         """Digest of everything the predictions depend on: what was kept under another one is not reused."""
@@ -157,8 +160,8 @@ class Evaluation:
                 nodes.append(torch.tensor(record["nodes"]))
                 won.append(torch.tensor(record["won"]))
                 seconds += record["seconds"]
-                for name in self.gradients:
-                    self.gradients[name] += record[name]
+                for name in GRADIENTS:
+                    self.gradients[unit.key][name] += record[name]
                 done += len(record["won"])
                 if progress is not None:
                     progress(done, total, unit.title)
@@ -188,7 +191,7 @@ class Evaluation:
         return self.classifier.predict(self.model.encode_image(images, "fp32")).cpu()
 
     def _record(self, nodes: Tensor, won: Tensor, gradients: Sequence[int] = (0, 0, 0)) -> dict[str, Any]:
-        return {"nodes": nodes.tolist(), "won": won.tolist(), **dict(zip(self.gradients, gradients, strict=True))}
+        return {"nodes": nodes.tolist(), "won": won.tolist(), **dict(zip(GRADIENTS, gradients, strict=True))}
 
     def _attack(
         self, unit: Unit, images: Tensor, labels: Tensor, ids: tuple[str, ...], clean: Int[Tensor, "s l B"]
