@@ -131,7 +131,8 @@ def evaluate(
         "results": [],
         "summary": {"levels": [], "not_applicable": {e.task.data.name: left_out for e in evaluations
                                                      if (left_out := not_applicable(e.task, settings))},
-                    "canaries": [] if canaries else "switched off (--no-canaries)"},
+                    "canaries": [] if canaries else "switched off (--no-canaries)",
+                    "masking": [] if canaries else "switched off (--no-canaries)"},
     }  # fmt: skip
     for dataset, skipped in report["summary"]["not_applicable"].items():
         console.note(f"{dataset}: not applicable, its tree has no superclass: {', '.join(skipped)}")
@@ -141,7 +142,7 @@ def evaluate(
             report["results"] += evaluation.rows()
             report["summary"]["levels"] += evaluation.summary()
     if canaries:
-        report["summary"]["canaries"] = [c for evaluation in evaluations for c in _canaries(evaluation, quiet=quiet)]
+        report["summary"] |= _canaries(evaluations, quiet=quiet)
     _call_out(report["results"])
     text = json.dumps(report, indent=1)
     if target is not None:
@@ -154,8 +155,9 @@ def evaluate(
     else:
         from hrzs.evaluation.table import render
 
-        shown = report["summary"]["canaries"]
-        console.emit(render(report["results"], report["summary"]["levels"], [] if isinstance(shown, str) else shown))
+        shown, masking = report["summary"]["canaries"], report["summary"]["masking"]
+        shown = [] if isinstance(shown, str) else shown
+        console.emit(render(report["results"], report["summary"]["levels"], shown, masking))
 
 
 def _print_list(model: str, data: str, attack: str, template: str) -> None:
@@ -169,10 +171,13 @@ def _print_list(model: str, data: str, attack: str, template: str) -> None:
         console.print_names([(name, ", ".join(f"{k} {v}" for k, v in p.items())) for name, p in PRESETS.items()])
 
 
-def _canaries(evaluation: Evaluation, *, quiet: bool) -> list[dict[str, Any]]:
+def _canaries(evaluations: list[Evaluation], *, quiet: bool) -> dict[str, Any]:
     from hrzs.evaluation.canaries import run_canaries
+    from hrzs.evaluation.masking import verdicts
 
-    return [asdict(c) for c in run_canaries(evaluation, (lambda _: None) if quiet else console.note)]
+    update = (lambda _: None) if quiet else console.note
+    canaries = [c for evaluation in evaluations for c in run_canaries(evaluation, update)]
+    return {"canaries": [asdict(c) for c in canaries], "masking": [asdict(v) for v in verdicts(canaries)]}
 
 
 def _call_out(rows: list[dict[str, Any]]) -> None:

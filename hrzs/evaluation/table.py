@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from hrzs.evaluation.masking import ADVICE
+
 
 def render(
-    results: Sequence[dict[str, Any]], summary: Sequence[dict[str, Any]], canaries: Sequence[dict[str, Any]]
+    results: Sequence[dict[str, Any]],
+    summary: Sequence[dict[str, Any]],
+    canaries: Sequence[dict[str, Any]],
+    masking: Sequence[dict[str, Any]] | str = (),
 ) -> str:
-    """Percentages with the half-width of their 95% interval; ``*`` marks what was attacked directly."""
+    """Percentages with the half-width of their 95% interval; ``*`` marks what was attacked directly.
+
+    ``masking`` is a verdict for each dataset, or why there is none.
+    """
     blocks = []
     for dataset in dict.fromkeys(row["dataset"] for row in results):
         rows = [row for row in results if row["dataset"] == dataset]
@@ -18,11 +26,20 @@ def render(
     if canaries:
         lines.append("\ncanaries (at most 64 images each)")
         for c in canaries:
-            verdict = {True: "ok", False: "UNEXPECTED", None: "not run"}[c["ok"]]
+            verdict = {True: "ok", False: "UNEXPECTED", None: "not run" if c.get("applicable", True) else "n/a"}[
+                c["ok"]
+            ]
             value = "" if c["value"] is None else f" {c['value']:.3f};"
             line = f"  {verdict:<10} {c['dataset']}, {c['name']}:{value} expected {c['expected']}. {c['note']}"
             lines.append(line.rstrip(". ") + ".")
+    lines += [f"\ngradient masking: {masking}"] if isinstance(masking, str) else map(_masking, masking)
     return "\n".join(lines) + "\n"
+
+
+def _masking(found: dict[str, Any]) -> str:
+    lines = [f"\ngradient masking on {found['dataset']}: {found['verdict']}"]
+    lines += [f"  - {reason}" for reason in found["reasons"]]
+    return "\n".join([*lines, f"  {ADVICE[found['verdict']]}"])
 
 
 def _block(rows: list[dict[str, Any]], summary: list[dict[str, Any]]) -> str:
