@@ -143,7 +143,8 @@ def evaluate(
         "summary": {"levels": [], "not_applicable": {e.task.data.name: left_out for e in evaluations
                                                      if (left_out := not_applicable(e.task, settings))},
                     "stand_ins": {e.task.data.name: found for e in evaluations if (found := e.stand_ins())},
-                    "canaries": [] if canaries else "switched off (--no-canaries)"},
+                    "canaries": [] if canaries else "switched off (--no-canaries)",
+                    "masking": [] if canaries else "switched off (--no-canaries)"},
     }  # fmt: skip
     if against is not None:
         check_same_images(report, other)  # before hours of work, not after
@@ -155,7 +156,7 @@ def evaluate(
             report["results"] += evaluation.rows()
             report["summary"]["levels"] += evaluation.summary()
     if canaries:
-        report["summary"]["canaries"] = [c for evaluation in evaluations for c in _canaries(evaluation, quiet=quiet)]
+        report["summary"] |= _canaries(evaluations, quiet=quiet)
     _call_out(report["results"])
     if against is not None:
         report["summary"]["against"] = compare(report, other)
@@ -184,10 +185,13 @@ def _print_list(model: str, data: str, attack: str, template: str) -> None:
         console.print_names([(name, ", ".join(f"{k} {v}" for k, v in p.items())) for name, p in PRESETS.items()])
 
 
-def _canaries(evaluation: Evaluation, *, quiet: bool) -> list[dict[str, Any]]:
+def _canaries(evaluations: list[Evaluation], *, quiet: bool) -> dict[str, Any]:
     from hrzs.evaluation.canaries import run_canaries
+    from hrzs.evaluation.masking import verdicts
 
-    return [asdict(c) for c in run_canaries(evaluation, (lambda _: None) if quiet else console.note)]
+    update = (lambda _: None) if quiet else console.note
+    canaries = [c for evaluation in evaluations for c in run_canaries(evaluation, update)]
+    return {"canaries": [asdict(c) for c in canaries], "masking": [asdict(v) for v in verdicts(canaries)]}
 
 
 def _call_out(rows: list[dict[str, Any]]) -> None:

@@ -1,23 +1,39 @@
 """Checks that run beside every evaluation, on at most 64 images: would this set-up notice a model that is not robust?
 
-Each says what it measured, what was expected, and whether the two agree (protocol.md).
+Each canary says what it measured, what was expected, and whether the two agree (protocol.md). Most of them compare two
+attacks image by image: leaf PGD, which has the model's gradients, and one that has less to go by (one step, no
+gradients, another model's). What the weaker attack fools and the stronger one does not is no robustness: there the
+gradients lead nowhere (Athalye et al., ICML 2018, section 3.1; Carlini et al. 2019, "On Evaluating Adversarial
+Robustness"; Croce & Hein, ICML 2020, who have Square in AutoAttack for that). What follows from all canaries together
+says `hrzs.evaluation.masking`.
+
+With so few images a share may lie above its bound by chance: a canary fails only where Wilson's 95% interval does.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
+from functools import cached_property
+from typing import Any
 
-from hrzs.attacks import ATTACKS, Budget, sample_seeds
+import open_clip
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hrzs.attacks import ATTACKS, Attack, Budget, sample_seeds
 from hrzs.attacks.base import judge
 from hrzs.attacks.budget import format_eps
+from hrzs.attacks.noise import Noise
 from hrzs.attacks.objectives import LevelObjective
 from hrzs.data import loader, subset
 from hrzs.errors import HrzsError
 from hrzs.evaluation.metrics import wilson
-from hrzs.evaluation.runner import GRADIENTS, Evaluation, budget_of
+from hrzs.evaluation.runner import EvalOptions, Evaluation, budget_of
+from hrzs.models.cache import digest_of, kept_json
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.models.loading import load_model
@@ -27,11 +43,24 @@ logger = logging.getLogger(__name__)
 LEAF_PGD = ATTACKS["leaf-pgd"]
 IMAGES = 64
 HUGE = Fraction(64, 255)
+#: Leaf PGD takes as many steps as the attacks of the run, but no more than these: Square's 5,000 are no steps.
+MOST_STEPS = 100
+QUERIES = 500
+DRAWS = 20
+
+#: Of the images attacked, how many may fall to the weaker attack only.
+MISSED = 0.05
+HELD_AT_HUGE = 0.05
+UNTOUCHED = 0.25
+DEAD = 0.01
 
 
 @dataclass(frozen=True)
 class Canary:
-    """``value`` is what was measured (None: could not be), ``ok`` whether it is as expected, on ``dataset``."""
+    """``value``, which is ``count / of``, was measured (None: could not be); ``ok``: is it as expected?
+
+    It is as expected unless it surely lies above ``bound``. ``applicable`` is False where there is nothing to measure.
+    """
 
     name: str
     value: float | None
@@ -39,97 +68,257 @@ class Canary:
     ok: bool | None
     note: str = ""
     dataset: str = ""
+    count: int | None = None
+    of: int | None = None
+    bound: float | None = None
+    applicable: bool = True
 
 
 def run_canaries(evaluation: Evaluation, update: Callable[[str], None] = lambda _: None) -> list[Canary]:
-    """All canaries of one evaluated dataset, at the first ε of its plan."""
+    """All canaries of one evaluated dataset, at the first ε of its plan.
+
+    What depends on model, images and options alone is kept on disk (`hrzs.models.cache`).
+    """
     eps = next((u.eps for u in evaluation.units if u.eps is not None), None)
     if eps is None:
         return []
     name = evaluation.task.data.name
-    update(f"{name}, canary: untouched model")
-    canaries = [_untouched(evaluation, eps)]
-    update(f"{name}, canary: huge ε")
-    canaries += [_huge(evaluation), _gradients(evaluation)]
-    if evaluation.classifier.head.name == "hyperbolic":
-        update(f"{name}, canary: cosine head")
-        canaries.append(_cosine_head(evaluation, eps))
+    bench = _bench(evaluation, eps)
+
+    def measure() -> list[dict[str, Any]]:
+        return [asdict(c) for c in _measure(bench, evaluation, lambda what: update(f"{name}, canary: {what}"))]
+
+    kept = kept_json("canaries", _about(bench, evaluation), measure, fits=_is_whole)
+    canaries = [*(Canary(**c) for c in kept), _dead_gradients(evaluation)]
     for canary in canaries:
         if canary.ok is False:
             logger.warning("canary %s: %s, expected %s. %s", canary.name, canary.value, canary.expected, canary.note)
     return [replace(canary, dataset=name) for canary in canaries]
 
 
-def _leaf_pgd(
-    model: ClipModel, classifier: ZeroShotClassifier, evaluation: Evaluation, budget: Budget
-) -> tuple[float, float]:
-    """Clean and robust leaf accuracy of a model on the canaries' images."""
-    clean = robust = n = 0
-    objective = LevelObjective(classifier, 0)
-    for batch in loader(subset(evaluation.task.data, limit=IMAGES), IMAGES):
-        images, labels = batch.images.to(model.device), batch.labels.to(model.device)
-        wrong = judge(model, objective, images, labels)
-        result = LEAF_PGD.optimiser(budget)(
-            model, objective, images, labels, sample_seeds(batch.ids, evaluation.options.seed)
-        )
-        clean += int((~wrong).sum())
-        robust += int((~wrong & ~result.won).sum())
-        n += len(labels)
-    return clean / n, robust / n
+# -- the images and who attacks them ----------------------------------------------------------------------------------
 
 
-def _untouched(evaluation: Evaluation, eps: Fraction) -> Canary:
-    name = "untouched-model"
-    expected = f"at most 0.25 under leaf-pgd at ε {format_eps(eps)}: a model that nobody made robust must fall"
-    model, base = evaluation.model, evaluation.model.info.run.get("base")
-    if base and base["pretrained"] != "none":  # what was trained from scratch is untouched itself
-        try:
-            model = load_model(base["model"], base["pretrained"], device=str(model.device))
-        except HrzsError as error:
-            return Canary(name, None, expected, None, f"not run: {error}")
+@dataclass(frozen=True)
+class _Bench:
+    """The canaries' images under one model and one objective at its leaves."""
+
+    model: ClipModel
+    objective: LevelObjective
+    images: Float[Tensor, "n 3 H W"]
+    labels: Int[Tensor, "n"]
+    ids: tuple[str, ...]
+    options: EvalOptions
+    eps: Fraction
+
+    def budget(self, eps: Fraction | None = None) -> Budget:
+        """That of leaf PGD."""
+        budget = budget_of(self.options, eps or self.eps, LEAF_PGD)
+        return replace(budget, steps=min(budget.steps, MOST_STEPS))
+
+    def fooled(
+        self, attack: Attack, among: Bool[Tensor, "n"], through: _Bench | None = None, salt: str = ""
+    ) -> Bool[Tensor, "n"]:
+        """Which of the images ``among`` are wrong after the attack on them, made ``through`` another bench or this one.
+
+        ``salt`` gives other random numbers than those of the run.
+        """
+        through, fooled = through or self, torch.zeros_like(among)
+        for rows in torch.split(among.nonzero().squeeze(1), self.options.batch_size):
+            seeds = sample_seeds([self.ids[i] for i in rows.tolist()], self.options.seed, salt)
+            found = attack(through.model, through.objective, self.images[rows], self.labels[rows], seeds)
+            fooled[rows] = judge(self.model, self.objective, found.images, self.labels[rows])
+        return fooled
+
+    def leaf_pgd(self, eps: Fraction | None = None, *, steps: int | None = None, early_stop: bool = True) -> Attack:
+        budget = self.budget(eps)
+        return LEAF_PGD.optimiser(replace(budget, steps=steps or budget.steps), early_stop=early_stop)
+
+    @cached_property
+    def right(self) -> Bool[Tensor, "n"]:
+        """Right when clean: these are attacked."""
+        return ~judge(self.model, self.objective, self.images, self.labels)
+
+    @cached_property
+    def held(self) -> Bool[Tensor, "n"]:
+        """Right under leaf PGD too, the white-box attack that the others are compared with."""
+        return self.right & ~self.fooled(self.leaf_pgd(), self.right)
+
+    def missed(self, name: str, weaker: str, missed: Bool[Tensor, "n"], note: str = "") -> Canary:
+        """A comparison: ``missed`` by leaf PGD although the ``weaker`` attack fools them."""
+        attacked = int(self.right.sum())
+        expected = f"at most {MISSED} of the images attacked fall to {weaker} and not to leaf-pgd"
+        note = note or f"{int(self.held.sum())} hold under leaf-pgd"
+        return _measured(name, int(missed.sum()), attacked, MISSED, expected, note)
+
+
+def _bench(evaluation: Evaluation, eps: Fraction) -> _Bench:
+    model = evaluation.model
+    batch = next(iter(loader(subset(evaluation.task.data, limit=IMAGES), IMAGES)))
+    images, labels = batch.images.to(model.device), batch.labels.to(model.device)
+    return _Bench(
+        model, LevelObjective(evaluation.classifier, 0), images, labels, batch.ids, evaluation.options, eps
+    )  # fmt: skip
+
+
+def _measured(name: str, count: int, of: int, bound: float, expected: str, note: str = "") -> Canary:
+    if not of:
+        return Canary(name, None, expected, None, "not run: the model is right about none of the images")
+    said = f"{count} of {of} images" + (f"; {note}" if note else "")
+    return Canary(name, count / of, expected, wilson(count, of)[0] <= bound, said, count=count, of=of, bound=bound)
+
+
+def _about(bench: _Bench, evaluation: Evaluation) -> dict[str, Any]:
+    """All that the canaries depend on but for the run itself. A model is known by the weights that it has now."""
+    model, classifier, budget = bench.model, evaluation.classifier, bench.budget()
+    return {
+        "model": digest_of([*model.state_dict().items(), ("mean", model.mean), ("std", model.std)]),
+        "config": model.info.config,
+        "interpolation": model.info.interpolation,
+        "precision": model.precision,
+        "base": model.info.run.get("base"),
+        "head": classifier.head.name,
+        "texts": digest_of([("prepared", classifier.prepared), ("leaves", classifier.columns[0])]),
+        "tree": evaluation.task.tree.digest,
+        "template": bench.options.template,
+        "images": digest_of([("images", bench.images), ("labels", bench.labels)]),
+        "ids": bench.ids,
+        "budget": {k: str(v) for k, v in asdict(budget).items()},
+        "step_size": str(bench.options.step_size),
+        "seed": bench.options.seed,
+        "bounds": [str(HUGE), QUERIES, DRAWS, MISSED, HELD_AT_HUGE, UNTOUCHED],
+        "device": model.device.type,
+        "versions": [torch.__version__, open_clip.__version__],
+    }
+
+
+def _is_whole(kept: Any) -> bool:
+    """Canaries, all of which could be run: one that could not may be by now."""
+    names = {field.name for field in fields(Canary)}
+    return isinstance(kept, list) and all(
+        isinstance(c, dict) and c.keys() == names and (c["ok"] is not None or not c["applicable"]) for c in kept
+    )
+
+
+# -- one by one -------------------------------------------------------------------------------------------------------
+
+
+def _measure(bench: _Bench, evaluation: Evaluation, update: Callable[[str], None]) -> list[Canary]:
+    update("untouched model, transfer from it")
+    canaries = _untouched(bench, evaluation)
+    update("growing ε and steps")
+    canaries += [_huge(bench), _eps_monotone(bench), _steps_monotone(bench)]
+    update("one step, noise, margin")
+    one_step = ATTACKS["fgsm"].optimiser(bench.budget())
+    noise = Noise(replace(bench.budget(), steps=DRAWS))
+    margin = replace(bench, objective=bench.objective.with_loss("margin"))
+    canaries += [
+        bench.missed("one-step-vs-iterative", "one step (FGSM)", bench.fooled(one_step, bench.held)),
+        bench.missed("noise-vs-white-box", f"one of {DRAWS} draws of noise", bench.fooled(noise, bench.held)),
+        bench.missed("margin-vs-ce", "PGD on the margin", bench.fooled(bench.leaf_pgd(), bench.held, margin)),
+    ]
+    update("Square")
+    square = ATTACKS["square"].optimiser(replace(bench.budget(), steps=QUERIES))
+    fooled = bench.fooled(square, bench.held, margin)
+    canaries.append(bench.missed("square-vs-white-box", f"Square ({QUERIES} queries)", fooled))
+    if evaluation.classifier.head.name == "hyperbolic":
+        update("cosine head")
+        canaries.append(_cosine_head(bench, evaluation))
+    return canaries
+
+
+def _untouched(bench: _Bench, evaluation: Evaluation) -> list[Canary]:
+    """The untouched model under the same attack, and what was made against it on this one."""
+    name, transfer = "untouched-model", "transfer-vs-white-box"
+    weaker = "images made against the untouched model"
+    eps = format_eps(bench.eps)
+    expected = f"at most {UNTOUCHED} under leaf-pgd at ε {eps}: a model that nobody made robust must fall"
+    base = bench.model.info.run.get("base")
+    if not base or base["pretrained"] == "none":  # what was trained from scratch is untouched itself
+        note = "not applicable: the model is itself untouched"
+        return [
+            _holds(name, bench, expected),
+            Canary(transfer, None, f"{weaker} do not beat leaf-pgd", None, note, applicable=False),
+        ]
+    try:
+        model = load_model(base["model"], base["pretrained"], device=str(bench.model.device))
         if base["digest"] != model.info.digest:
-            return Canary(name, None, expected, None, f"not run: {base['model']} is not the file the run started from")
+            raise HrzsError(f"{base['model']} is not the file the run started from")
+    except HrzsError as error:
+        note = f"not run: {error}"
+        return [
+            Canary(name, None, expected, None, note),
+            Canary(transfer, None, f"{weaker} do not beat leaf-pgd", None, note),
+        ]
     classifier = ZeroShotClassifier(model, evaluation.task.tree, evaluation.options.template)
-    clean, robust = _leaf_pgd(model, classifier, evaluation, budget_of(evaluation.options, eps, LEAF_PGD))
-    return Canary(name, robust, expected, robust <= 0.25, f"clean {clean:.3f} on {IMAGES} images at most")
+    untouched = replace(bench, model=model, objective=LevelObjective(classifier, 0))
+    # Attacked for all steps: an image that barely crosses a boundary of that model transfers to no other.
+    fooled = bench.fooled(bench.leaf_pgd(early_stop=False), bench.held, untouched)
+    return [_holds(name, untouched, expected), bench.missed(transfer, weaker, fooled)]
 
 
-def _huge(evaluation: Evaluation) -> Canary:
-    options = replace(evaluation.options, norm="linf", step_size=HUGE / 4)
-    _, robust = _leaf_pgd(evaluation.model, evaluation.classifier, evaluation, budget_of(options, HUGE, LEAF_PGD))
-    return Canary(
-        "huge-eps", robust, f"at most 0.05 at ε {format_eps(HUGE)}", robust <= 0.05,
-        "" if robust <= 0.05 else "the attack may be blocked: gradient masking?",
-    )  # fmt: skip
+def _holds(name: str, bench: _Bench, expected: str) -> Canary:
+    """The robust accuracy of a model, over all images."""
+    n, held = len(bench.labels), int(bench.held.sum())
+    return _measured(name, held, n, UNTOUCHED, expected, f"clean {int(bench.right.sum()) / n:.3f}")
 
 
-def _gradients(evaluation: Evaluation) -> Canary:
-    counts = {name: sum(unit[name] for unit in evaluation.gradients.values()) for name in GRADIENTS}
-    bad = counts["zero_gradients"] + counts["bad_gradients"]
-    share = bad / max(1, counts["gradients"])
-    return Canary(
-        "dead-gradients", share, "at most 0.01 of all gradients zero or not finite", share <= 0.01,
-        f"{counts['zero_gradients']} zero, {counts['bad_gradients']} not finite of {counts['gradients']}",
-    )  # fmt: skip
+def _huge(bench: _Bench) -> Canary:
+    expected = f"at most {HELD_AT_HUGE} of the images attacked hold at ε {format_eps(HUGE)}"
+    budget = replace(bench.budget(HUGE), norm="linf", step_size=HUGE / 4)
+    held = bench.right & ~bench.fooled(LEAF_PGD.optimiser(budget), bench.right)
+    canary = _measured("huge-eps", int(held.sum()), int(bench.right.sum()), HELD_AT_HUGE, expected)
+    hint = "; the attack may be blocked: gradient masking?"
+    return replace(canary, note=canary.note + hint) if canary.ok is False else canary
 
 
-def _cosine_head(evaluation: Evaluation, eps: Fraction) -> Canary:
+def _eps_monotone(bench: _Bench) -> Canary:
+    """What falls at ε must fall at 2ε, whose ball contains the smaller one."""
+    double = 2 * bench.eps if bench.options.norm == "l2" else min(2 * bench.eps, Fraction(1))
+    held = bench.right & ~bench.fooled(bench.leaf_pgd(double), bench.right)
+    small, large = format_eps(bench.eps), format_eps(double)
+    expected = f"at most {MISSED} of the images attacked fall at ε {small} and not at ε {large}"
+    note = f"{int(bench.held.sum())} hold at ε {small}, {int(held.sum())} at ε {large}"
+    missed = int((bench.right & ~bench.held & held).sum())
+    return _measured("eps-monotone", missed, int(bench.right.sum()), MISSED, expected, note)
+
+
+def _steps_monotone(bench: _Bench) -> Canary:
+    """From another start: the steps of the same run are the first ones of the longer run, which cannot fail."""
+    name, steps = "steps-monotone", bench.budget().steps
+    few = steps // 4
+    if not few:
+        note = f"not applicable: {steps} steps have no quarter"
+        return Canary(name, None, "robust accuracy falls as steps grow", None, note, applicable=False)
+    fooled = bench.fooled(bench.leaf_pgd(steps=few), bench.right, salt="steps")
+    note = f"{int((bench.right & ~fooled).sum())} hold after {few} steps, {int(bench.held.sum())} after {steps}"
+    return bench.missed(name, f"{few} of {steps} steps", bench.held & fooled, note)
+
+
+def _cosine_head(bench: _Bench, evaluation: Evaluation) -> Canary:
     """Attack through the cosine head of the same encoder; the hyperbolic head judges: it must be right on both."""
-    model, options = evaluation.model, evaluation.options
-    own = LevelObjective(evaluation.classifier, 0)
-    surrogate = LevelObjective(ZeroShotClassifier(model, evaluation.task.tree, options.template, "cosine"), 0)
-    attack = LEAF_PGD.optimiser(budget_of(options, eps, LEAF_PGD), early_stop=False)
-    held = both = 0
-    for batch in loader(subset(evaluation.task.data, limit=IMAGES), IMAGES):
-        images, labels = batch.images.to(model.device), batch.labels.to(model.device)
-        seeds = sample_seeds(batch.ids, options.seed)
-        right = ~judge(model, own, images, labels) & ~attack(model, own, images, labels, seeds).won
-        transferred = judge(model, own, attack(model, surrogate, images, labels, seeds).images, labels)
-        held += int(right.sum())
-        both += int((right & ~transferred).sum())
-    lost = (held - both) / max(1, held)
-    # Few images hold: the verdict is whether the share is surely above the bound, not whether it is so in this sample.
-    return Canary(
-        "cosine-head", lost, "at most 0.05 of the images that hold under their own head fall to its cosine head",
-        wilson(held - both, held)[0] <= 0.05, f"{both} of {held} hold under both",
-    )  # fmt: skip
+    classifier = ZeroShotClassifier(bench.model, evaluation.task.tree, evaluation.options.template, "cosine")
+    cosine = replace(bench, objective=LevelObjective(classifier, 0))
+    fooled = bench.fooled(bench.leaf_pgd(early_stop=False), bench.held, cosine)
+    return bench.missed("cosine-head", "images found through the cosine head", fooled)
+
+
+def _dead_gradients(evaluation: Evaluation) -> Canary:
+    """Of the pass that has most of them: one blocked attack must not drown among many others."""
+    name, expected = "dead-gradients", f"at most {DEAD} of an attack's gradients zero or not finite"
+    counts = {unit: evaluation.gradients[unit.key] for unit in evaluation.units if unit.eps is not None}
+    without = dict.fromkeys(unit.attack for unit, found in counts.items() if not found["gradients"])
+    taken = {unit: found for unit, found in counts.items() if found["gradients"]}
+    none = f"none were taken by {', '.join(without)}" if without else ""
+    if not taken:
+        return Canary(name, None, expected, None, f"not applicable: {none}", applicable=False)
+    dead = {unit: found["zero_gradients"] + found["bad_gradients"] for unit, found in taken.items()}
+    worst = max(taken, key=lambda unit: dead[unit] / taken[unit]["gradients"])
+    of = taken[worst]["gradients"]
+    said = [
+        f"{unit.title}: {found['zero_gradients']} zero, {found['bad_gradients']} not finite of {found['gradients']}"
+        for unit, found in taken.items()
+        if dead[unit]
+    ] or [f"0 of {sum(found['gradients'] for found in taken.values())}"]
+    canary = _measured(name, dead[worst], of, DEAD, expected)
+    return replace(canary, note="; ".join([*said, *filter(None, [none])]))

@@ -25,6 +25,7 @@ from hrzs.errors import HrzsError
 from hrzs.evaluation.export import Headline, headlines
 from hrzs.evaluation.gallery import Example
 from hrzs.evaluation.markup import Markup, el, image_element, join, number_heads, table
+from hrzs.evaluation.masking import ADVICE, INCONCLUSIVE, NONE_FOUND, SUSPECTED
 from hrzs.evaluation.metrics import TOP
 from hrzs.evaluation.outcome import Gallery, Outcome
 from hrzs.evaluation.table import comparison_title
@@ -106,7 +107,7 @@ def render(
             ("tree", "The tree", _trees(trees, outcomes)),
             ("against", "Against another model", _against(report["summary"].get("against"))),
             ("mistakes", "How bad the mistakes are", _mistakes(report["summary"]["levels"])),
-            ("canaries", "Canaries", _canaries(report["summary"]["canaries"])),
+            ("canaries", "Canaries", _canaries(report["summary"]["canaries"], _masking(report["summary"]))),
             ("further", "Further findings", _further(report["summary"])),
             ("provenance", "Provenance", _provenance(report)),
             ("rows", "All rows", _rows(report["results"])),
@@ -141,13 +142,19 @@ def _lead(report: Mapping[str, Any], heads: Sequence[Headline]) -> Markup:
     about = f"{report['model']['arch']}; "
     norm = report["config"].get("norm", "linf")
     about += f"{', '.join(attacks)} at ε {', '.join(radii)} ({norm})" if attacks else "clean only"
-    kind, verdict = _verdict(report["summary"]["canaries"])
-    return el("p", about, " ", el("span", verdict, class_=f"pill {kind}"))
+    masking = _masking(report["summary"])
+    pills = [_verdict(report["summary"]["canaries"]), *map(_masking_pill, masking)]
+    advice = dict.fromkeys(ADVICE[found["verdict"]] for found in masking if found["verdict"] != NONE_FOUND)
+    return join([
+        el("p", about, *(join([" ", el("span", said, class_=f"pill {kind}")]) for kind, said in pills)),
+        *(el("p", text) for text in advice),
+    ])  # fmt: skip
 
 
 def _verdict(canaries: Sequence[Mapping[str, Any]] | str) -> tuple[str, str]:
     if isinstance(canaries, str):
         return "unsure", f"canaries {canaries}"
+    canaries = [c for c in canaries if c.get("applicable", True)]
     bad = sum(c["ok"] is False for c in canaries)
     good = sum(c["ok"] is True for c in canaries)
     if bad:
@@ -157,6 +164,21 @@ def _verdict(canaries: Sequence[Mapping[str, Any]] | str) -> tuple[str, str]:
     if good < len(canaries):
         return "unsure", f"{good} of {len(canaries)} canaries as expected, the others not run"
     return "good", f"✓ all {good} canaries as expected"
+
+
+def _masking(summary: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The verdicts on gradient masking; none where the canaries were switched off, which their own pill says."""
+    found = summary.get("masking", ())
+    return () if isinstance(found, str) else found
+
+
+def _masking_pill(found: Mapping[str, Any]) -> tuple[str, str]:
+    kind, said = {
+        NONE_FOUND: ("good", "✓ no sign of gradient masking"),
+        SUSPECTED: ("bad", "✗ gradient masking suspected"),
+        INCONCLUSIVE: ("unsure", "gradient masking: inconclusive"),
+    }[found["verdict"]]
+    return kind, f"{said} ({found['dataset']})"
 
 
 def _headline(heads: Sequence[Headline]) -> list[object]:
@@ -562,19 +584,22 @@ def _number(value: Any, figure: str) -> str:
     return f"{100 * value:.1f}" if figure == "consistency" else f"{value:.2f}"
 
 
-def _canaries(canaries: Sequence[Mapping[str, Any]] | str) -> list[object]:
+def _canaries(canaries: Sequence[Mapping[str, Any]] | str, masking: Sequence[Mapping[str, Any]] = ()) -> list[object]:
     if isinstance(canaries, str) or not canaries:
         return [el("p", f"The canaries were not run: {canaries or 'nothing was attacked'}.")]
-    words = {True: ("good", "✓ as expected"), False: ("bad", "✗ unexpected"), None: ("unsure", "not run")}
-    body = [
-        (c["name"], c.get("dataset", ""), "–" if c["value"] is None else f"{c['value']:.3f}", el("td", c["expected"]),
-         el("td", el("span", words[c["ok"]][1], class_=f"pill {words[c['ok']][0]}")), el("td", c["note"]))
-        for c in canaries
-    ]  # fmt: skip
+    body = []
+    for c in canaries:
+        kind, said = _canary_verdict(c)
+        value = "–" if c["value"] is None else f"{c['value']:.3f}"
+        pill = el("span", said, class_=f"pill {kind}")
+        body.append(
+            (c["name"], c.get("dataset", ""), value, *(el("td", part) for part in (c["expected"], pill, c["note"])))
+        )
     header = ["Canary", "Dataset", *number_heads("Measured"), "Expected", "Verdict", "Note"]
     return [
         el("p", "Would this set-up notice a model that is not robust? Each canary has an expectation, stated "
-                "beforehand; at most 64 images each."),
+                "beforehand; at most 64 images each. It counts as unexpected only where chance cannot explain it."),
+        *map(_masking_card, masking),
         el("article", table("Canaries", header, body, "wide"), class_="card"),
     ]  # fmt: skip
 
@@ -604,13 +629,29 @@ def _against(against: Mapping[str, Any] | None) -> list[object]:
     ]  # fmt: skip
 
 
+def _canary_verdict(canary: Mapping[str, Any]) -> tuple[str, str]:
+    if canary["ok"] is None:
+        return "unsure", "not run" if canary.get("applicable", True) else "not applicable"
+    return ("good", "✓ as expected") if canary["ok"] else ("bad", "✗ unexpected")
+
+
+def _masking_card(found: Mapping[str, Any]) -> Markup:
+    kind, said = _masking_pill(found)
+    reasons = el("ul", *(el("li", reason) for reason in found["reasons"])) if found["reasons"] else None
+    about = "Are the gradients masked, so that attacks fail although adversarial images exist? "
+    return el(
+        "article", el("h3", "Gradient masking"), el("p", about, el("span", said, class_=f"pill {kind}")),
+        reasons, el("p", ADVICE[found["verdict"]]), class_="card",
+    )  # fmt: skip
+
+
 def _further(summary: Mapping[str, Any]) -> list[object]:
     found: list[object] = []
     for dataset, attacks in summary.get("not_applicable", {}).items():
         found.append(el("p", f"{dataset}: its tree has no superclass, so not applicable: {', '.join(attacks)}."))
     for dataset, notes in summary.get("stand_ins", {}).items():
         found.append(el("p", f"{dataset}: a loss stood in for one that needs more classes: {'; '.join(notes)}."))
-    shown = ("levels", "not_applicable", "stand_ins", "canaries", "against")
+    shown = ("levels", "not_applicable", "stand_ins", "canaries", "masking", "against")
     others = {k: v for k, v in summary.items() if k not in shown}
     found += [el("article", el("h3", k.replace("_", " ")), _pre(v), class_="card") for k, v in others.items()]
     return found

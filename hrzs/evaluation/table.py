@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hrzs.evaluation.masking import ADVICE
+
 
 def render(report: Mapping[str, Any]) -> str:
     """A report, as ``--json`` writes it, for a terminal.
@@ -20,15 +22,24 @@ def render(report: Mapping[str, Any]) -> str:
     lines = ["\n\n".join(blocks)]
     if "against" in summary:
         lines.append(_against(summary["against"]))
-    canaries = summary["canaries"]
+    canaries, masking = summary["canaries"], summary.get("masking", ())
     if canaries and not isinstance(canaries, str):
         lines.append("\ncanaries (at most 64 images each)")
         for c in canaries:
-            verdict = {True: "ok", False: "UNEXPECTED", None: "not run"}[c["ok"]]
+            verdict = {True: "ok", False: "UNEXPECTED", None: "not run" if c.get("applicable", True) else "n/a"}[
+                c["ok"]
+            ]
             value = "" if c["value"] is None else f" {c['value']:.3f};"
             line = f"  {verdict:<10} {c['dataset']}, {c['name']}:{value} expected {c['expected']}. {c['note']}"
             lines.append(line.rstrip(". ") + ".")
+    lines += [f"\ngradient masking: {masking}"] if isinstance(masking, str) else map(_masking, masking)
     return "\n".join(lines) + "\n"
+
+
+def _masking(found: dict[str, Any]) -> str:
+    lines = [f"\ngradient masking on {found['dataset']}: {found['verdict']}"]
+    lines += [f"  - {reason}" for reason in found["reasons"]]
+    return "\n".join([*lines, f"  {ADVICE[found['verdict']]}"])
 
 
 def _block(rows: list[dict[str, Any]], summary: list[dict[str, Any]]) -> str:

@@ -1,7 +1,8 @@
-"""Tensors that are costly to compute, kept on disk under a digest of all that they depend on.
+"""What is costly to compute, kept on disk under a digest of all that it depends on: tensors, and values of JSON.
 
-They lie in ``$XDG_CACHE_HOME/hrzs`` (by default ``~/.cache/hrzs``), which may be deleted at any time. ``HRZS_CACHE=0``
-turns it off. A cache never makes a run fail: what cannot be read is computed anew, what cannot be written is not kept.
+It lies in ``$XDG_CACHE_HOME/hrzs`` (by default ``~/.cache/hrzs``), which may be deleted at any time. ``HRZS_CACHE=0``
+turns it off. The version of hrzs is part of every digest. A cache never makes a run fail: what cannot be read is
+computed anew, what cannot be written is not kept.
 """
 
 from __future__ import annotations
@@ -11,16 +12,22 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from hrzs import __version__
+
 logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 
 def cache_folder() -> Path | None:
@@ -35,6 +42,15 @@ def cache_folder() -> Path | None:
         return None
 
 
+def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of named tensors: names, types, shapes and every bit."""
+    sha = hashlib.sha256()
+    for name, value in tensors:
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
 def kept(kind: str, about: Mapping[str, Any], rows: int, compute: Callable[[], Tensor]) -> Float[Tensor, "rows D"]:
     """``compute()``, or what it gave when ``about`` was the same; from the disk it comes on the CPU.
 
@@ -43,42 +59,81 @@ def kept(kind: str, about: Mapping[str, Any], rows: int, compute: Callable[[], T
         about: all that the tensor depends on, as JSON.
         rows: how many it has; a file that holds anything else is written anew.
     """
+    return _kept(kind, about, _TENSOR, compute, lambda t: t.ndim == 2 and len(t) == rows and bool(t.isfinite().all()))
+
+
+def kept_json(
+    kind: str, about: Mapping[str, Any], compute: Callable[[], Any], fits: Callable[[Any], bool] = lambda _: True
+) -> Any:
+    """The same for a value of JSON (tuples come back as lists); what does not fit is neither kept nor taken."""
+    return _kept(kind, about, _JSON, compute, fits)
+
+
+@dataclass(frozen=True)
+class _Form(Generic[Value]):
+    """How a value and the text it depends on lie in a file; ``read`` raises what `_UNREADABLE` names."""
+
+    suffix: str
+    read: Callable[[Path], tuple[Value, str | None]]
+    write: Callable[[Value, str], bytes]
+
+
+_UNREADABLE = (OSError, SafetensorError, ValueError, LookupError, TypeError)
+
+
+def _read_tensor(file: Path) -> tuple[Tensor, str | None]:
+    with safe_open(file, framework="pt") as content:
+        return content.get_tensor("tensor"), (content.metadata() or {}).get("about")
+
+
+def _read_json(file: Path) -> tuple[Any, str | None]:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return content["value"], content["about"]
+
+
+_TENSOR = _Form[Tensor](
+    "safetensors",
+    _read_tensor,
+    lambda tensor, about: bytes(save({"tensor": tensor.detach().cpu().contiguous()}, {"about": about})),
+)
+_JSON = _Form[Any]("json", _read_json, lambda value, about: json.dumps({"about": about, "value": value}).encode())
+
+
+def _kept(
+    kind: str,
+    about: Mapping[str, Any],
+    form: _Form[Value],
+    compute: Callable[[], Value],
+    fits: Callable[[Value], bool],
+) -> Value:
     folder = cache_folder()
     if folder is None:
         return compute()
-    text = json.dumps(about, sort_keys=True)
-    file = folder / kind / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
-    found = _read(file, text, rows)
-    if found is None:
-        found = compute()
-        _write(file, text, found)
-    return found
-
-
-def _read(file: Path, about: str, rows: int) -> Tensor | None:
+    text = json.dumps({"hrzs": __version__, **about}, sort_keys=True)
+    file = folder / kind / f"{hashlib.sha256(text.encode()).hexdigest()}.{form.suffix}"
     try:
-        with safe_open(file, framework="pt") as content:
-            tensor: Tensor = content.get_tensor("tensor")
-            intact = (content.metadata() or {}).get("about") == about
+        value, said = form.read(file)
+        if said == text and fits(value):
+            return value
+        logger.info("%s does not hold what it should and is written anew", file)
     except FileNotFoundError:
-        return None
-    except (OSError, SafetensorError) as error:
+        pass
+    except _UNREADABLE as error:
         logger.info("%s is damaged (%s) and is written anew", file, error)
-        return None
-    if intact and tensor.ndim == 2 and len(tensor) == rows and bool(tensor.isfinite().all()):
-        return tensor
-    logger.info("%s does not hold what it should and is written anew", file)
-    return None
+    value = compute()
+    if fits(value):
+        _write(file, form.write(value, text))
+    return value
 
 
-def _write(file: Path, about: str, tensor: Tensor) -> None:
+def _write(file: Path, content: bytes) -> None:
     aside: str | None = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own: several processes may be writing the same file.
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".", delete=False) as out:
             aside = out.name
-            out.write(save({"tensor": tensor.detach().cpu().contiguous()}, {"about": about}))
+            out.write(content)
         Path(aside).replace(file)
     except OSError as error:
         logger.info("%s cannot be written (%s); it will be computed again next time", file, error)

@@ -8,7 +8,7 @@ import json
 import logging
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +27,7 @@ from torch import Tensor
 from hrzs import __version__
 from hrzs.errors import HrzsError, UsageError
 from hrzs.models import tiny
+from hrzs.models.cache import digest_of
 from hrzs.models.clip import ClipModel, ModelInfo
 from hrzs.models.heads import HyperbolicHead
 from hrzs.models.visual import holds_visual_only, replace_visual
@@ -151,7 +152,9 @@ def _load_hub(spec: str) -> ClipModel:
     except Exception as error:  # whatever the hub's client raises: none of it is ours to fix
         raise HrzsError(_cannot_fetch(f"{spec}", error)) from error
     cfg = dict(clip.visual.preprocess_cfg)
-    info = _info(spec.removeprefix("hf-hub:").replace("/", "-"), config, spec, "", **cfg)
+    # The name may stand for other weights one day.
+    digest = digest_of(clip.state_dict().items())
+    info = _info(spec.removeprefix("hf-hub:").replace("/", "-"), config, spec, digest, **cfg)
     return ClipModel(clip, replace(info, arch=_register(info.arch, config)))
 
 
@@ -215,8 +218,7 @@ def _take_visual(model: ClipModel, file: Path, spec: str, pretrained: str | None
         info,
         source=f"{info.source} + {file}",
         visual=str(file),
-        # A model of the hub has no digest but its name.
-        digest=hashlib.sha256(f"{info.digest or info.source} {file_digest(file)}".encode()).hexdigest(),
+        digest=hashlib.sha256(f"{info.digest} {file_digest(file)}".encode()).hexdigest(),
         licence="unknown",
         training_data="unknown",
         run={"base": base},
@@ -242,8 +244,8 @@ def _info(
     config: dict[str, Any],
     source: str,
     digest: str,
-    mean: tuple[float, ...] = open_clip.OPENAI_DATASET_MEAN,
-    std: tuple[float, ...] = open_clip.OPENAI_DATASET_STD,
+    mean: Sequence[float] = open_clip.OPENAI_DATASET_MEAN,
+    std: Sequence[float] = open_clip.OPENAI_DATASET_STD,
     interpolation: str = "bicubic",
     **_: Any,
 ) -> ModelInfo:

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hrzs.hierarchy.tree import Node, Tree
-from hrzs.models.cache import kept
+from hrzs.models.cache import digest_of, kept
 from hrzs.models.clip import ClipModel
 from hrzs.models.templates import TEMPLATES, resolve_template
 
@@ -135,9 +135,5 @@ def frozen_texts(model: ClipModel, tree: Tree, template: str = "photo", *, norma
 
 def _text_digest(model: ClipModel) -> str:
     """SHA-256 of every weight outside the image encoder."""
-    sha = hashlib.sha256()
-    for name, value in model.clip.state_dict().items():
-        if not name.startswith("visual."):
-            sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return sha.hexdigest()
+    weights = model.clip.state_dict().items()
+    return digest_of((name, value) for name, value in weights if not name.startswith("visual."))

@@ -62,8 +62,11 @@ def test_eval_prints_json_and_nothing_else(hrzs: Hrzs, run_folder: Path) -> None
     assert {row["attack"] for row in report["results"]} == {"none", "leaf-pgd", "superclass-pgd", "hierarchical-pgd"}
     assert report["summary"]["levels"][0]["any_level_robust"] is not None
     assert {c["name"] for c in report["summary"]["canaries"]} == {
-        "untouched-model", "huge-eps", "dead-gradients", "cosine-head",
+        "untouched-model", "transfer-vs-white-box", "huge-eps", "eps-monotone", "steps-monotone", "one-step-vs-iterative",
+        "noise-vs-white-box", "margin-vs-ce", "square-vs-white-box", "dead-gradients", "cosine-head",
     }  # fmt: skip
+    assert [m["dataset"] for m in report["summary"]["masking"]] == ["shapes"]
+    assert report["summary"]["masking"][0].keys() == {"dataset", "verdict", "reasons"}
     assert report["model"]["geometry"]["curvature"] == 1.0
     assert report["config"]["tasks"][0]["n"] == 24
 
@@ -85,7 +88,9 @@ def test_eval_prints_a_table_and_writes_json_beside_it(hrzs: Hrzs, small: Option
     assert ended.status == 0
     assert ended.out.startswith("shapes (test), 24 images")
     assert "leaf-pgd @ 0" in ended.out
-    assert json.loads(target.read_text())["summary"]["canaries"] == "switched off (--no-canaries)"
+    summary = json.loads(target.read_text())["summary"]
+    assert summary["canaries"] == summary["masking"] == "switched off (--no-canaries)"
+    assert ended.out.endswith("gradient masking: switched off (--no-canaries)\n")
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
 
 

@@ -197,6 +197,35 @@ def test_comparison_with_another_model() -> None:
         assert shown in page.text
 
 
+@pytest.mark.parametrize(
+    ("verdict", "pill", "advice"),
+    [
+        ("none found", "✓ no sign of gradient masking (shapes)", "This is no proof"),
+        ("suspected", "✗ gradient masking suspected (shapes)", "Do not trust the robust accuracy"),
+        ("inconclusive", "gradient masking: inconclusive (shapes)", "Do not rely on"),
+    ],
+)
+def test_the_verdict_on_masking_leads(verdict: str, pill: str, advice: str) -> None:
+    report = made(canaries=[{**CANARY, "ok": None, "value": None, "applicable": False}, {**CANARY, "ok": True}])
+    report["summary"]["masking"] = [{"dataset": "shapes", "verdict": verdict, "reasons": [HOSTILE, "9 of 60 hold"]}]
+    page = check(render(report, {}, {}, {}))
+    lead, rest = page.text.split("Headline", 1)
+    assert pill in lead
+    assert (advice in lead) is (verdict != "none found")
+    assert "all 1 canaries as expected" in lead
+    for said in (pill, advice, "9 of 60 hold", "not applicable"):
+        assert said in rest
+    assert "Further findings" not in page.text
+
+
+def test_masking_that_was_not_looked_for() -> None:
+    report = made(canaries="switched off (--no-canaries)")
+    report["summary"].update(canaries="switched off (--no-canaries)", masking="switched off (--no-canaries)")
+    page = check(render(report, {}, {}, {}))
+    assert "canaries switched off (--no-canaries)" in page.text
+    assert "gradient masking" not in page.text
+
+
 def test_nothing_beside_a_clean_evaluation(evaluate: Callable[..., Evaluation]) -> None:
     evaluation = finished(evaluate(attacks=("none",)))
     assert outcome_of(evaluation) is None

@@ -28,8 +28,10 @@ def test_table_shows_every_row_once(evaluate: Callable[..., Evaluation]) -> None
             "ok": None,
             "note": "not to be had",
         },
+        {"dataset": "d", "name": "x", "value": None, "expected": "y", "ok": None, "note": "z", "applicable": False},
     ]
-    text = render(report(evaluation, canaries))
+    masking = [{"dataset": "d", "verdict": "suspected", "reasons": ["9 of 60 images hold"]}]
+    text = render(report(evaluation, canaries, masking=masking))
     assert text.count("±") - 1 == len(rows)  # one more in the heading
     assert "level 0 (6)  level 1 (4)  level 2 (2)" in text
     for row in rows:
@@ -40,6 +42,8 @@ def test_table_shows_every_row_once(evaluate: Callable[..., Evaluation]) -> None
     assert f"any-level robust accuracy at ε {summary['eps']}: {100 * summary['any_level_robust']:.1f}%" in text
     assert "UNEXPECTED d, huge-eps: 0.500; expected at most 0.05. masked?." in text
     assert "not run    d, untouched-model: expected at most 0.25. not to be had." in text
+    assert "n/a        d, x: expected y. z." in text
+    assert "gradient masking on d: suspected\n  - 9 of 60 images hold\n  Do not trust" in text
 
 
 def test_table_without_superclasses_or_canaries(evaluate: Callable[..., Evaluation]) -> None:
@@ -48,6 +52,8 @@ def test_table_without_superclasses_or_canaries(evaluate: Callable[..., Evaluati
     text = render(report(evaluation, []))
     assert "none (clean)" in text
     assert "canaries" not in text
+    assert "masking" not in text
+    assert "gradient masking: switched off" in render(report(evaluation, [], masking="switched off"))
 
 
 def test_table_names_what_stood_in_and_what_differs(evaluate: Callable[..., Evaluation]) -> None:

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from hrzs.models.cache import cache_folder, kept
+from hrzs.models.cache import cache_folder, digest_of, kept, kept_json
 
 
 class Costly:
@@ -55,12 +57,10 @@ def test_a_corrupt_file_is_ignored_and_written_anew(folder: Path, damage: str) -
     (file,) = files(folder)
     whole = file.read_bytes()
     if damage in ("shape", "nan", "other"):
-        costly.value = {"shape": torch.zeros(5, 2), "nan": torch.full((3, 2), torch.nan)}.get(damage, costly.value)
-        file.unlink()
-        kept("text", {"a": 2 if damage == "other" else 1}, 3, costly)
-        (wrong,) = files(folder)
-        wrong.rename(file)
-        costly.value = Costly().value
+        with safe_open(file, framework="pt") as content:
+            about = content.metadata()["about"]
+        wrong = {"shape": torch.zeros(5, 2), "nan": torch.full((3, 2), torch.nan)}.get(damage, costly.value)
+        save_file({"tensor": wrong}, file, {"about": about.replace("1", "2") if damage == "other" else about})
     else:
         file.write_bytes({"cut": whole[:-5], "garbage": b"x" * len(whole), "empty": b""}[damage])
     costly.calls = 0
@@ -68,6 +68,80 @@ def test_a_corrupt_file_is_ignored_and_written_anew(folder: Path, damage: str) -
     assert costly.calls == 1
     assert file.read_bytes() == whole
     assert files(folder) == [file]
+
+
+def test_what_is_not_finite_is_not_kept(folder: Path) -> None:
+    costly = Costly()
+    costly.value = torch.full((3, 2), torch.nan)
+    for _ in range(2):
+        kept("text", {}, 3, costly)
+    assert costly.calls == 2
+    assert files(folder) == []
+
+
+def test_another_version_of_hrzs_computes_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    costly = Costly()
+    kept("text", {}, 3, costly)
+    monkeypatch.setattr("hrzs.models.cache.__version__", "another")
+    kept("text", {}, 3, costly)
+    assert costly.calls == len(files(folder)) == 2
+
+
+# -- values of JSON --------------------------------------------------------------------------------------------------
+
+VALUE = [{"name": "π", "value": 0.1, "ok": None}]
+
+
+class CostlyValue:
+    def __init__(self, value: Any = VALUE) -> None:
+        self.calls = 0
+        self.value = value
+
+    def __call__(self) -> Any:
+        self.calls += 1
+        return self.value
+
+
+def test_a_value_is_read_the_second_time(folder: Path) -> None:
+    costly = CostlyValue()
+    assert [kept_json("values", {"a": 1}, costly) for _ in range(2)] == [VALUE, VALUE]
+    assert costly.calls == 1
+    (file,) = files(folder)
+    assert (file.parent, file.suffix) == (folder / "values", ".json")
+    kept_json("values", {"a": 2}, costly)
+    assert costly.calls == 2
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '{"value": 1}', '{"value": [], "about": "another"}', "\x00"]
+)
+def test_a_damaged_value_is_computed_anew(folder: Path, content: str) -> None:
+    costly = CostlyValue()
+    kept_json("values", {}, costly)
+    (file,) = files(folder)
+    whole = file.read_bytes()
+    file.write_text(content)
+    assert kept_json("values", {}, costly) == VALUE
+    assert costly.calls == 2
+    assert file.read_bytes() == whole
+
+
+def test_what_does_not_fit_is_neither_kept_nor_taken(folder: Path) -> None:
+    costly = CostlyValue([])
+    for _ in range(2):
+        assert kept_json("values", {}, costly, fits=bool) == []
+    assert (costly.calls, files(folder)) == (2, [])
+    kept_json("values", {}, costly)
+    assert kept_json("values", {}, CostlyValue(), fits=bool) == VALUE
+
+
+def test_digest_of_tensors() -> None:
+    one = torch.arange(6.0)
+    others = [[("b", one)], [("a", one.double())], [("a", one.view(2, 3))], [("a", -one)], [("a", one), ("b", one)]]
+    assert digest_of([("a", one.view(2, 3).T)]) != digest_of([("a", one.view(3, 2))])
+    assert digest_of([("a", one)]) == digest_of([("a", one.clone().requires_grad_())])
+    assert digest_of([("a", one)]) not in {digest_of(named) for named in others}
+    assert len(digest_of([])) == 64
 
 
 def test_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

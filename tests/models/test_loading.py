@@ -416,4 +416,6 @@ def test_hub(config_file: ConfigFile, tmp_path: Path, monkeypatch: pytest.Monkey
     digest = loaded.info.digest
     state["logit_scale"] += 1
     save_file(state, snapshot / "open_clip_model.safetensors")
-    assert load_model("hf-hub:owner/name").info.digest != digest  # a name on the hub may stand for other weights one day
+    assert (
+        load_model("hf-hub:owner/name").info.digest != digest
+    )  # a name on the hub may stand for other weights one day
