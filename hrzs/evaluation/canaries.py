@@ -48,7 +48,7 @@ MOST_STEPS = 100
 QUERIES = 500
 DRAWS = 20
 
-#: Of the images attacked, how many may fall to the weaker attack only.
+#: Of the images attacked (for the cosine head: of those that hold), how many may fall to the weaker attack only.
 MISSED = 0.05
 HELD_AT_HUGE = 0.05
 UNTOUCHED = 0.25
@@ -267,9 +267,7 @@ def _huge(bench: _Bench) -> Canary:
     expected = f"at most {HELD_AT_HUGE} of the images attacked hold at ε {format_eps(HUGE)}"
     budget = replace(bench.budget(HUGE), norm="linf", step_size=HUGE / 4)
     held = bench.right & ~bench.fooled(LEAF_PGD.optimiser(budget), bench.right)
-    canary = _measured("huge-eps", int(held.sum()), int(bench.right.sum()), HELD_AT_HUGE, expected)
-    hint = "; the attack may be blocked: gradient masking?"
-    return replace(canary, note=canary.note + hint) if canary.ok is False else canary
+    return _measured("huge-eps", int(held.sum()), int(bench.right.sum()), HELD_AT_HUGE, expected)
 
 
 def _eps_monotone(bench: _Bench) -> Canary:
@@ -299,8 +297,11 @@ def _cosine_head(bench: _Bench, evaluation: Evaluation) -> Canary:
     """Attack through the cosine head of the same encoder; the hyperbolic head judges: it must be right on both."""
     classifier = ZeroShotClassifier(bench.model, evaluation.task.tree, evaluation.options.template, "cosine")
     cosine = replace(bench, objective=LevelObjective(classifier, 0))
+    expected = f"at most {MISSED} of the images that hold under their own head fall to its cosine head"
+    if not bench.held.any():
+        return Canary("cosine-head", None, expected, None, "not applicable: none holds", applicable=False)
     fooled = bench.fooled(bench.leaf_pgd(early_stop=False), bench.held, cosine)
-    return bench.missed("cosine-head", "images found through the cosine head", fooled)
+    return _measured("cosine-head", int(fooled.sum()), int(bench.held.sum()), MISSED, expected)
 
 
 def _dead_gradients(evaluation: Evaluation) -> Canary:

@@ -31,6 +31,8 @@ ADVICE = {
 
 #: Fewer images than these say nothing: even if none gave a sign, up to a fifth of all might (Wilson's interval).
 LEAST = 16
+#: Fewer images than these lie at a boundary by chance, out of however few: they raise no suspicion.
+SUSPICIOUS = 3
 
 #: What each canary shows where it fails; ``{n}`` is "COUNT of OF images".
 _SIGNS = {
@@ -43,7 +45,7 @@ _SIGNS = {
     "margin-vs-ce": "{n} fall to PGD on the margin and not on the cross-entropy: a saturated softmax has no gradient",
     "square-vs-white-box": "{n} fall to Square, which takes no gradients, and not to leaf-pgd, which follows them",
     "transfer-vs-white-box": "{n} fall to what was made against the untouched model and not to leaf-pgd on this one",
-    "cosine-head": "{n} fall to what was made through the cosine head and not to leaf-pgd through the model's own",
+    "cosine-head": "{n} that hold under the model's own head fall to what leaf-pgd finds through its cosine head",
 }
 
 
@@ -67,11 +69,16 @@ def verdicts(canaries: Sequence[Canary]) -> list[Masking]:
 def verdict_of(canaries: Sequence[Canary]) -> tuple[str, tuple[str, ...]]:
     """The verdict on the canaries of one dataset, and why.
 
-    Suspected, if any sign surely lies above its bound. Else inconclusive, if one lies above it but may do so by chance,
-    could not be measured, or rests on too few images, or if the attack does not fell an untouched model either.
+    Suspected, if any sign surely lies above its bound, on three images at least. Else inconclusive, if one lies above
+    it but may do so by chance, could not be measured, or rests on too few images, or if the attack does not fell an
+    untouched model either.
     """
     signs = [c for c in canaries if c.name in _SIGNS and c.applicable]
-    suspected = tuple(_SIGNS[c.name].format(n=_images(c), note=c.note) for c in signs if c.ok is False)
+    suspected = tuple(
+        _SIGNS[c.name].format(n=_images(c), note=c.note)
+        for c in signs
+        if c.ok is False and c.count is not None and c.count >= SUSPICIOUS
+    )
     if suspected:
         return SUSPECTED, suspected
     doubts = [

@@ -132,22 +132,42 @@ def test_a_hyperbolic_model_meets_its_cosine_head(evaluate: Evaluate) -> None:
     canaries = canaries_of(evaluation)
     assert canaries.keys() == {*ALWAYS, "cosine-head"}
     canary = canaries["cosine-head"]
-    assert canary.value is not None
-    assert 0 <= canary.value <= 1
+    assert canary.of is not None
+    assert canaries["huge-eps"].of is not None
+    assert canary.of < canaries["huge-eps"].of  # those that hold, not all that are attacked
+    assert canary.note == f"{canary.count} of {canary.of} images"
+
+
+@pytest.mark.parametrize("held", [0, 8])
+def test_only_what_holds_meets_the_cosine_head(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch, held: int) -> None:
+    evaluation = evaluate(attacks=("leaf-pgd",), steps=1)
+    head = HyperbolicHead(0.1, 0.1, 5.0)
+    evaluation.model.geometry = evaluation.classifier.head = head
+    evaluation.classifier.prepared = head.prepare(evaluation.classifier.prepared).detach()
+    right = module._bench(evaluation, Fraction(1, 255)).right.nonzero().squeeze(1).tolist()
+    canary = staged(evaluation, monkeypatch, lambda *_: right[held:], lambda: right[held - 3 :])["cosine-head"]
+    if held:
+        assert (canary.ok, canary.count, canary.of) == (False, 3, 8)
+    else:
+        assert (canary.ok, canary.applicable) == (None, False)
 
 
 # -- each comparison, on attacks whose outcome is known ---------------------------------------------------------------
 
 #: Which of 24 images an attack fools, by its class, number of steps, radius in 255ths and salt.
-Fooled = Callable[[str, int, float, str], range]
+Fooled = Callable[[str, int, float, str], Any]
 
 
-def staged(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch, fooled: Fooled) -> dict[str, Canary]:
+def staged(
+    evaluation: Evaluation,
+    monkeypatch: pytest.MonkeyPatch,
+    fooled: Fooled,
+    cosine: Callable[[], Any] = lambda: range(0),
+) -> dict[str, Canary]:
     def stage(_: Any, attack: Attack, among: Tensor, through: Any = None, salt: str = "") -> Tensor:
-        budget = attack.budget
-        rows = torch.tensor(
-            list(fooled(type(attack).__name__, budget.steps, 255 * float(budget.eps), salt)), dtype=torch.long
-        )
+        name, steps, eps = type(attack).__name__, attack.budget.steps, 255 * float(attack.budget.eps)
+        found = fooled(name, steps, eps, salt) if attack.early_stop else cosine()
+        rows = torch.tensor(list(found), dtype=torch.long)
         return among & torch.zeros_like(among).index_fill(0, rows, True)
 
     monkeypatch.setattr(module._Bench, "fooled", stage)

@@ -58,6 +58,14 @@ def test_a_sign_that_may_be_chance_is_inconclusive(name: str) -> None:
     assert "chance" in reasons[0]
 
 
+@pytest.mark.parametrize(("count", "verdict"), [(1, INCONCLUSIVE), (2, INCONCLUSIVE), (3, SUSPECTED)])
+def test_one_or_two_images_raise_no_suspicion(count: int, verdict: str) -> None:
+    """All of 2 lie surely above 5%, says the interval."""
+    found = canary("cosine-head", count, count)
+    assert found.ok is False
+    assert verdict_of(with_(found))[0] == verdict
+
+
 def test_what_was_not_run_is_inconclusive_and_what_does_not_apply_is_not() -> None:
     missing = Canary("transfer-vs-white-box", None, "?", None, "not run: no weights", "shapes")
     assert verdict_of(with_(missing)) == (INCONCLUSIVE, ("transfer-vs-white-box: not run: no weights",))
