@@ -43,6 +43,15 @@ def is_finished(folder: Path) -> bool:
     return (folder / MANIFEST_FILE).is_file()
 
 
+def is_begun(folder: Path) -> bool:
+    """Does the folder hold the beginning of a set?"""
+    return _partial(folder, MANIFEST_FILE).is_file()
+
+
+def _partial(folder: Path, name: str) -> Path:
+    return folder / f".{name}.partial"
+
+
 class AdversarialSet:
     """Adversarial images of every image of a task, under one unit of the plan, in a folder of their own.
 
@@ -81,7 +90,7 @@ class AdversarialSet:
         self.classifier = ZeroShotClassifier(model, task.tree, options.template, options.head)
         self.objective = self.spec.objective(self.classifier, unit.level, unit.scoring)
         self.shape = tuple(task.data[0].image.shape)
-        self._tensors, self._manifest = (folder / f".{name}.partial" for name in (TENSORS_FILE, MANIFEST_FILE))
+        self._tensors, self._manifest = _partial(folder, TENSORS_FILE), _partial(folder, MANIFEST_FILE)
         self.done = self._kept() if resume else 0
 
     @property
