@@ -86,7 +86,8 @@ class AdversarialSet:
         self.origin = dict(origin or {})
         self.spec = attack_spec(unit.attack)
         self.budget = budget_of(options, unit.eps, self.spec)
-        self.attack = self.spec.optimiser(self.budget)
+        # The images will be scored at other levels and on other models: stopped early, they would overstate robustness.
+        self.attack = self.spec.optimiser(self.budget, early_stop=False)
         self.classifier = ZeroShotClassifier(model, task.tree, options.template, options.head)
         self.objective = self.spec.objective(self.classifier, unit.level, unit.scoring)
         self.shape = tuple(task.data[0].image.shape)

@@ -120,7 +120,7 @@ def test_header_says_what_the_images_are(make: Make, task: Task, tmp_path: Path)
     header = read_header(tmp_path / "adversarial.safetensors")
     expected = {
         "attack": "leaf-pgd", "attack_level": 0, "scoring": "prompt", "eps": "8/255", "step_size": "2/255", "steps": 3,
-        "norm": "linf", "restarts": 1, "random_start": True, "early_stop": True, "seed": 7, "precision": "fp32", "head": "cosine", "template": "tecoa",
+        "norm": "linf", "restarts": 1, "random_start": True, "early_stop": False, "seed": 7, "precision": "fp32", "head": "cosine", "template": "tecoa",
         "prompts_digest": made.classifier.prompts.digest, "model_digest": "random:0",
         "model": made.model.info.source, "model_config": made.model.info.config, "task": json.loads(json.dumps(task.describe())),
         "origin": {"data": "shapes"},

@@ -20,6 +20,7 @@ from hrzs.evaluation.image_file import read_images, write_images
 from hrzs.evaluation.outcome import gallery_of
 from hrzs.evaluation.runner import EvalOptions, Evaluation, Unit
 from hrzs.evaluation.saved import SavedEvaluation, SavedSet, find_saved, task_of
+from hrzs.models.classifier import SCORINGS
 from hrzs.models.clip import ClipModel
 from hrzs.tasks import Task, open_task
 
@@ -93,6 +94,14 @@ def test_on_the_same_model_figures_are_those_of_the_attack(both: tuple[Row, list
     summary, rows = both
     assert figures(rows) == {name: summary[name] for name in ("clean", "robust")}
     assert summary["robust"][0] < summary["clean"][0] == 1.0
+
+
+def test_figures_are_those_of_an_attack_of_today(
+    evaluate: Callable[..., Evaluation], both: tuple[Row, list[Row]]
+) -> None:
+    today = evaluate(attacks=("leaf-pgd",), eps=(EPS,))
+    for scoring in SCORINGS:  # away from the aim too
+        assert figures(both[1], scoring) == figures(rows_of(today), scoring)
 
 
 def test_rows_have_the_form_of_every_other(both: tuple[Row, list[Row]], small: ClipModel, task: Task) -> None:
