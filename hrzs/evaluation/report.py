@@ -140,8 +140,8 @@ def _lead(report: Mapping[str, Any], heads: Sequence[Headline]) -> Markup:
     attacks = dict.fromkeys(row["attack"] for row in report["results"] if row["attack"] != "none")
     radii = dict.fromkeys(h.eps for h in heads if h.eps is not None)
     about = f"{report['model']['arch']}; "
-    saved = report["summary"].get("adversarial", {})
-    norms = dict.fromkeys(one["norm"] for one in saved.values()) or [report["config"].get("norm", "linf")]
+    norms = dict.fromkeys(row["norm"] for row in report["results"] if row.get("norm"))
+    norms = norms or {report["config"].get("norm", "linf"): None}
     about += f"{', '.join(attacks)} at ε {', '.join(radii)} ({', '.join(norms)})" if attacks else "clean only"
     if sources := sources_of(report["results"]):
         about += f"; the images are saved ones, made against {', '.join(sources)}"

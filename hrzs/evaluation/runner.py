@@ -173,6 +173,11 @@ class Evaluation:
         ]
         return list(dict.fromkeys(found))
 
+    def budget(self, unit: Unit) -> Budget:
+        """What the attack of this unit may spend."""
+        assert unit.eps is not None
+        return budget_of(self.options, unit.eps, attack_spec(unit.attack))
+
     def cost(self, unit: Unit) -> float:
         """Forward and backward passes of an image that nothing fools."""
         if unit.eps is None:
@@ -255,10 +260,9 @@ class Evaluation:
         return not (self.options.matrix or isinstance(unit.level, str))
 
     def _parts(self, unit: Unit) -> list[tuple[Attack, Objective]]:
-        assert unit.eps is not None
         assert unit.level is not None
         spec = attack_spec(unit.attack)
-        attack = spec.optimiser(budget_of(self.options, unit.eps, spec), early_stop=self._stops_early(unit))
+        attack = spec.optimiser(self.budget(unit), early_stop=self._stops_early(unit))
         return attack.parts(spec.objective(self.classifier, unit.level, unit.scoring))
 
     def _batches(
@@ -314,11 +318,10 @@ class Evaluation:
 
     def again(self, unit: Unit, batch: Batch, labels: Int[Tensor, "B"]) -> Float[Tensor, "B 3 H W"]:
         """The adversarial images of these under one unit, attacked once more as they were then."""
-        assert unit.eps is not None
         assert unit.level is not None
         spec = attack_spec(unit.attack)
         objective = spec.objective(self.classifier, unit.level, unit.scoring)
-        attack = spec.optimiser(budget_of(self.options, unit.eps, spec), early_stop=False)
+        attack = spec.optimiser(self.budget(unit), early_stop=False)
         seeds = sample_seeds(batch.ids, self.options.seed)
         device = self.model.device
         return attack(self.model, objective, batch.images.to(device), labels.to(device), seeds).images
@@ -332,7 +335,7 @@ class Evaluation:
     def _rows(self, unit: Unit) -> Iterator[dict[str, Any]]:
         tree, n = self.task.tree, len(self.labels)
         clean = metrics.right(tree, self.labels, self.clean.nodes)
-        budget = None if unit.eps is None else budget_of(self.options, unit.eps, attack_spec(unit.attack))
+        budget = None if unit.eps is None else self.budget(unit)
         here = self.predictions[unit.key]
         adversarial = metrics.right(tree, self.labels, here.nodes)
         for level in range(tree.top):

@@ -198,6 +198,10 @@ class SavedEvaluation(Evaluation):
             if (fault := saved.header["stands_in"])
         ]
 
+    def budget(self, unit: Unit) -> Budget:
+        """What the attack might spend that made the images."""
+        return self.saved[unit].budget
+
     def cost(self, unit: Unit) -> float:  # noqa: ARG002
         return super().cost(self.units[0])
 

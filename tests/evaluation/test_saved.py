@@ -265,7 +265,9 @@ def test_what_left_the_ball_is_named(folder: Path, small: ClipModel, plain: Task
 
 def test_l2_is_judged_as_l2(small: ClipModel, plain: Task, tmp_path: Path) -> None:
     make(small, plain, tmp_path / "l2", Unit("leaf-pgd", 0, "prompt", Fraction(1, 2)), norm="l2")
-    evaluate(small, tmp_path / "l2").run()
+    made = evaluate(small, tmp_path / "l2", steps=7)
+    rows = rows_of(made)
+    assert {(row["norm"], row["steps"], row["step_size"]) for row in rows} == {(None,) * 3, ("l2", 3, "1/8")}
     file = tmp_path / "l2" / "adversarial.safetensors"
     image, clean = read_images(file, [3]), plain.data[3].image[None]
     write_images(file, 3, (image - 0.2 * (image - clean).sign()).clamp(0, 1))
