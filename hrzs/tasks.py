@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hrzs.data import Dataset, digest, open_dataset, resize_to, subset
+from hrzs.data import Dataset, digest, open_dataset, pick, resize_to, subset
 from hrzs.errors import UsageError
 from hrzs.hierarchy.published import find_tree
 from hrzs.hierarchy.tree import Tree
@@ -57,8 +57,14 @@ def open_task(
     limit: int | None = None,
     skip: int = 0,
     resize: str = "auto",
+    size: int | None = None,
+    ids: Sequence[str] | None = None,
 ) -> Task:
     """Open one ``--data`` value with its tree (by default the published one of the dataset's name).
+
+    Args:
+        size: the side of images that are resized before; by default the model's.
+        ids: only these images, in this order.
 
     Raises:
         UsageError: no such data, no tree for it, a tree that does not belong to it, or nothing left of it.
@@ -68,6 +74,8 @@ def open_task(
     data = open_dataset(spec, split, root=root, purpose=purpose)
     if limit is not None or skip or classes is not None:
         data = subset(data, limit=limit, skip=skip, classes=classes)
+    if ids is not None:
+        data = pick(data, ids)
     if resize == "in-graph" and data.native_size is None:
         raise UsageError(
             f"--resize in-graph: the images of {spec} differ in size; they are resized before (--resize before)"
@@ -75,7 +83,7 @@ def open_task(
     # Small data keeps its native pixels, so that ε means what it says; photographs of all sizes are cut to size first.
     in_graph = resize == "in-graph" or (resize == "auto" and data.native_size is not None)
     if not in_graph:
-        data = resize_to(data, model.image_size)
+        data = resize_to(data, size or model.image_size)
     whole, source = _find_tree(tree, data, spec)
     fitted = whole.restrict(data.classes)
     if len(fitted.classes) < len(whole.classes):

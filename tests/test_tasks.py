@@ -45,6 +45,14 @@ def test_limit_and_skip_are_disjoint_and_digests_tell(model: ClipModel) -> None:
     assert first.describe()["image_ids"] != second.describe()["image_ids"]
 
 
+def test_images_by_name_at_a_given_size(model: ClipModel) -> None:
+    ids = open_task("shapes", model, purpose="eval", limit=5).data.ids[::-1]
+    task = open_task("shapes", model, purpose="eval", ids=ids, resize="before", size=20)
+    assert task.data.ids == ids
+    assert task.data[0].image.shape == (3, 20, 20)
+    assert len(task.tree.classes) == 24
+
+
 def test_resizing_before_brings_images_to_the_models_size(model: ClipModel, tmp_path: Path) -> None:
     from PIL import Image
 

@@ -10,10 +10,10 @@ import typer
 
 from hrzs.cli import console, options
 from hrzs.cli.finetune import check_folder
-from hrzs.errors import HrzsError
+from hrzs.errors import HrzsError, UsageError
 
 if TYPE_CHECKING:
-    from hrzs.evaluation.runner import EvalOptions
+    from hrzs.evaluation.adversarial import AdversarialSet
     from hrzs.models.clip import ClipModel
     from hrzs.tasks import Task
 
@@ -40,7 +40,7 @@ def attack(
     steps: Annotated[int | None, typer.Option("--steps", min=1, show_default="the attack's own: 20 for PGD")] = None,
     norm: options.Norm = "linf",
     template: options.Template = "photo",
-    png: Annotated[bool, typer.Option("--png", help="Also write images/*.png, and their accuracy after 8-bit rounding.")] = False,
+    png: Annotated[bool, typer.Option("--png", help="Also write images/*.png, rounded to 8 bits.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder.", show_default="runs/ATTACK-MODEL-DATA")] = None,
     resume: options.Resume = False,
     seed: options.Seed = 0,
@@ -59,15 +59,13 @@ def attack(
         _print_list(model, data, attack, template)
         return
     folder = output or options.default_folder(attack, model, visual, data)
-    if resume and is_finished(folder):
-        console.emit(str(folder))
-        return
     if not resume and not dry_run:
         check_folder(folder)
     device = options.prepare_torch(device, precision, threads)
 
     from hrzs.attacks import attack_spec
     from hrzs.attacks.budget import parse_eps
+    from hrzs.evaluation.adversarial import AdversarialSet, is_finished
     from hrzs.evaluation.runner import DEFAULT_EPS, EvalOptions, budget_of, plan
     from hrzs.models.loading import load_model
     from hrzs.tasks import open_task
@@ -84,34 +82,29 @@ def attack(
                      classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize)  # fmt: skip
     units = plan(task, settings)[1:]
     if dry_run:
-        from hrzs.estimate import seconds_per_image
-
-        seconds, megabytes = seconds_per_image(loaded, task.data)
-        minutes = (
-            len(task.data)
-            * seconds
-            * (budget_of(settings, DEFAULT_EPS, attack_spec(attack)).steps + 1)
-            * len(units)
-            / 60
-        )
+        spec = attack_spec(attack)
+        passes = len(units) * (budget_of(settings, DEFAULT_EPS, spec).steps + 1)
         console.emit(options.dump_yaml({"data": task.describe(), "units": [u.title for u in units], "output": str(folder),
-                                        "estimated_minutes": round(minutes, 1),
-                                        "estimated_memory_mb": round(batch_size * megabytes)}))  # fmt: skip
+                                        **_estimate(loaded, task, len(units), passes, batch_size, png=png)}))  # fmt: skip
         return
+    if resume and len(units) > 1 and is_finished(folder):
+        raise UsageError(
+            f"-o {folder}: holds the images of one level, and --level asks for {len(units)}; give another folder"
+        )
     places = [folder if len(units) == 1 else folder / f"level-{unit.level}" for unit in units]
     for where in places:
         if not resume:
             check_folder(where)
-    for unit, where in zip(units, places, strict=True):
-        if resume and is_finished(where):
-            continue
-        _attack_to(where, loaded, task, settings, unit, png=png, quiet=quiet, config=options.saved_config(context))
+    origin = {"data": data, "data_root": None if data_root is None else str(data_root), "split": split, "tree": tree,
+              "classes": None if classes is None else list(task.data.classes)}  # fmt: skip
+    made = [
+        AdversarialSet(loaded, task, settings, unit, where, origin=origin, resume=resume)
+        for unit, where in zip(units, places, strict=True)
+    ]
+    for each in made:
+        if not each.finished:
+            _write_set(each, png=png, quiet=quiet, config=options.saved_config(context))
     console.emit(str(folder))
-
-
-def is_finished(folder: Path) -> bool:
-    """The manifest is written last."""
-    return (folder / "manifest.jsonl").is_file()
 
 
 def _print_list(model: str, data: str, attack: str, template: str) -> None:
@@ -123,26 +116,26 @@ def _print_list(model: str, data: str, attack: str, template: str) -> None:
         options.print_models_or_data(model, data, template)
 
 
-def _attack_to(
-    folder: Path,
-    model: ClipModel,
-    task: Task,
-    settings: EvalOptions,
-    unit: Any,
-    *,
-    png: bool,
-    quiet: bool,
-    config: dict[str, Any],
-) -> None:
-    from hrzs.evaluation.adversarial import AdversarialSet
+def _estimate(model: ClipModel, task: Task, sets: int, passes: int, batch_size: int, *, png: bool) -> dict[str, float]:
+    from hrzs.estimate import seconds_per_image
+    from hrzs.evaluation.image_file import bytes_of
 
-    made = AdversarialSet(model, task, settings, unit)
+    n, shape = len(task.data), task.data[0].image.shape
+    seconds, megabytes = seconds_per_image(model, task.data)
+    return {
+        "estimated_minutes": round(n * seconds * passes / 60, 1),
+        "estimated_memory_mb": round(batch_size * megabytes),
+        # A PNG of adversarial noise hardly shrinks.
+        "estimated_disk_mb": round(sets * (bytes_of(n, shape) + n * shape.numel() * png) / 1e6, 1),
+    }
+
+
+def _write_set(made: AdversarialSet, *, png: bool, quiet: bool, config: dict[str, Any]) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        options.write_config(folder / "config.yaml", config)
+        made.folder.mkdir(parents=True, exist_ok=True)
+        options.write_config(made.folder / "config.yaml", config)
     except OSError as error:
-        raise HrzsError(f"-o {folder}: cannot be written ({error.strerror}); give another folder") from error
-    with console.progress_bar(unit.title, quiet=quiet) as update:
-        made.run(lambda done, total: update(done, total, ""))
-    made.write(folder, png=png)
-    console.note(json.dumps(made.accuracies(png=png)))
+        raise HrzsError(f"-o {made.folder}: cannot be written ({error.strerror}); give another folder") from error
+    with console.progress_bar(made.unit.title, quiet=quiet) as update:
+        made.run(lambda done, total: update(done, total, ""), png=png)
+    console.note(json.dumps({k: [round(v, 4) for v in vs] for k, vs in made.summary().items() if k != "n"}))

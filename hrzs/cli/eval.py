@@ -15,6 +15,8 @@ from hrzs.errors import HrzsError, UsageError
 
 if TYPE_CHECKING:
     from hrzs.evaluation.runner import EvalOptions, Evaluation
+    from hrzs.evaluation.saved import SavedEvaluation, SavedSet
+    from hrzs.models.clip import ClipModel
 
 #: Named protocols: overrides of the defaults (protocol.md).
 PRESETS: dict[str, dict[str, Any]] = {
@@ -64,6 +66,7 @@ def evaluate(
     random_start: options.RandomStart = True,
     norm: options.Norm = "linf",
     template: options.Template = "photo",
+    adversarial: Annotated[Path | None, typer.Option("--adversarial", metavar="DIR", help="Run no attack: score the images that `hrzs attack` wrote there, on their data.")] = None,
     canaries: Annotated[bool, typer.Option("--canaries/--no-canaries", help="Check the set-up on 64 images.")] = True,
     json_out: Annotated[str | None, typer.Option("--json", help="Write JSON to FILE, or to stdout with -.")] = None,
     report_out: Annotated[
@@ -99,6 +102,9 @@ def evaluate(
 
     if scoring not in (*SCORINGS, "both"):
         raise UsageError(f"--scoring {scoring!r}: one of {', '.join(SCORINGS)}, both")
+    if adversarial is not None:
+        _refuse_attacks(context)
+        attack, canaries = "none", False
     names = tuple(name.strip() for name in attack.split(","))
     settings = EvalOptions(
         attacks=names, level=level or ("all" if names == SUITE else None),
@@ -125,7 +131,8 @@ def evaluate(
     if store is not None and not resume:
         store.unlink(missing_ok=True)
     loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=seed)
-    evaluations = [
+    given = None if adversarial is None else _saved(context, adversarial, loaded, settings, store)
+    evaluations: list[Evaluation] = [given] if given is not None else [
         Evaluation(loaded, open_task(spec.strip(), loaded, purpose="eval", split=split, root=data_root, tree=tree,
                                      classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize),
                    settings, store)
@@ -146,6 +153,11 @@ def evaluate(
                     "canaries": [] if canaries else "switched off (--no-canaries)",
                     "masking": [] if canaries else "switched off (--no-canaries)"},
     }  # fmt: skip
+    if given is not None:
+        source = {name.replace("_", "-"): value for name, value in _source_of(context, given.sets[0]).items()}
+        report["config"] |= {"attack": "none", **source}
+        why = "not applicable (the images were given, no attack was run)"
+        report["summary"] |= {"canaries": why, "masking": why, "adversarial": given.provenance()}
     if against is not None:
         check_same_images(report, other)  # before hours of work, not after
     for dataset, skipped in report["summary"]["not_applicable"].items():
@@ -183,6 +195,48 @@ def _print_list(model: str, data: str, attack: str, template: str) -> None:
         options.print_models_or_data(model, data, template)
     else:
         console.print_names([(name, ", ".join(f"{k} {v}" for k, v in p.items())) for name, p in PRESETS.items()])
+
+
+# -- --adversarial ------------------------------------------------------------------------------------------------
+
+
+def _given(context: typer.Context, name: str) -> Any:
+    """The value of an option that somebody gave, else None; the defaults in a saved configuration were not given."""
+    value = context.params[name]
+    default = next(p.default for p in context.command.params if p.name == name)
+    # By name: typer carries a click of its own.
+    source = context.get_parameter_source(name)
+    typed = source is not None and source.name == "COMMANDLINE"
+    return value if typed or value != default else None
+
+
+def _refuse_attacks(context: typer.Context) -> None:
+    if (attack := _given(context, "attack")) not in (None, "none"):
+        raise UsageError(
+            f"--attack {attack} with --adversarial: the images are given and none is attacked; leave out one of the "
+            "two (a --preset brings attacks too)"
+        )
+    for name in ("level", "eps", "step_size", "steps", "restarts", "random_start", "norm", "limit", "skip", "resize"):
+        if (value := _given(context, name)) is not None:
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} {value} with --adversarial: it is as `hrzs attack` had it; leave it out")
+
+
+def _source_of(context: typer.Context, saved: SavedSet) -> dict[str, Any]:
+    given = {name: _given(context, name) for name in ("data", "data_root", "split", "tree", "classes")}
+    given["data_root"] = None if given["data_root"] is None else str(given["data_root"])
+    given["classes"] = options.read_class_list(given["classes"])
+    return saved.source(given)
+
+
+def _saved(
+    context: typer.Context, folder: Path, model: ClipModel, settings: EvalOptions, store: Path | None
+) -> SavedEvaluation:
+    from hrzs.evaluation.saved import SavedEvaluation, find_saved, task_of
+
+    sets = find_saved(folder)
+    task = task_of(sets[0], model, **_source_of(context, sets[0]))
+    return SavedEvaluation(model, task, settings, sets, store)
 
 
 def _canaries(evaluations: list[Evaluation], *, quiet: bool) -> dict[str, Any]:

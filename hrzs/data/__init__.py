@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from hrzs.data.base import Batch, Dataset, Sample, digest, held_out, loader, resize_to, subset, suggest
+from hrzs.data.base import Batch, Dataset, Sample, digest, held_out, loader, pick, resize_to, subset, suggest
 from hrzs.data.named import NAMED, Splits, open_named
 from hrzs.data.shapes import SPLITS as SHAPES_SPLITS
 from hrzs.data.shapes import Shapes
@@ -31,6 +31,7 @@ __all__ = [
     "held_out",
     "loader",
     "open_dataset",
+    "pick",
     "resize_to",
     "subset",
 ]

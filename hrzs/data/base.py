@@ -135,6 +135,18 @@ def subset(dataset: Dataset, *, limit: int | None, skip: int = 0, classes: Seque
     return view
 
 
+def pick(dataset: Dataset, ids: Sequence[str]) -> Dataset:
+    """The images called `ids`, in this order. Raises UsageError that names one which is not there."""
+    place = {name: i for i, name in enumerate(dataset.ids)}
+    missing = [name for name in ids if name not in place]
+    if missing:
+        raise UsageError(
+            f"--data {dataset.name} ({dataset.split}): it has no image {missing[0]!r}; {len(missing)} of the "
+            f"{len(ids)} wanted are missing. Name the data that they come from with --data, --split and --data-root."
+        )
+    return _View(dataset, [place[name] for name in ids])
+
+
 def _positions(dataset: Dataset, classes: Sequence[str]) -> list[int]:
     position = {name: i for i, name in enumerate(dataset.classes)}
     for name in classes:

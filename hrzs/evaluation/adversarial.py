@@ -1,154 +1,332 @@
-"""A set of adversarial images: made, judged, and written as float32 with a manifest."""
+"""A set of adversarial images: made, judged, and written as float32 with a manifest, batch by batch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torchvision.utils import save_image
 
-from hrzs.attacks import attack_spec, sample_seeds
+from hrzs import __version__
+from hrzs.attacks import AttackResult, attack_spec, sample_seeds
 from hrzs.attacks.budget import format_eps
-from hrzs.data import loader
-from hrzs.errors import HrzsError
+from hrzs.data import Batch, loader
+from hrzs.errors import HrzsError, UsageError
 from hrzs.evaluation.gallery import Example, draw_gallery
+from hrzs.evaluation.image_file import allocate, read_images, settle, write_images
 from hrzs.evaluation.metrics import right
+from hrzs.evaluation.outcome import most_instructive
 from hrzs.evaluation.runner import EvalOptions, Unit, budget_of
+from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel
-from hrzs.models.loading import write_safetensors
+from hrzs.models.loading import read_header
 from hrzs.models.templates import template_for
 from hrzs.tasks import Task
 
 TENSORS_FILE = "adversarial.safetensors"
 MANIFEST_FILE = "manifest.jsonl"
+SUMMARY_FILE = "summary.json"
 GALLERY_FILE = "gallery.png"
 
 
-class AdversarialSet:
-    """Adversarial images of every image of a task, under one unit of the plan."""
+def is_finished(folder: Path) -> bool:
+    """Does the folder hold a whole set? The manifest gets its name last."""
+    return (folder / MANIFEST_FILE).is_file()
 
-    def __init__(self, model: ClipModel, task: Task, options: EvalOptions, unit: Unit) -> None:
+
+def is_begun(folder: Path) -> bool:
+    """Does the folder hold the beginning of a set?"""
+    return _partial(folder, MANIFEST_FILE).is_file()
+
+
+def _partial(folder: Path, name: str) -> Path:
+    return folder / f".{name}.partial"
+
+
+class AdversarialSet:
+    """Adversarial images of every image of a task, under one unit of the plan, in a folder of their own.
+
+    Memory holds one batch of images. When a batch is done, its images stand in their places of a partial tensor file,
+    and only then its lines in a partial manifest; so the lines say how far the set has come, whenever it was stopped.
+    At the end both get their names, the manifest last.
+
+    Args:
+        folder: where all of it goes.
+        origin: where the clean images and the tree came from (``data``, ``split``, …), for whoever wants them again.
+        resume: go on with what the folder holds.
+
+    Raises:
+        UsageError: what the folder holds was made otherwise (the message says how it differs).
+    """
+
+    def __init__(
+        self,
+        model: ClipModel,
+        task: Task,
+        options: EvalOptions,
+        unit: Unit,
+        folder: Path,
+        *,
+        origin: Mapping[str, Any] | None = None,
+        resume: bool = False,
+    ) -> None:
         assert unit.eps is not None
         assert unit.level is not None
         options = replace(options, template=template_for(options.template, task.data.name))
-        self.model, self.task, self.options, self.unit = model, task, options, unit
-        spec = attack_spec(unit.attack)
-        self.budget = budget_of(options, unit.eps, spec)
-        self.attack = spec.optimiser(self.budget)
+        self.model, self.task, self.options, self.unit, self.folder = model, task, options, unit, folder
+        self.origin = dict(origin or {})
+        self.spec = attack_spec(unit.attack)
+        self.budget = budget_of(options, unit.eps, self.spec)
+        # The images will be scored at other levels and on other models: stopped early, they would overstate robustness.
+        self.attack = self.spec.optimiser(self.budget, early_stop=False)
         self.classifier = ZeroShotClassifier(model, task.tree, options.template, options.head)
-        self.objective = spec.objective(self.classifier, unit.level, unit.scoring)
-        self.ids: list[str] = []
-        self.clean: list[Tensor] = []
-        self.images: list[Tensor] = []
-        self.before: list[Tensor] = []
-        self.after: list[Tensor] = []
-        self.rounded: list[Tensor] = []
-
-    def run(self, progress: Callable[[int, int], None]) -> None:
-        """Attack everything, batch by batch; images that are wrong when clean too."""
-        for batch in loader(self.task.data, self.options.batch_size, self.options.workers):
-            images, labels = batch.images.to(self.model.device), batch.labels.to(self.model.device)
-            seeds = sample_seeds(batch.ids, self.options.seed)
-            result = self.attack(self.model, self.objective, images, labels, seeds).images
-            self.ids += batch.ids
-            self.clean.append(batch.images)
-            self.images.append(result.cpu())
-            self.before.append(self._predict(images))
-            self.after.append(self._predict(result))
-            self.rounded.append(self._predict((result * 255).round() / 255))
-            progress(len(self.ids), len(self.task.data))
-
-    @torch.no_grad()
-    def _predict(self, images: Tensor) -> Tensor:
-        return self.classifier.predict(self.model.encode_image(images, "fp32"))[0].cpu()
+        self.objective = self.spec.objective(self.classifier, unit.level, unit.scoring)
+        self.shape = tuple(task.data[0].image.shape)
+        self._tensors, self._manifest = _partial(folder, TENSORS_FILE), _partial(folder, MANIFEST_FILE)
+        self.done = self._kept() if resume else 0
 
     @property
-    def labels(self) -> Tensor:
-        return torch.tensor(list(self.task.data.labels))
+    def finished(self) -> bool:
+        """Is there nothing left to do?"""
+        return self.done == len(self.task.data) and is_finished(self.folder)
 
-    def accuracies(self, *, png: bool) -> dict[str, list[float]]:
-        """Per level, clean and under this attack (and, for PNGs, after rounding to 8 bits)."""
-        named = {"clean": self.before, "robust": self.after} | ({"robust_after_8_bit": self.rounded} if png else {})
-        tree = self.task.tree
+    def header(self) -> dict[str, Any]:
+        """What these images are: everything they depend on, and where they came from."""
+        assert self.unit.level is not None
         return {
-            name: [
-                round(v, 4) for v in right(tree, self.labels, torch.cat(parts, 1)[None])[0].double().mean(1).tolist()
-            ]
-            for name, parts in named.items()
-        }
-
-    def write(self, folder: Path, *, png: bool) -> None:
-        """``adversarial.safetensors``, ``gallery.png``, on request ``images/*.png``, and last the manifest.
-
-        Raises:
-            HrzsError: the folder cannot be written.
-        """
-        images, clean = torch.cat(self.images), torch.cat(self.clean)
-        header = {
+            "hrzs": __version__,
             "attack": self.unit.attack,
             "attack_level": self.unit.level,
+            "scoring": self.unit.scoring,
             "eps": format_eps(self.budget.eps),
+            "step_size": format_eps(self.budget.step_size),
+            "steps": self.budget.steps,
             "norm": self.budget.norm,
+            "restarts": self.budget.restarts,
+            "random_start": self.budget.random_start,
+            "early_stop": self.attack.early_stop,
+            "stands_in": self.spec.stands_in(self.task.tree, self.unit.level),
+            "seed": self.options.seed,
+            "precision": self.model.precision,
+            "head": self.classifier.head.name,
+            "template": self.options.template,
+            "prompts_digest": self.classifier.prompts.digest,
             "model": self.model.info.source,
             "model_digest": self.model.info.digest,
+            "model_config": self.model.info.config,
             "task": self.task.describe(),
-            "accuracies": self.accuracies(png=png),
+            "origin": self.origin,
         }
-        write_safetensors({"images": images, "labels": self.labels}, folder / TENSORS_FILE, header)
+
+    # -- how far it has come --------------------------------------------------------------------------------------
+
+    def _kept(self) -> int:
+        """The number of images that the folder holds already, cut back to whole batches.
+
+        A batch that was being written is made again from its first image: in other company, an image could differ in
+        its last bit.
+        """
+        n = len(self.task.data)
+        if is_finished(self.folder):
+            self._check(self.folder / TENSORS_FILE, [record["id"] for record, _ in _lines(self.folder / MANIFEST_FILE)])
+            return n
+        lines = [(record["id"], end) for record, end in _lines(self._manifest)]
+        if not lines:
+            return 0
+        # Between the two renames at the end, the tensors have their name already.
+        self._check(self._tensors if self._tensors.exists() else self.folder / TENSORS_FILE, [i for i, _ in lines])
+        return n if len(lines) == n else len(lines) // self.options.batch_size * self.options.batch_size
+
+    def _check(self, tensors: Path, ids: list[str]) -> None:
+        was, now = (dict(_leaves(h)) for h in (read_header(tensors), json.loads(json.dumps(self.header()))))
+        loose = {"task.tree"}  # a path: the digest beside it tells
+        if self.model.info.digest:
+            loose.add("model")
+        differing = [
+            f"{name} {was.get(name)!r} (now {now.get(name)!r})"
+            for name in dict.fromkeys([*now, *was])
+            if name not in loose and not name.startswith("origin.") and was.get(name) != now.get(name)
+        ]
+        if not differing and ids != list(self.task.data.ids)[: len(ids)]:
+            differing = ["other images, or in another order"]
+        if differing:
+            raise UsageError(
+                f"-o {self.folder}: --resume, but what it holds was made with {'; '.join(differing)}; "
+                "repeat the options it was started with, or give another folder"
+            )
+
+    # -- making it ------------------------------------------------------------------------------------------------
+
+    def run(self, progress: Callable[[int, int], None], *, png: bool = False) -> None:
+        """Attack everything, images that are wrong when clean too; then write what is asked for beside it.
+
+        Raises:
+            HrzsError: the folder cannot be written; finished batches are kept.
+        """
+        data, options = self.task.data, self.options
+        with self._writing():
+            self._go_on() if self.done else self._begin()
+        if self.done:
+            progress(self.done, len(data))
+        for batch in loader(data, options.batch_size, options.workers, range(self.done, len(data))):
+            images, labels = batch.images.to(self.model.device), batch.labels.to(self.model.device)
+            if tuple(images.shape[1:]) != self.shape:
+                raise HrzsError(f"Image {batch.ids[0]} differs in size from {data.ids[0]}: resize them with --resize")
+            seeds = sample_seeds(batch.ids, options.seed)
+            result = self.attack(self.model, self.objective, images, labels, seeds)
+            lines = self._describe(batch, images, result)
+            with self._writing():
+                write_images(self._tensors, self.done, result.images.cpu())
+                with self._manifest.open("a") as file:
+                    file.write("".join(json.dumps(line) + "\n" for line in lines))
+                    settle(file)
+            self.done += len(batch.ids)
+            progress(self.done, len(data))
+        with self._writing():
+            self._finish(png=png)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            if png:
-                (folder / "images").mkdir(exist_ok=True)
-                for i, image in enumerate(images):
-                    save_image(image, folder / "images" / f"{i:06d}.png")
-            self._gallery(folder / GALLERY_FILE, clean, images)
-            aside = folder / f".{MANIFEST_FILE}"
-            aside.write_text("".join(json.dumps(line) + "\n" for line in self._manifest(clean, images)))
-            aside.replace(folder / MANIFEST_FILE)
+            yield
         except OSError as error:
-            raise HrzsError(f"{folder} could not be written ({error})") from error
+            raise HrzsError(
+                f"{self.folder} could not be written ({error}); --resume goes on after the last finished batch"
+            ) from error
 
-    def _manifest(self, clean: Tensor, images: Tensor) -> list[dict[str, Any]]:
-        tree, delta = self.task.tree, (images.double() - clean.double()).flatten(1)
-        before, after = torch.cat(self.before, 1), torch.cat(self.after, 1)
+    def _begin(self) -> None:
+        # The manifest goes first: without its lines, whatever else lies there counts for nothing.
+        for stale in (self._manifest, self.folder / MANIFEST_FILE):
+            stale.unlink(missing_ok=True)
+        allocate(self._tensors, torch.tensor(list(self.task.data.labels)), self.shape, self.header())
 
-        def names(nodes: Tensor) -> list[str]:
-            stood = [tree.levels[level][node] for level, node in enumerate(nodes.tolist())]
-            return [node.class_id or node.id for node in stood]
+    def _go_on(self) -> None:
+        end = [end for _, end in _lines(self._manifest)][self.done - 1]
+        os.truncate(self._manifest, end)
 
+    @torch.no_grad()
+    def _predict(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "levels B"]:
+        return self.classifier.predict(self.model.encode_image(images, "fp32"))[0].cpu()
+
+    def _describe(self, batch: Batch, images: Float[Tensor, "B 3 H W"], result: AttackResult) -> list[dict[str, Any]]:
+        tree = self.task.tree
+        delta = (result.images.double() - images.double()).flatten(1)
+        linf, l2 = delta.abs().amax(1).tolist(), torch.linalg.vector_norm(delta, dim=1).tolist()
+        stages = {"before": images, "after": result.images, "after_8_bit": (result.images * 255).round() / 255}
+        predicted = {stage: self._predict(pixels) for stage, pixels in stages.items()}
         return [
             {
-                "index": i,
-                "id": self.ids[i],
-                "label": tree.classes[int(self.labels[i])],
-                "before": names(before[:, i]),
-                "after": names(after[:, i]),
-                "linf": delta[i].abs().max().item(),
-                "l2": torch.linalg.vector_norm(delta[i]).item(),
+                "index": self.done + i,
+                "id": batch.ids[i],
+                "label": tree.classes[int(batch.labels[i])],
+                **{stage: _names(tree, nodes[:, i]) for stage, nodes in predicted.items()},
+                "won": bool(result.won[i]),
+                "linf": linf[i],
+                "l2": l2[i],
             }
-            for i in range(len(self.ids))
+            for i in range(len(batch.ids))
         ]
 
-    def _gallery(self, path: Path, clean: Tensor, images: Tensor, most: int = 8) -> None:
-        """The most telling first: images that were right at every level and are now wrong at the most."""
-        tree, labels = self.task.tree, self.labels
-        before, after = torch.cat(self.before, 1), torch.cat(self.after, 1)
-        was = right(tree, labels, before[None])[0].sum(0)
-        lost = was - right(tree, labels, after[None])[0].sum(0)
-        order = sorted(range(len(labels)), key=lambda i: (-int(lost[i]), -int(was[i]), i))
-        # One of a class before a second of any.
-        seen: dict[int, int] = {}
-        ranked: list[tuple[int, int, int]] = []
-        for i in order:
-            ranked.append((seen.get(int(labels[i]), 0), len(ranked), i))
-            seen[int(labels[i])] = seen.get(int(labels[i]), 0) + 1
-        chosen = [i for _, _, i in sorted(ranked)[:most]]
+    # -- what comes of it -----------------------------------------------------------------------------------------
+
+    def _finish(self, *, png: bool) -> None:
+        tensors = self._tensors if self._tensors.exists() else self.folder / TENSORS_FILE
+        if png:
+            (self.folder / "images").mkdir(exist_ok=True)
+            for i in range(len(self.task.data)):
+                save_image(read_images(tensors, [i])[0], self.folder / "images" / f"{i:06d}.png")
+        found = self._predictions(self._manifest)
+        self._gallery(tensors, found)
+        aside = self.folder / f".{SUMMARY_FILE}"
+        aside.write_text(json.dumps(self._summary(found), indent=1) + "\n")
+        aside.replace(self.folder / SUMMARY_FILE)
+        if self._tensors.exists():
+            self._tensors.replace(self.folder / TENSORS_FILE)
+        self._manifest.replace(self.folder / MANIFEST_FILE)
+
+    def _predictions(self, manifest: Path) -> _Predictions:
+        places = [{_name(node): i for i, node in enumerate(nodes)} for nodes in self.task.tree.levels]
+        stages: dict[str, list[list[int]]] = {"before": [], "after": [], "after_8_bit": []}
+        for record, _ in _lines(manifest):
+            for stage, rows in stages.items():
+                rows.append([places[level][name] for level, name in enumerate(record[stage])])
+        return _Predictions(*(torch.tensor(rows).T for rows in stages.values()))
+
+    def _summary(self, found: _Predictions) -> dict[str, Any]:
+        tree, labels = self.task.tree, torch.tensor(list(self.task.data.labels))
+        clean, robust, rounded = right(tree, labels, torch.stack([found.before, found.after, found.after_8_bit]))
+        # An image that is wrong when clean is not robust (protocol.md).
+        held = {"clean": clean, "robust": clean & robust, "robust_after_8_bit": clean & rounded}
+        return {
+            "n": len(labels),
+            **{name: [count / len(labels) for count in of.sum(1).tolist()] for name, of in held.items()},
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Accuracy per level of a finished set: clean, under this attack, and under it after rounding to 8 bits."""
+        summary: dict[str, Any] = json.loads((self.folder / SUMMARY_FILE).read_text())
+        return summary
+
+    def _gallery(self, tensors: Path, found: _Predictions, most: int = 8) -> None:
+        tree, data, labels = self.task.tree, self.task.data, torch.tensor(list(self.task.data.labels))
+        was = right(tree, labels, found.before[None])[0].sum(0)
+        lost = was - right(tree, labels, found.after[None])[0].sum(0)
+        chosen = most_instructive(labels, was, lost, most) or list(range(min(most, len(labels))))
+        clean = next(loader(data, len(chosen), 0, chosen)).images
         examples = [
-            Example(self.ids[i], int(labels[i]), clean[i], images[i], before[:, i], after[:, i]) for i in chosen
-        ]
-        draw_gallery(path, examples, tree, f"{self.unit.title}: {self.model.info.source} on {self.task.data.name}")
+            Example(data.ids[i], int(labels[i]), clean[k], read_images(tensors, [i])[0],
+                    found.before[:, i], found.after[:, i])
+            for k, i in enumerate(chosen)
+        ]  # fmt: skip
+        title = f"{self.unit.title}: {self.model.info.source} on {data.name}"
+        draw_gallery(self.folder / GALLERY_FILE, examples, tree, title)
+
+
+@dataclass(frozen=True)
+class _Predictions:
+    before: Int[Tensor, "levels n"]
+    after: Int[Tensor, "levels n"]
+    after_8_bit: Int[Tensor, "levels n"]
+
+
+def _lines(manifest: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """The records of a manifest, each with the place where its line ends; what comes after a torn line is no part."""
+    if not manifest.exists():
+        return
+    end = 0
+    with manifest.open("rb") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                return
+            if not line.endswith(b"\n"):
+                return
+            end += len(line)
+            yield record, end
+
+
+def _name(node: Node) -> str:
+    return node.class_id or node.id
+
+
+def _names(tree: Tree, nodes: Int[Tensor, "levels"]) -> list[str]:
+    return [_name(tree.levels[level][node]) for level, node in enumerate(nodes.tolist())]
+
+
+def _leaves(header: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of a nested mapping under their full names."""
+    for name, value in header.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -101,6 +101,11 @@ def _headline(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], eps:
     )  # fmt: skip
 
 
+def sources_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The models that saved adversarial images were made against; none where the images are an attack's of today."""
+    return list(dict.fromkeys(row["source_model"] for row in rows if row.get("source_model")))
+
+
 def _own_prompt(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [row for row in rows if row["scoring"] == "prompt"] or list(rows)
 
@@ -115,8 +120,11 @@ def to_latex(report: Mapping[str, Any]) -> str:
     Columns: clean; robust at the level attacked; the attack on the leaves scored upwards; any-level robust. ``--``
     stands where nothing was measured. Needs ``\usepackage{booktabs}``.
     """
+    about = f"{report['model']['source']}, hrzs {report['hrzs']}; accuracy in %, levels 0 / 1 / ..."
+    if sources := sources_of(report["results"]):
+        about += f"; adversarial images made against {', '.join(sources)}"
     lines = [
-        "% " + _one_line(f"{report['model']['source']}, hrzs {report['hrzs']}; accuracy in %, levels 0 / 1 / ..."),
+        f"% {_one_line(about)}",
         r"\begin{tabular}{lllllr}",
         r"\toprule",
         r"Dataset & $\varepsilon$ & Clean & Robust at the level attacked & Leaf attack, scored upwards & Any-level \\",

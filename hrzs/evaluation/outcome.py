@@ -10,12 +10,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from hrzs.attacks import attack_spec, sample_seeds
 from hrzs.attacks.budget import format_eps
 from hrzs.data import loader
 from hrzs.evaluation import metrics
 from hrzs.evaluation.gallery import Example
-from hrzs.evaluation.runner import Evaluation, Unit, budget_of
+from hrzs.evaluation.runner import Evaluation, Unit
 from hrzs.models.classifier import SCORINGS
 
 
@@ -83,7 +82,7 @@ class Gallery:
 
 
 def gallery_of(evaluation: Evaluation, most: int = 8) -> Gallery | None:
-    """The most instructive images of a finished evaluation at its first ε, attacked once more as they were then.
+    """The most instructive images of a finished evaluation at its first ε, made once more (`Evaluation.again`).
 
     The attack is the one under which most predictions, summed over levels, turn wrong. None if none did.
     """
@@ -95,18 +94,11 @@ def gallery_of(evaluation: Evaluation, most: int = 8) -> Gallery | None:
     unit = max(lost, key=lambda u: int(lost[u].sum()), default=None)
     if unit is None or not (lost[unit] > 0).any():
         return None
-    assert unit.eps is not None
-    assert unit.level is not None
-    model, options = evaluation.model, evaluation.options
-    spec = attack_spec(unit.attack)
-    objective = spec.objective(evaluation.classifier, unit.level, unit.scoring)
-    attack = spec.optimiser(budget_of(options, unit.eps, spec), early_stop=False)
     indices = most_instructive(labels, was, lost[unit], most)
     batch = next(loader(evaluation.task.data, len(indices), 0, indices))
-    seeds = sample_seeds(batch.ids, options.seed)
-    found = attack(model, objective, batch.images.to(model.device), labels[indices].to(model.device), seeds).images
+    found = evaluation.again(unit, batch, labels[indices])
     with torch.no_grad():
-        after = evaluation.classifier.predict(model.encode_image(found, "fp32"))[0].cpu()
+        after = evaluation.classifier.predict(evaluation.model.encode_image(found, "fp32"))[0].cpu()
     return Gallery(
         unit.title,
         [

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hrzs.attacks.budget import format_eps
 from hrzs.errors import HrzsError
-from hrzs.evaluation.export import Headline, headlines
+from hrzs.evaluation.export import Headline, headlines, sources_of
 from hrzs.evaluation.gallery import Example
 from hrzs.evaluation.markup import Markup, el, image_element, join, number_heads, table
 from hrzs.evaluation.masking import ADVICE, INCONCLUSIVE, NONE_FOUND, SUSPECTED
@@ -140,8 +140,11 @@ def _lead(report: Mapping[str, Any], heads: Sequence[Headline]) -> Markup:
     attacks = dict.fromkeys(row["attack"] for row in report["results"] if row["attack"] != "none")
     radii = dict.fromkeys(h.eps for h in heads if h.eps is not None)
     about = f"{report['model']['arch']}; "
-    norm = report["config"].get("norm", "linf")
-    about += f"{', '.join(attacks)} at ε {', '.join(radii)} ({norm})" if attacks else "clean only"
+    norms = dict.fromkeys(row["norm"] for row in report["results"] if row.get("norm"))
+    norms = norms or {report["config"].get("norm", "linf"): None}
+    about += f"{', '.join(attacks)} at ε {', '.join(radii)} ({', '.join(norms)})" if attacks else "clean only"
+    if sources := sources_of(report["results"]):
+        about += f"; the images are saved ones, made against {', '.join(sources)}"
     masking = _masking(report["summary"])
     pills = [_verdict(report["summary"]["canaries"]), *map(_masking_pill, masking)]
     advice = dict.fromkeys(ADVICE[found["verdict"]] for found in masking if found["verdict"] != NONE_FOUND)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hrzs.attacks import SUITE, Attack, AttackSpec, Budget, attack_spec, sample_seeds
@@ -34,6 +34,10 @@ from hrzs.tasks import Task
 
 #: Called after each batch with (work done, work in all, what is being done).
 Progress = Callable[[int, int, str], None]
+# The same inside, in passes: those done now, those left of the unit, what is being done.
+Tick = Callable[[float, float, str], None]
+# What a batch comes to: predictions, and the counts of `GRADIENTS`.
+Work = Callable[[Batch], tuple[Predictions, Sequence[int]]]
 
 DEFAULT_EPS = Fraction(1, 255)
 
@@ -144,13 +148,16 @@ class Evaluation:
         options = replace(options, template=template_for(options.template, task.data.name))
         self.model, self.task, self.options = model, task, options
         self.classifier = ZeroShotClassifier(model, task.tree, options.template, options.head)
-        self.units = plan(task, options)
+        self.units = self._plan()
         self.labels = torch.tensor(list(task.data.labels))
         self._by_id = torch.tensor(sorted(range(len(task.data)), key=lambda i: task.data.ids[i]), dtype=torch.long)
         self.store = _Store(store, self.identity())
         self.predictions: dict[str, Predictions] = {}
         self.seconds: dict[str, float] = {}
         self.gradients = {unit.key: dict.fromkeys(GRADIENTS, 0) for unit in self.units}
+
+    def _plan(self) -> list[Unit]:
+        return plan(self.task, self.options)
 
     @property
     def clean(self) -> Predictions:
@@ -165,6 +172,11 @@ class Evaluation:
             if unit.level is not None and (fault := attack_spec(unit.attack).stands_in(self.task.tree, unit.level))
         ]
         return list(dict.fromkeys(found))
+
+    def budget(self, unit: Unit) -> Budget:
+        """What the attack of this unit may spend."""
+        assert unit.eps is not None
+        return budget_of(self.options, unit.eps, attack_spec(unit.attack))
 
     def cost(self, unit: Unit) -> float:
         """Forward and backward passes of an image that nothing fools."""
@@ -211,17 +223,21 @@ class Evaluation:
         finally:
             self.model.at_once = before
 
-    def _run_clean(self, unit: Unit, tick: Callable[[float, float, str], None]) -> None:
+    def _run_clean(self, unit: Unit, tick: Tick) -> None:
+        self._score(unit, self._look, tick)
+
+    def _score(self, unit: Unit, work: Work, tick: Tick) -> None:
+        """Every image, each by one forward pass."""
         n = len(self.labels)
         found = Predictions.empty(self.task.tree, n)
         self.predictions[unit.key] = found
         done = 0
-        for rows, part in self._batches(unit, 0, torch.arange(n), self.options.batch_size, self._look):
+        for rows, part in self._batches(unit, 0, torch.arange(n), self.options.batch_size, work):
             found.put(rows, part)
             done += len(rows)
             tick(_FORWARD * len(rows), _FORWARD * (n - done), unit.title)
 
-    def _run_attack(self, unit: Unit, tick: Callable[[float, float, str], None]) -> None:
+    def _run_attack(self, unit: Unit, tick: Tick) -> None:
         """Attack the images that can still be lost: wrong at every scored place already, an image is left alone."""
         right = metrics.right(self.task.tree, self.labels, self.clean.nodes)
         stops = self._stops_early(unit)
@@ -244,10 +260,9 @@ class Evaluation:
         return not (self.options.matrix or isinstance(unit.level, str))
 
     def _parts(self, unit: Unit) -> list[tuple[Attack, Objective]]:
-        assert unit.eps is not None
         assert unit.level is not None
         spec = attack_spec(unit.attack)
-        attack = spec.optimiser(budget_of(self.options, unit.eps, spec), early_stop=self._stops_early(unit))
+        attack = spec.optimiser(self.budget(unit), early_stop=self._stops_early(unit))
         return attack.parts(spec.objective(self.classifier, unit.level, unit.scoring))
 
     def _batches(
@@ -256,7 +271,7 @@ class Evaluation:
         part: int,
         rows: Int[Tensor, "m"],
         size: int,
-        work: Callable[[Batch], tuple[Predictions, Sequence[int]]],
+        work: Work,
     ) -> Iterator[tuple[Int[Tensor, "b"], Predictions]]:
         """What ``work`` makes of these images, batch by batch, or what the store kept of it."""
         start = 0
@@ -301,6 +316,16 @@ class Evaluation:
         likeliest = self.classifier.likeliest(features, max(metrics.TOP)).cpu()
         return Predictions(nodes, won, metrics.hierarchical_distances(self.task.tree, labels, likeliest))
 
+    def again(self, unit: Unit, batch: Batch, labels: Int[Tensor, "B"]) -> Float[Tensor, "B 3 H W"]:
+        """The adversarial images of these under one unit, attacked once more as they were then."""
+        assert unit.level is not None
+        spec = attack_spec(unit.attack)
+        objective = spec.objective(self.classifier, unit.level, unit.scoring)
+        attack = spec.optimiser(self.budget(unit), early_stop=False)
+        seeds = sample_seeds(batch.ids, self.options.seed)
+        device = self.model.device
+        return attack(self.model, objective, batch.images.to(device), labels.to(device), seeds).images
+
     # -- what comes of it -----------------------------------------------------------------------------------------
 
     def rows(self) -> list[dict[str, Any]]:
@@ -310,7 +335,7 @@ class Evaluation:
     def _rows(self, unit: Unit) -> Iterator[dict[str, Any]]:
         tree, n = self.task.tree, len(self.labels)
         clean = metrics.right(tree, self.labels, self.clean.nodes)
-        budget = None if unit.eps is None else budget_of(self.options, unit.eps, attack_spec(unit.attack))
+        budget = None if unit.eps is None else self.budget(unit)
         here = self.predictions[unit.key]
         adversarial = metrics.right(tree, self.labels, here.nodes)
         for level in range(tree.top):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hrzs.evaluation.export import sources_of
 from hrzs.evaluation.masking import ADVICE
 
 
@@ -57,6 +58,7 @@ def _block(rows: list[dict[str, Any]], summary: list[dict[str, Any]]) -> str:
     lines = [
         f"{first['dataset']} ({first['split']}), {first['n']} images, accuracy in % ± half of the 95% interval, "
         f"{first['precision']}; * attacked at this level through this scoring, else transfer",
+        *(f"saved images, made against {source}" for source in sources_of(rows)),
         format_line(header),
         "-" * (sum(widths) + 2 * (len(widths) - 1)),
         *map(format_line, body),

@@ -363,9 +363,8 @@ def save_model(model: ClipModel, folder: Path, *, half: bool = False, **run: Any
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, Any]) -> None:
     """Tensors with a header of JSON values, written aside and renamed: a reader never sees half a file."""
     aside = path.with_name(f".{path.name}")
-    metadata = {"format": "pt", **{key: json.dumps(value) for key, value in header.items()}}
     try:
-        save_file(dict(tensors), aside, metadata)
+        save_file(dict(tensors), aside, pack_header(header))
         aside.chmod(0o644)  # safetensors makes it the owner's alone
         aside.replace(path)
     except (OSError, SafetensorError) as error:
@@ -373,8 +372,13 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping
         raise HrzsError(f"{path} could not be written ({error}); what was there before is untouched") from error
 
 
+def pack_header(header: Mapping[str, Any]) -> dict[str, str]:
+    """JSON values as the metadata of a safetensors file, which `read_header` reads back."""
+    return {"format": "pt", **{key: json.dumps(value) for key, value in header.items()}}
+
+
 def read_header(path: Path) -> dict[str, Any]:
-    """The header that `write_safetensors` wrote.
+    """The header that `write_safetensors` wrote, or `pack_header` packed.
 
     Raises:
         UsageError: not a safetensors file, or one with a header of somebody else's.

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hrzs.data import Dataset, digest, held_out, loader, resize_to, subset
+from hrzs.data import Dataset, digest, held_out, loader, pick, resize_to, subset
 from hrzs.data.base import prompt_name
 from hrzs.errors import HrzsError, UsageError
 
@@ -109,6 +109,15 @@ def test_subset_of_classes_relabels_in_the_order_given() -> None:
 def test_subset_refuses(options: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         subset(Plain([2, 3]), **options)
+
+
+def test_pick_takes_the_images_named_in_that_order() -> None:
+    data = Plain([3, 3])
+    view = pick(data, ["c1/2.png", "c0/0.png", "c1/0.png"])
+    assert (list(view.ids), view.labels) == (["c1/2.png", "c0/0.png", "c1/0.png"], [1, 0, 1])
+    assert torch.equal(view[0].image, data[5].image)
+    with pytest.raises(UsageError, match=r"--data plain \(all\): it has no image 'c2/0.png'; 2 of the 3 wanted"):
+        pick(data, ["c0/0.png", "c2/0.png", "c1/9.png"])
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5).filter(lambda counts: max(counts) > 1))
