@@ -7,3 +7,7 @@ class HrzsError(Exception):
 
 class UsageError(HrzsError):
     """The call was wrong (exit status 2). The message names the option, the value and what would work."""
+
+
+class DataMissingError(UsageError):
+    """A dataset that hrzs knows, but whose files are not here or not whole. The message says what to put where."""

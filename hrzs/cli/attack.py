@@ -38,6 +38,8 @@ def attack(
     eps: Annotated[str | None, typer.Option("--eps", help="1/255 or 0.0039.", show_default="1/255, or the data's")] = None,
     step_size: Annotated[str | None, typer.Option("--step-size", show_default="the larger of 1/255 and ε/4")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, show_default="the attack's own: 20 for PGD")] = None,
+    restarts: options.Restarts = 1,
+    random_start: options.RandomStart = True,
     norm: options.Norm = "linf",
     template: options.Template = "photo",
     png: Annotated[bool, typer.Option("--png", help="Also write images/*.png, rounded to 8 bits.")] = False,
@@ -66,7 +68,7 @@ def attack(
     from hrzs.attacks import attack_spec
     from hrzs.attacks.budget import parse_eps
     from hrzs.evaluation.adversarial import AdversarialSet, is_finished
-    from hrzs.evaluation.runner import DEFAULT_EPS, EvalOptions, budget_of, plan
+    from hrzs.evaluation.runner import EvalOptions, Evaluation, plan
     from hrzs.models.loading import load_model
     from hrzs.tasks import open_task
 
@@ -74,7 +76,7 @@ def attack(
     settings = EvalOptions(
         attacks=(attack,), level=level, eps=None if eps is None else (parse_eps(eps, norm=norm),),
         step_size=None if step_size is None else parse_eps(step_size, option="--step-size", norm=norm),
-        steps=steps, norm=norm, template=template, scorings=("prompt",), head=head, seed=seed,
+        steps=steps, restarts=restarts, random_start=random_start, norm=norm, template=template, scorings=("prompt",), head=head, seed=seed,
         batch_size=batch_size, workers=workers,
     )  # fmt: skip
     loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=seed)
@@ -82,8 +84,8 @@ def attack(
                      classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize)  # fmt: skip
     units = plan(task, settings)[1:]
     if dry_run:
-        spec = attack_spec(attack)
-        passes = len(units) * (budget_of(settings, DEFAULT_EPS, spec).steps + 1)
+        evaluation = Evaluation(loaded, task, settings)
+        passes = sum(map(evaluation.cost, evaluation.units[1:]))
         console.emit(options.dump_yaml({"data": task.describe(), "units": [u.title for u in units], "output": str(folder),
                                         **_estimate(loaded, task, len(units), passes, batch_size, png=png)}))  # fmt: skip
         return
@@ -116,7 +118,9 @@ def _print_list(model: str, data: str, attack: str, template: str) -> None:
         options.print_models_or_data(model, data, template)
 
 
-def _estimate(model: ClipModel, task: Task, sets: int, passes: int, batch_size: int, *, png: bool) -> dict[str, float]:
+def _estimate(
+    model: ClipModel, task: Task, sets: int, passes: float, batch_size: int, *, png: bool
+) -> dict[str, float]:
     from hrzs.estimate import seconds_per_image
     from hrzs.evaluation.image_file import bytes_of
 

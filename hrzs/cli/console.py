@@ -99,6 +99,11 @@ def print_names(pairs: list[tuple[str, str]]) -> None:
     emit("\n".join(f"{name:<{width}}  {about}" for name, about in pairs))
 
 
+def warn(text: str) -> None:
+    """One line that ``--quiet`` does not silence."""
+    logging.getLogger("hrzs.cli").warning(text)
+
+
 def note(text: str) -> None:
     """One line for the reader, on stderr (through the log, so that ``--quiet`` silences it)."""
     logging.getLogger("hrzs.cli").info(text)

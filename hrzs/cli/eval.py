@@ -11,7 +11,7 @@ import typer
 
 from hrzs import __version__
 from hrzs.cli import console, options
-from hrzs.errors import HrzsError, UsageError
+from hrzs.errors import DataMissingError, HrzsError, UsageError
 
 if TYPE_CHECKING:
     from hrzs.evaluation.runner import EvalOptions, Evaluation
@@ -95,6 +95,7 @@ def evaluate(
 
     from hrzs.attacks import SUITE
     from hrzs.attacks.budget import parse_eps, parse_eps_list
+    from hrzs.evaluation.average import mean_over_datasets
     from hrzs.evaluation.runner import EvalOptions, Evaluation, not_applicable
     from hrzs.models.classifier import SCORINGS
     from hrzs.models.loading import describe, load_model
@@ -128,16 +129,28 @@ def evaluate(
 
         other = read_report(against)
     store = None if target is None or dry_run else target.with_name(target.name + ".partial")
-    if store is not None and not resume:
-        store.unlink(missing_ok=True)
+    if store is not None and store.is_file() and not resume:
+        raise UsageError(
+            f"--json {target}: {store.name} beside it is what an interrupted evaluation has done; "
+            "go on with --resume, or delete it"
+        )
     loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=seed)
     given = None if adversarial is None else _saved(context, adversarial, loaded, settings, store)
-    evaluations: list[Evaluation] = [given] if given is not None else [
-        Evaluation(loaded, open_task(spec.strip(), loaded, purpose="eval", split=split, root=data_root, tree=tree,
-                                     classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize),
-                   settings, store)
-        for spec in data.split(",")
-    ]  # fmt: skip
+    evaluations: list[Evaluation] = [] if given is None else [given]
+    missing: dict[str, str] = {}
+    for spec in data.split(",") if given is None else ():
+        try:
+            task = open_task(spec.strip(), loaded, purpose="eval", split=split, root=data_root, tree=tree,
+                             classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize)  # fmt: skip
+        except DataMissingError as error:
+            # Of several datasets the others go on, and no average passes over this one in silence.
+            if "," not in data:
+                raise
+            missing[spec.strip()] = str(error)
+        else:
+            evaluations.append(Evaluation(loaded, task, settings, store))
+    if not evaluations:
+        raise UsageError("\n".join(missing.values()))
     if dry_run:
         console.emit(options.dump_yaml(_estimate(evaluations, settings)))
         return
@@ -149,6 +162,7 @@ def evaluate(
         "results": [],
         "summary": {"levels": [], "not_applicable": {e.task.data.name: left_out for e in evaluations
                                                      if (left_out := not_applicable(e.task, settings))},
+                    "missing": missing,
                     "stand_ins": {e.task.data.name: found for e in evaluations if (found := e.stand_ins())},
                     "canaries": [] if canaries else "switched off (--no-canaries)",
                     "masking": [] if canaries else "switched off (--no-canaries)"},
@@ -160,30 +174,67 @@ def evaluate(
         report["summary"] |= {"canaries": why, "masking": why, "adversarial": given.provenance()}
     if against is not None:
         check_same_images(report, other)  # before hours of work, not after
+    if resume and target is not None and target.is_file() and (report_out is None or report_out.is_file()):
+        report = _finished(target, report)
+        if against is not None:
+            report["summary"]["against"] = compare(report, other)
+        _write_out(report, [], target, None, csv_out, latex_out)
+        return
+    for name, reason in missing.items():
+        console.warn(f"{name} is left out: {reason}")
     for dataset, skipped in report["summary"]["not_applicable"].items():
         console.note(f"{dataset}: not applicable, its tree has no superclass: {', '.join(skipped)}")
     with console.progress_bar("eval", quiet=quiet) as update:
-        for evaluation in evaluations:
-            evaluation.run(update)
-            report["results"] += evaluation.rows()
-            report["summary"]["levels"] += evaluation.summary()
+        _run(evaluations, update)
+    for evaluation in evaluations:
+        report["results"] += evaluation.rows()
+        report["summary"]["levels"] += evaluation.summary()
     if canaries:
         report["summary"] |= _canaries(evaluations, quiet=quiet)
     _call_out(report["results"])
+    if mean := mean_over_datasets(report):
+        report["summary"]["mean"] = mean
     if against is not None:
         report["summary"]["against"] = compare(report, other)
-    text = json.dumps(report, indent=1)
-    if target is not None:
-        _write("--json", target, text + "\n")
-        if store is not None:
-            store.unlink(missing_ok=True)
-    _export(report, evaluations, report_out, csv_out, latex_out)
-    if json_out == "-":
-        console.emit(text)
-    else:
-        from hrzs.evaluation.table import render
+    _write_out(report, evaluations, target, report_out, csv_out, latex_out, to_stdout=json_out == "-")
+    if store is not None:
+        store.unlink(missing_ok=True)
 
-        console.emit(render(report))
+
+def _run(evaluations: list[Evaluation], update: console.Update) -> None:
+    """All of them under one bar, whose ETA is that of the whole job."""
+    done = 0
+    ahead = sum(evaluation.passes() for evaluation in evaluations)
+    for evaluation in evaluations:
+        ahead -= evaluation.passes()
+        before, seen = done, 0
+
+        def tick(now: int, total: int, note: str, before: int = before, ahead: int = ahead) -> None:
+            nonlocal seen
+            seen = now
+            update(before + now, before + total + ahead, note)
+
+        evaluation.run(tick)
+        done += seen
+
+
+def _finished(target: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """The report in ``target``, if it is that of this very call."""
+    try:
+        old: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
+        was, now = ({"model": r["model"]["digest"], **json.loads(json.dumps(r["config"]))} for r in (old, report))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"--resume: {target} is no report of `hrzs eval` ({error}); give another --json FILE"
+        ) from error
+    loose = {"versions", "batch-size", "workers", "threads", "device"}
+    if differing := [key for key in now if key not in loose and was.get(key) != now[key]]:
+        raise UsageError(
+            f"--resume: {target} is the finished report of another call, which differs in {', '.join(differing)}; "
+            "give another --json FILE, or leave out --resume to replace it"
+        )
+    console.note(f"{target} is finished already")
+    return old
 
 
 def _print_list(model: str, data: str, attack: str, template: str) -> None:
@@ -284,11 +335,22 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "open_clip_torch", "torchvision", "numpy")}
 
 
-def _export(
-    report: dict[str, Any], evaluations: list[Evaluation], page: Path | None, csv: Path | None, latex: Path | None
+def _write_out(
+    report: dict[str, Any],
+    evaluations: list[Evaluation],
+    target: Path | None,
+    page: Path | None,
+    csv: Path | None,
+    latex: Path | None,
+    *,
+    to_stdout: bool = False,
 ) -> None:
     from hrzs.evaluation.export import to_csv, to_latex
+    from hrzs.evaluation.table import render
 
+    text = json.dumps(report, indent=1)
+    if target is not None:
+        _write("--json", target, text + "\n")
     if csv is not None:
         _write("--csv", csv, to_csv(report))
     if latex is not None:
@@ -304,6 +366,7 @@ def _export(
             galleries={name: shown for name, e in named.items() if (shown := gallery_of(e)) is not None},
         )  # fmt: skip
         console.note(f"report: {page}")
+    console.emit(text if to_stdout else render(report))
 
 
 def _write(flag: str, path: Path, text: str) -> None:

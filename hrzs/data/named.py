@@ -19,7 +19,7 @@ from hrzs.data.base import Dataset
 from hrzs.data.folder import BROKEN
 from hrzs.data.listed import class_list
 from hrzs.data.webdataset import open_path
-from hrzs.errors import HrzsError, UsageError
+from hrzs.errors import DataMissingError, HrzsError, UsageError
 
 Splits = dict[str | None, Callable[[], Dataset]]
 
@@ -250,19 +250,19 @@ class TorchvisionImages(Dataset):
 
 
 def open_named(name: str, root: Path | None) -> Splits:
-    """The splits of a dataset of the table, from `root`. Raises UsageError, saying what to put where."""
+    """The splits of a dataset of the table, from `root`. Raises DataMissingError, saying what to put where."""
     entry = NAMED[name]
     if root is None:
-        raise UsageError(f"--data {name} needs --data-root FOLDER or $HRZS_DATA. {_where(name, Path('FOLDER'))}")
+        raise DataMissingError(f"--data {name} needs --data-root FOLDER or $HRZS_DATA. {_where(name, Path('FOLDER'))}")
     for place in (root / name, root):
         if entry.build and any(place.glob(entry.marker)):
             return _open_torchvision(name, entry, place, root)
     if not (root / name).is_dir():
-        raise UsageError(f"--data {name}: there is no {root / name}. {_where(name, root)}")
+        raise DataMissingError(f"--data {name}: there is no {root / name}. {_where(name, root)}")
     try:
         return open_path(root / name, name, is_named=True, left_out=entry.left_out)
     except UsageError as error:
-        raise UsageError(f"{error} {_where(name, root)}") from error
+        raise DataMissingError(f"{error} {_where(name, root)}") from error
 
 
 def _where(name: str, root: Path) -> str:
@@ -275,7 +275,7 @@ def _where(name: str, root: Path) -> str:
 
 def _open_torchvision(name: str, entry: Named, place: Path, root: Path) -> Splits:
     if entry.package is not None and find_spec(entry.package) is None:
-        raise UsageError(
+        raise DataMissingError(
             f"--data {name}: its files are read by the package {entry.package}, which is not installed: "
             f"pip install {entry.package}"
         )
@@ -294,7 +294,7 @@ def _open_torchvision(name: str, entry: Named, place: Path, root: Path) -> Split
                 missing = _missing(entry, place, options)
                 shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
                 fault = f"missing: {shown}" if missing else f"damaged or incomplete ({_reason(error)})"
-                raise UsageError(f"--data {name} in {place}: {fault}. {_where(name, root)}") from error
+                raise DataMissingError(f"--data {name} in {place}: {fault}. {_where(name, root)}") from error
 
         return open_split
 

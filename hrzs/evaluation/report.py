@@ -99,7 +99,7 @@ def render(
     sections = [
         section
         for section in (
-            ("headline", "Headline", _headline(heads)),
+            ("headline", "Headline", _headline(heads, report["summary"].get("mean"))),
             ("curves", "Accuracy as ε grows", _curves(heads)),
             ("matrix", "Every attack at every level", _matrices(report["results"])),
             ("classes", "Worst classes", _worst(outcomes, trees)),
@@ -184,14 +184,28 @@ def _masking_pill(found: Mapping[str, Any]) -> tuple[str, str]:
     return kind, f"{said} ({found['dataset']})"
 
 
-def _headline(heads: Sequence[Headline]) -> list[object]:
+def _headline(heads: Sequence[Headline], mean: Mapping[str, Any] | None) -> list[object]:
     first = {h.dataset: h for h in reversed(heads)}
     return [
         el("p", "An image counts for the any-level figure if it is right at every level, clean and under every attack "
                 "of the suite: on the leaves, on each superclass level, and on all levels at once."),
         el("p", _key("clean", "clean"), "  ", _key("robust", "robust, attacked at that very level"), class_="note"),
         el("div", *(_headline_card(h) for h in reversed(first.values())), class_="cards"),
+        *_mean(mean),
     ]  # fmt: skip
+
+
+def _mean(mean: Mapping[str, Any] | None) -> list[Markup]:
+    if mean is None:
+        return []
+    body = [
+        ("clean" if row["attack"] == "none" else f"{row['attack']}, ε {row['eps']}",
+         _percent(row["clean"]), _percent(row["robust"]))
+        for row in mean["rows"]
+    ]  # fmt: skip
+    caption = f"Mean over {', '.join(mean['over'])}, at the leaves"
+    caption += f"; missing: {', '.join(mean['missing'])}" if mean["missing"] else ""
+    return [el("article", table(caption, ["Attack", *number_heads("Clean", "Robust")], body), class_="card")]
 
 
 def _headline_card(h: Headline) -> Markup:
@@ -654,7 +668,8 @@ def _further(summary: Mapping[str, Any]) -> list[object]:
         found.append(el("p", f"{dataset}: its tree has no superclass, so not applicable: {', '.join(attacks)}."))
     for dataset, notes in summary.get("stand_ins", {}).items():
         found.append(el("p", f"{dataset}: a loss stood in for one that needs more classes: {'; '.join(notes)}."))
-    shown = ("levels", "not_applicable", "stand_ins", "canaries", "masking", "against")
+    found += [el("p", f"Missing: {reason}") for reason in summary.get("missing", {}).values()]
+    shown = ("levels", "not_applicable", "missing", "stand_ins", "canaries", "masking", "against", "mean")
     others = {k: v for k, v in summary.items() if k not in shown}
     found += [el("article", el("h3", k.replace("_", " ")), _pre(v), class_="card") for k, v in others.items()]
     return found

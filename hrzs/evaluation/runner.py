@@ -154,7 +154,7 @@ class Evaluation:
         self.store = _Store(store, self.identity())
         self.predictions: dict[str, Predictions] = {}
         self.seconds: dict[str, float] = {}
-        self.gradients = {unit.key: dict.fromkeys(GRADIENTS, 0) for unit in self.units}
+        self.gradients: dict[str, dict[str, int]] = {}
 
     def _plan(self) -> list[Unit]:
         return plan(self.task, self.options)
@@ -183,6 +183,10 @@ class Evaluation:
         if unit.eps is None:
             return _FORWARD
         return sum(part.cost for part, _ in self._parts(unit)) + _FORWARD
+
+    def passes(self) -> int:
+        """Forward and backward passes of the whole, if nothing were fooled."""
+        return round(len(self.labels) * sum(self.cost(unit) for unit in self.units))
 
     def identity(self) -> str:
         """Digest of everything the predictions depend on: what was kept under another one is not reused."""
@@ -216,6 +220,7 @@ class Evaluation:
             for unit in self.units:
                 later -= len(self.labels) * self.cost(unit)
                 self.seconds[unit.key] = 0.0
+                self.gradients[unit.key] = dict.fromkeys(GRADIENTS, 0)
                 if unit.eps is None:
                     self._run_clean(unit, tick)
                 else:

@@ -21,6 +21,9 @@ def render(report: Mapping[str, Any]) -> str:
         notes = summary.get("stand_ins", {}).get(dataset, [])
         blocks.append("\n".join([block, *(f"  note: {note}" for note in notes)]))
     lines = ["\n\n".join(blocks)]
+    lines += [f"\nmissing: {reason}" for reason in summary.get("missing", {}).values()]
+    if "mean" in summary:
+        lines.append(_mean(summary["mean"]))
     if "against" in summary:
         lines.append(_against(summary["against"]))
     canaries, masking = summary["canaries"], summary.get("masking", ())
@@ -79,6 +82,18 @@ def _block(rows: list[dict[str, Any]], summary: list[dict[str, Any]]) -> str:
                 f"{', '.join(f'{k.upper()} {v:.2f}' for k, v in severity.items() if k.startswith('hd@'))}; "
                 f"leaf and superclass predictions agree on {agreement or '-'}%"
             )
+    return "\n".join(lines)
+
+
+def _mean(mean: Mapping[str, Any]) -> str:
+    missing = f" ({', '.join(mean['missing'])} missing)" if mean["missing"] else ""
+    lines = [f"\nmean over {len(mean['over'])} datasets{missing}: {', '.join(mean['over'])}"]
+    for row in mean["rows"]:
+        if row["robust"] is None:
+            lines.append(f"  clean, leaves: {100 * row['clean']:.1f}")
+        else:
+            aim = "" if row["attack_level"] is None else f" @ {row['attack_level']}, leaves"
+            lines.append(f"  {row['attack']}{aim}, ε {row['eps']}: {100 * row['robust']:.1f}")
     return "\n".join(lines)
 
 

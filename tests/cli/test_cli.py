@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -317,63 +316,6 @@ def test_interrupted_eval_goes_on(hrzs: Hrzs, small: Options, tmp_path: Path, mo
     assert calls == 4  # two batches before, the third twice
     assert json.loads(target.read_text())["results"]
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
-
-
-def test_killed_eval_goes_on(tmp_path: Path) -> None:
-    """RobustBench #186: hours, then "Killed". After kill -9 between any two batches, the same report as without."""
-    quick = ("--limit", "16", "--attack", "aa-2", "--steps", "3", "--no-matrix", "--no-canaries", "--batch-size", "2")
-    eval_to = [sys.executable, "-m", "hrzs", "eval", *quick, "--json"]
-    whole, target = tmp_path / "whole.json", tmp_path / "report.json"
-    subprocess.run([*eval_to, whole], check=True, capture_output=True)
-    partial = tmp_path / "report.json.partial"
-    with subprocess.Popen([*eval_to, target], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
-        # Eight batches of clean images, then those under attack.
-        while not (partial.is_file() and len(partial.read_text().splitlines()) >= 10):
-            assert running.poll() is None, "it finished before it could be killed"
-            time.sleep(0.01)
-        running.kill()
-    assert partial.read_text().count('"aa-2|') >= 2
-    assert not target.exists()
-    subprocess.run([*eval_to, target, "--resume"], check=True, capture_output=True)
-    a, b = (json.loads(file.read_text()) for file in (whole, target))
-    assert [row | {"seconds": 0} for row in a["results"]] == [row | {"seconds": 0} for row in b["results"]]
-    assert not partial.exists()
-
-
-def test_against_another_report(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
-    one, two = tmp_path / "one.json", tmp_path / "two.json"
-    quick = (*small, "--attack", "leaf-pgd", "--steps", "1", "--no-canaries")
-    assert hrzs("eval", *quick, "--json", one).status == 0
-    ended = hrzs("eval", *quick, "--seed", "1", "--against", one, "--json", two)
-    assert ended.status == 0, ended.err
-    assert "paired on the same images" in ended.out
-    against = json.loads(two.read_text())["summary"]["against"]
-    assert {row["attack"] for row in against["rows"]} == {"none", "leaf-pgd"}
-    assert against["digest"] == "random:0"
-    ended = hrzs("eval", *quick, "--skip", "3", "--against", one)
-    assert ended.status == 2
-    assert "--against" in ended.err
-    ended = hrzs("eval", *quick, "--against", tmp_path / "none.json")
-    assert ended.status == 2
-    assert "not a readable report" in ended.err
-
-
-def test_restarts_and_no_random_start(hrzs: Hrzs, small: Options) -> None:
-    quick = (*small, "--attack", "leaf-pgd", "--steps", "1", "--no-canaries", "--json", "-")
-    config = json.loads(hrzs("eval", *quick, "--restarts", "2").out)["config"]
-    assert (config["restarts"], config["random-start"]) == (2, True)
-    ended = hrzs("eval", *quick, "--restarts", "2", "--no-random-start")
-    assert ended.status == 2
-    assert "every run is the same" in ended.err
-
-
-def test_preset_of_robustvlm(hrzs: Hrzs, small: Options) -> None:
-    ended = hrzs("eval", *small, "--preset", "robustvlm", "--dry-run")
-    assert ended.status == 0, ended.err
-    plan = yaml.safe_load(ended.out)
-    assert plan["tasks"][0]["resize"] == "before"
-    assert plan["units"] == ["clean", "aa-2 at level 0, ε 2/255", "aa-2 at level 0, ε 4/255"]
-    assert "robustvlm" in hrzs("eval", "--preset", "list").out
 
 
 @pytest.mark.parametrize("command", [FINETUNE, ATTACK, EVAL], ids=["finetune", "attack", "eval"])

@@ -1,8 +1,11 @@
-"""`hrzs eval --adversarial`: saved images on this model."""
+"""`hrzs eval`: resuming, comparing, several datasets, saved images."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,151 @@ import yaml
 
 Hrzs = Callable[..., Any]
 Options = tuple[str, ...]
+
+
+QUICK = ("--attack", "leaf-pgd", "--steps", "1", "--no-canaries")
+
+
+def test_resuming_a_finished_eval_does_nothing(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
+    target = tmp_path / "report.json"
+    first = hrzs("eval", *small, *QUICK, "--json", target)
+    before = target.read_text()
+    again = hrzs("eval", *small, *QUICK, "--json", target, "--resume", "--batch-size", "3", "--csv", tmp_path / "r.csv")
+    assert (again.status, again.out) == (0, first.out)
+    assert "finished already" in again.err
+    assert target.read_text() == before
+    assert (tmp_path / "r.csv").read_text().count("leaf-pgd") > 0
+    other = hrzs("eval", *small, *QUICK, "--seed", "1", "--json", target, "--resume")
+    assert other.status == 2
+    assert "another call, which differs in seed" in other.err
+    assert target.read_text() == before
+
+
+def test_what_an_interrupted_eval_has_done_is_not_thrown_away(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
+    target, partial = tmp_path / "report.json", tmp_path / "report.json.partial"
+    partial.write_text("{}\n")
+    ended = hrzs("eval", *small, *QUICK, "--json", target)
+    assert ended.status == 2
+    assert "go on with --resume, or delete it" in ended.err
+    assert partial.read_text() == "{}\n"
+
+
+@pytest.fixture
+def two_folders(tmp_path: Path) -> str:
+    """The same dozen images as two datasets with a tree for both."""
+    from PIL import Image
+
+    for name in ("one", "two"):
+        for k, label in enumerate(("cat", "dog", "car")):
+            folder = tmp_path / name / label
+            folder.mkdir(parents=True)
+            for i in range(2):
+                Image.new("RGB", (32, 32), (60 * k, 30 * i, 90)).save(folder / f"{i}.png")
+    return f"{tmp_path / 'one'},{tmp_path / 'two'}"
+
+
+def test_several_datasets(hrzs: Hrzs, small: Options, two_folders: str, tmp_path: Path) -> None:
+    """A dataset that is not here is listed, and the mean says that it does not cover it; a name unknown is an error."""
+    tree = tmp_path / "tree.yaml"
+    assert hrzs("build-tree", "--classes", "cat,dog,car", "-o", tree, "--quiet").status == 0
+    data = ("--data", f"{two_folders},cifar10", "--data-root", tmp_path / "nowhere", "--tree", tree)
+    target = tmp_path / "report.json"
+    ended = hrzs("eval", *small, *QUICK, *data, "--json", target)
+    assert ended.status == 0, ended.err
+    summary = json.loads(target.read_text())["summary"]
+    assert list(summary["missing"]) == ["cifar10"]
+    assert "cifar-10-python.tar.gz" in summary["missing"]["cifar10"]
+    assert (summary["mean"]["over"], summary["mean"]["missing"]) == (["one", "two"], ["cifar10"])
+    assert "mean over 2 datasets (cifar10 missing): one, two" in ended.out
+    assert "cifar10 is left out" in ended.err
+    ended = hrzs("eval", *small, *QUICK, "--data", "cifar10,stl10")
+    assert ended.status == 2
+    assert "cifar10" in ended.err
+    assert "stl10" in ended.err
+    ended = hrzs("eval", *small, *QUICK, "--data", f"{two_folders},cifar11", "--tree", tree)
+    assert ended.status == 2
+    assert "no dataset of this name" in ended.err
+
+
+def test_one_bar_for_the_whole_job(hrzs: Hrzs, small: Options, two_folders: str, tmp_path: Path) -> None:
+    from hrzs.cli import eval as command
+
+    tree = tmp_path / "tree.yaml"
+    assert hrzs("build-tree", "--classes", "cat,dog,car", "-o", tree, "--quiet").status == 0
+    seen: list[tuple[int, int]] = []
+    run = command._run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            command, "_run", lambda every, _: run(every, lambda done, total, _note: seen.append((done, total)))
+        )
+        assert hrzs("eval", *small, *QUICK, "--data", two_folders, "--tree", tree, "--batch-size", "2").status == 0
+    done, totals = zip(*seen, strict=True)
+    assert list(done) == sorted(done)
+    assert done[-1] == totals[-1]
+    assert done[len(done) // 2 - 1] < totals[0] * 0.75  # the first dataset is not the whole
+
+
+# -- resuming, comparing ------------------------------------------------------------------------------------------
+
+
+def test_killed_eval_goes_on(tmp_path: Path) -> None:
+    """RobustBench #186: hours, then "Killed". After kill -9 between any two batches, the same report as without."""
+    quick = ("--limit", "16", "--attack", "aa-2", "--steps", "3", "--no-matrix", "--no-canaries", "--batch-size", "2")
+    eval_to = [sys.executable, "-m", "hrzs", "eval", *quick, "--json"]
+    whole, target = tmp_path / "whole.json", tmp_path / "report.json"
+    subprocess.run([*eval_to, whole], check=True, capture_output=True)
+    partial = tmp_path / "report.json.partial"
+    with subprocess.Popen([*eval_to, target], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        # Eight batches of clean images, then those under attack.
+        while not (partial.is_file() and len(partial.read_text().splitlines()) >= 10):
+            assert running.poll() is None, "it finished before it could be killed"
+            time.sleep(0.01)
+        running.kill()
+    assert partial.read_text().count('"aa-2|') >= 2
+    assert not target.exists()
+    subprocess.run([*eval_to, target, "--resume"], check=True, capture_output=True)
+    a, b = (json.loads(file.read_text()) for file in (whole, target))
+    assert [row | {"seconds": 0} for row in a["results"]] == [row | {"seconds": 0} for row in b["results"]]
+    assert not partial.exists()
+
+
+def test_against_another_report(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    quick = (*small, "--attack", "leaf-pgd", "--steps", "1", "--no-canaries")
+    assert hrzs("eval", *quick, "--json", one).status == 0
+    ended = hrzs("eval", *quick, "--seed", "1", "--against", one, "--json", two)
+    assert ended.status == 0, ended.err
+    assert "paired on the same images" in ended.out
+    against = json.loads(two.read_text())["summary"]["against"]
+    assert {row["attack"] for row in against["rows"]} == {"none", "leaf-pgd"}
+    assert against["digest"] == "random:0"
+    ended = hrzs("eval", *quick, "--skip", "3", "--against", one)
+    assert ended.status == 2
+    assert "--against" in ended.err
+    ended = hrzs("eval", *quick, "--against", tmp_path / "none.json")
+    assert ended.status == 2
+    assert "not a readable report" in ended.err
+
+
+def test_restarts_and_no_random_start(hrzs: Hrzs, small: Options) -> None:
+    quick = (*small, "--attack", "leaf-pgd", "--steps", "1", "--no-canaries", "--json", "-")
+    config = json.loads(hrzs("eval", *quick, "--restarts", "2").out)["config"]
+    assert (config["restarts"], config["random-start"]) == (2, True)
+    ended = hrzs("eval", *quick, "--restarts", "2", "--no-random-start")
+    assert ended.status == 2
+    assert "every run is the same" in ended.err
+
+
+def test_preset_of_robustvlm(hrzs: Hrzs, small: Options) -> None:
+    ended = hrzs("eval", *small, "--preset", "robustvlm", "--dry-run")
+    assert ended.status == 0, ended.err
+    plan = yaml.safe_load(ended.out)
+    assert plan["tasks"][0]["resize"] == "before"
+    assert plan["units"] == ["clean", "aa-2 at level 0, ε 2/255", "aa-2 at level 0, ε 4/255"]
+    assert "robustvlm" in hrzs("eval", "--preset", "list").out
+
+
+# -- --adversarial ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
