@@ -124,6 +124,8 @@ class _Bench:
         ``salt`` gives other random numbers than those of the run.
         """
         through, fooled = through or self, torch.zeros_like(among)
+        if not among.any():  # splitting nothing gives one part, which no model takes
+            return fooled
         for rows in torch.split(among.nonzero().squeeze(1), self.options.batch_size):
             seeds = sample_seeds([self.ids[i] for i in rows.tolist()], self.options.seed, salt)
             found = attack(through.model, through.objective, self.images[rows], self.labels[rows], seeds)

@@ -254,6 +254,18 @@ def test_square_alone_takes_no_gradients(evaluate: Evaluate) -> None:
 # -- the rest ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_model_that_is_always_wrong(evaluate: Evaluate) -> None:
+    """There is nothing to attack: no verdict, and no failure either."""
+    evaluation = evaluate(attacks=("leaf-pgd",), steps=2)
+    evaluation.task.data.labels = [(label + 1) % 6 for label in evaluation.task.data.labels]
+    evaluation.labels = torch.tensor(evaluation.task.data.labels)
+    canaries = canaries_of(evaluation)
+    assert canaries["huge-eps"].value is None
+    assert "right about none" in canaries["huge-eps"].note
+    (verdict,) = verdicts(list(canaries.values()))
+    assert verdict.verdict == "inconclusive"
+
+
 def test_without_an_attack_there_is_nothing_to_check(evaluate: Evaluate) -> None:
     assert canaries_of(evaluate(attacks=("none",))) == {}
 
