@@ -189,22 +189,6 @@ def test_info_names_both_files(pair: tuple[ClipModel, ClipModel, Path], tmp_path
     assert file_digest(weights) not in digests
 
 
-def test_source_of_hub_models_counts_as_their_digest(
-    plain: ClipModel, config_file: ConfigFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def hub(spec: str) -> ClipModel:
-        model = load_model(str(config_file("plain")), "none")
-        model.info = model.info.__class__(**{**model.info.__dict__, "source": spec, "digest": ""})
-        return model
-
-    monkeypatch.setattr("hrzs.models.loading._load_hub", hub)
-    torch.save(visual(plain), tmp_path / "robust.pt")
-    one, other = (
-        load_model(f"hf-hub:owner/{name}", visual=tmp_path / "robust.pt").info.digest for name in ("one", "other")
-    )
-    assert one != other
-
-
 def test_licence_and_data_of_the_old_encoder_do_not_pass_on(
     plain: ClipModel, config_file: ConfigFile, tmp_path: Path
 ) -> None:
