@@ -17,6 +17,7 @@ from torch.func import functional_call
 from hrzs.errors import UsageError
 from hrzs.models.attention import straighten
 from hrzs.models.heads import CosineHead, Head, HyperbolicHead
+from hrzs.models.patches import embed_by_product
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class ClipModel(nn.Module):
     def __init__(self, clip: nn.Module, info: ModelInfo, geometry: HyperbolicHead | None = None) -> None:
         super().__init__()
         straighten(clip)
+        embed_by_product(clip)
         self.clip = clip
         self.info = info
         self.geometry = geometry

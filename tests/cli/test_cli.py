@@ -98,6 +98,16 @@ def test_quiet_says_nothing(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
     assert ended.err == ""
 
 
+@pytest.mark.parametrize(("speed", "warned"), [(0.55, True), (2.0, False)])
+def test_bf16_warns_where_it_is_slower(
+    hrzs: Hrzs, small: Options, monkeypatch: pytest.MonkeyPatch, speed: float, warned: bool
+) -> None:
+    monkeypatch.setattr("hrzs.models.bf16.bf16_speed", lambda: speed)
+    ended = hrzs(*EVAL, *small, "--precision", "bf16", "--dry-run")
+    assert ended.status == 0
+    assert ("runs at 0.55 × the speed of fp32; --precision fp32 is faster" in ended.err) == warned
+
+
 def test_attack_prints_its_folder(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
     ended = hrzs(*ATTACK, *small, "--png", "-o", tmp_path / "adv")
     assert (ended.status, ended.out) == (0, f"{tmp_path / 'adv'}\n")

@@ -56,3 +56,17 @@ def test_dropout_in_training_is_torchs() -> None:
     assert not torch.equal(ours(x, x, x, need_weights=False)[0], ours(x, x, x, need_weights=False)[0])
     ours.eval()
     assert torch.equal(ours(x, x, x, need_weights=False)[0], ours(x, x, x, need_weights=False)[0])
+
+
+@pytest.mark.parametrize("mask", [None, CAUSAL, CAUSAL.expand(12, 5, 5)], ids=["none", "LL", "NLL"])
+def test_bf16_is_as_near_to_the_truth_as_torchs(mask: torch.Tensor | None) -> None:
+    """Results and input gradients under autocast, where ours is not the kernel of torch."""
+    outputs = []
+    for module, bf16 in (*((module, True) for module in both()), (both()[0], False)):
+        x = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            out, _ = module(x, x, x, need_weights=False, attn_mask=mask)
+        assert out.dtype == (torch.bfloat16 if bf16 else torch.float32)
+        outputs.append((out.float(), *torch.autograd.grad(out.float().square().sum(), x)))
+    for theirs, ours, exact in zip(*outputs, strict=True):
+        assert (ours - exact).norm() <= 2 * (theirs - exact).norm() <= 0.1 * exact.norm()
