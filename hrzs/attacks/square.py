@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hrzs.attacks.ball import Ball, LinfBall
+from hrzs.attacks.ball import Ball, LinfBall, float_below
 from hrzs.attacks.base import Attack, AttackResult, features_of, judge
 from hrzs.attacks.objectives import Objective
 from hrzs.models.clip import ClipModel
@@ -162,7 +162,7 @@ def _two_squares(
     turned = torch.where((draws[:, 7] < 0.5)[:, None], bumps.flatten(), bumps.T.flatten())
     new = _unit(sign[..., None] * turned[:, None] + _unit(delta.gather(2, to)))
     changed = (ball.centre + rest.scatter_(2, to, norm[..., None] * new).view_as(x)).clamp_(0, 1)
-    outside = ~ball.contains(changed)
+    outside = ball.distance(changed) > float_below(ball.eps)
     if outside.any():
         changed[outside] = ball.select(outside).project(changed[outside])
     return changed
