@@ -29,7 +29,8 @@ test: lint ## Lint, types and every test
 demo: $(STAMP) ## The main job on embedded defaults: tree, eval, finetune, attack, eval, one table and a picture
 	$(BIN)/python -m hrzs.demo demo
 
-bench: $(STAMP) ## Speed and memory, as ratios in one run
+bench: $(STAMP) ## Speed and memory, as ratios in one run; HRZS_AUTOATTACK=a checkout of fra31/auto-attack adds AutoAttack
+	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'
 	$(BIN)/python -m pytest -q -s -p no:xdist tests/benchmarks -m benchmark
 
 tiny: $(STAMP) ## Train the embedded model from random weights (overwrites hrzs/models/tiny/model.safetensors)

@@ -11,12 +11,14 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from hrzs.attacks import ATTACKS, Budget, sample_seeds
+from hrzs.attacks.base import further_seeds
 from hrzs.attacks.budget import default_step_size, format_eps, parse_eps_list
 from hrzs.data import loader
 from hrzs.models.classifier import ZeroShotClassifier
@@ -64,7 +66,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of our gradients")
+    parser.add_argument("--precision", default=["fp32"], nargs="+", choices=["fp32", "bf16"], help="of our gradients")
     parser.add_argument("--ours-only", action="store_true")
     options = parser.parse_args()
     part = "autoattack" if options.part == "standard" else options.part
@@ -89,15 +91,17 @@ def main() -> None:
     for eps in parse_eps_list(options.eps, norm=options.norm):
         budget = Budget(eps, default_step_size(eps), steps_of(part, options.steps), options.norm)
 
-        def ours(budget: Budget = budget) -> Tensor:
-            model.precision = options.precision
+        def ours(precision: str, budget: Budget = budget) -> Tensor:
+            model.precision = precision
             spec = ATTACKS[part]
             attack, objective = spec.optimiser(budget), spec.objective(classifier, options.level, options.scoring)
             seeds = sample_seeds(batch.ids, options.seed)
             robust = clean.clone()
-            for rows in clean.nonzero().squeeze(1).split(options.batch_size):
-                here = [seeds[i] for i in rows.tolist()]
-                robust[rows] = ~attack(model, objective, images[rows], labels[rows], here).won
+            # As `hrzs eval` does it: part by part, each in full batches of what is left of all images.
+            for i, (search, aim) in enumerate(attack.parts(objective)):
+                for rows in robust.nonzero().squeeze(1).split(options.batch_size):
+                    here = further_seeds([seeds[row] for row in rows.tolist()], i)
+                    robust[rows] = ~search(model, aim, images[rows], labels[rows], here).won
             return robust
 
         def reference(budget: Budget = budget) -> Tensor:
@@ -117,23 +121,25 @@ def main() -> None:
                 adversarial = attack.run_standard_evaluation(images, truth, bs=options.batch_size)
             return clean & correct(adversarial)
 
-        row = {
-            "part": part, "model": options.model, "data": task.data.name, "n": len(labels), "eps": format_eps(eps),
-            "norm": options.norm, "level": options.level, "scoring": options.scoring, "precision": options.precision,
-            "steps": options.steps, "device": str(model.device), "clean": round(clean.float().mean().item(), 4),
-        }  # fmt: skip
-        robust, seconds = timed(ours, model.device)
-        row |= {"robust": round(robust.float().mean().item(), 4), "seconds": round(seconds, 2)}
-        if not options.ours_only:
-            theirs, their_seconds = timed(reference, model.device)
-            row |= {
-                "reference_robust": round(theirs.float().mean().item(), 4),
-                "reference_seconds": round(their_seconds, 2),
-                "only_ours_falls": int((theirs & ~robust).sum()),
-                "only_theirs_falls": int((robust & ~theirs).sum()),
-                "time_ratio": round(seconds / their_seconds, 3),
-            }
-        print(json.dumps(row), flush=True)
+        theirs = None if options.ours_only else timed(reference, model.device)
+        for precision in options.precision:
+            robust, seconds = timed(partial(ours, precision), model.device)
+            row = {
+                "part": part, "model": options.model, "data": task.data.name, "n": len(labels), "eps": format_eps(eps),
+                "norm": options.norm, "level": options.level, "scoring": options.scoring, "precision": precision,
+                "steps": options.steps, "device": str(model.device), "clean": round(clean.float().mean().item(), 4),
+                "robust": round(robust.float().mean().item(), 4), "seconds": round(seconds, 2),
+            }  # fmt: skip
+            if theirs is not None:
+                their_robust, their_seconds = theirs
+                row |= {
+                    "reference_robust": round(their_robust.float().mean().item(), 4),
+                    "reference_seconds": round(their_seconds, 2),
+                    "only_ours_falls": int((their_robust & ~robust).sum()),
+                    "only_theirs_falls": int((robust & ~their_robust).sum()),
+                    "time_ratio": round(seconds / their_seconds, 3),
+                }
+            print(json.dumps(row), flush=True)
 
 
 def steps_of(part: str, steps: int) -> int:
