@@ -84,6 +84,9 @@ def read_source(path: str | Path) -> bytes:
     return data
 
 
+_TOO_DEEP = "nested too deep for a class tree"
+
+
 def parse(data: bytes, max_depth: int, fault: Callable[[int, str], None]) -> Yaml | None:
     """The one document in ``data``, which is UTF-8; None when there is none.
 
@@ -121,7 +124,7 @@ def parse(data: bytes, max_depth: int, fault: Callable[[int, str], None]) -> Yam
                     stack.append(node)
                     keys.append(None)
                     if len(stack) > max_depth:
-                        raise BadYamlError(node.line, "nested too deep for a class tree")
+                        raise BadYamlError(node.line, _TOO_DEEP)
             elif isinstance(event, yaml.CollectionEndEvent):
                 stack.pop()
                 keys.pop()
@@ -131,7 +134,10 @@ def parse(data: bytes, max_depth: int, fault: Callable[[int, str], None]) -> Yam
                     raise BadYamlError(_line(event), "a second document begins here: there must be one")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise BadYamlError(mark.line + 1 if mark else 1, f"no YAML: {error.problem or error.context}") from error
+        line, problem = mark.line + 1 if mark else 1, str(error.problem or error.context)
+        if "maximum nesting depth" in problem:  # a newer libyaml has a bound of its own, which may be met first
+            raise BadYamlError(line, _TOO_DEEP) from error
+        raise BadYamlError(line, f"no YAML: {problem}") from error
     except yaml.reader.ReaderError as error:
         # libyaml counts bytes and PyYAML characters, so the place is found anew.
         text = data.decode("utf-8-sig")
