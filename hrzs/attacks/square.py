@@ -20,6 +20,7 @@ from hrzs.models.clip import ClipModel
 #: Share of the image that a square covers at first; from each of these queries in 10,000 on, half as much.
 AREA = 0.8
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+AUTOATTACK_QUERIES = 5000
 
 # Uniform numbers for one query: the corners of two windows, a sign for each channel, a turn. L∞ leaves some unused.
 _DRAWS = 8
@@ -91,8 +92,12 @@ class Square(Attack):
 
 
 def _side(query: int, queries: int, shape: torch.Size) -> int:
-    """How wide the square of this query is; the schedule for 10,000 queries is stretched to ``queries``."""
-    halvings = sum(query * 10_000 > start * queries for start in HALVED_AT)
+    """How wide the square of this query is.
+
+    From 5,000 queries on the schedule stands as it is, as AutoAttack runs it; fewer walk through all of it faster.
+    """
+    length = queries if queries < AUTOATTACK_QUERIES else 10_000
+    halvings = sum(query * 10_000 > start * length for start in HALVED_AT)
     height, width = shape[-2:]
     return max(1, min(round(math.sqrt(AREA / 2**halvings * height * width)), height, width))
 

@@ -20,9 +20,10 @@ from torch import Tensor
 from hrzs.attacks import ATTACKS, Budget, sample_seeds
 from hrzs.attacks.base import further_seeds
 from hrzs.attacks.budget import default_step_size, format_eps, parse_eps_list
+from hrzs.attacks.objectives import LevelObjective
 from hrzs.data import loader
 from hrzs.models.classifier import ZeroShotClassifier
-from hrzs.models.clip import frozen
+from hrzs.models.clip import ClipModel, frozen
 from hrzs.models.loading import load_model
 from hrzs.tasks import open_task
 
@@ -45,6 +46,39 @@ def timed(attack: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, f
     if device.type == "cuda":
         torch.cuda.synchronize()
     return robust, clock() - began
+
+
+def run_ours(
+    part: str, model: ClipModel, objective: LevelObjective, images: Tensor, labels: Tensor, seeds: list[int],
+    budget: Budget, robust: Tensor, batch_size: int,
+) -> Tensor:  # fmt: skip
+    """Which of the ``robust`` images still hold; as `hrzs eval` does it: part by part, in full batches of what is left."""
+    robust = robust.clone()
+    for i, (search, aim) in enumerate(ATTACKS[part].optimiser(budget).parts(objective)):
+        for rows in robust.nonzero().squeeze(1).split(batch_size):
+            here = further_seeds([seeds[row] for row in rows.tolist()], i)
+            robust[rows] = ~search(model, aim, images[rows], labels[rows], here).won
+    return robust
+
+
+def run_reference(
+    checkout: Path, part: str, logits: Callable[[Tensor], Tensor], images: Tensor, truth: Tensor, budget: Budget, *,
+    classes: int, steps: int, batch_size: int, seed: int,
+) -> Tensor:  # fmt: skip
+    """The reference's adversarial images, with as many steps, queries and targets as ours."""
+    sys.path.insert(0, str(checkout.resolve()))
+    from autoattack import AutoAttack  # type: ignore[import-not-found]
+
+    attack = AutoAttack(
+        logits, norm={"linf": "Linf", "l2": "L2"}[budget.norm], eps=float(budget.eps), seed=seed, version="custom",
+        attacks_to_run=PARTS[part], device=str(images.device), verbose=False,
+    )  # fmt: skip
+    attack.apgd.n_restarts = attack.fab.n_restarts = 1
+    attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = steps
+    attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
+    attack.square.n_queries = 50 * steps
+    adversarial: Tensor = attack.run_standard_evaluation(images, truth, bs=batch_size)
+    return adversarial
 
 
 def main() -> None:
@@ -93,32 +127,16 @@ def main() -> None:
 
         def ours(precision: str, budget: Budget = budget) -> Tensor:
             model.precision = precision
-            spec = ATTACKS[part]
-            attack, objective = spec.optimiser(budget), spec.objective(classifier, options.level, options.scoring)
+            objective = ATTACKS[part].objective(classifier, options.level, options.scoring)
             seeds = sample_seeds(batch.ids, options.seed)
-            robust = clean.clone()
-            # As `hrzs eval` does it: part by part, each in full batches of what is left of all images.
-            for i, (search, aim) in enumerate(attack.parts(objective)):
-                for rows in robust.nonzero().squeeze(1).split(options.batch_size):
-                    here = further_seeds([seeds[row] for row in rows.tolist()], i)
-                    robust[rows] = ~search(model, aim, images[rows], labels[rows], here).won
-            return robust
+            return clean & run_ours(part, model, objective, images, labels, seeds, budget, clean, options.batch_size)
 
         def reference(budget: Budget = budget) -> Tensor:
-            sys.path.insert(0, str(options.reference.resolve()))
-            from autoattack import AutoAttack  # type: ignore[import-not-found]
-
             with frozen(model):
-                attack = AutoAttack(
-                    logits, norm={"linf": "Linf", "l2": "L2"}[options.norm], eps=float(budget.eps), seed=options.seed,
-                    version="custom", attacks_to_run=PARTS[part], device=str(model.device), verbose=False,
+                adversarial = run_reference(
+                    options.reference, part, logits, images, truth, budget, classes=len(task.tree.levels[options.level]),
+                    steps=options.steps, batch_size=options.batch_size, seed=options.seed,
                 )  # fmt: skip
-                classes = len(task.tree.levels[options.level])
-                attack.apgd.n_restarts = attack.fab.n_restarts = 1
-                attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = options.steps
-                attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
-                attack.square.n_queries = 50 * options.steps
-                adversarial = attack.run_standard_evaluation(images, truth, bs=options.batch_size)
             return clean & correct(adversarial)
 
         theirs = None if options.ours_only else timed(reference, model.device)
