@@ -24,7 +24,7 @@ def attack(
     model: options.Model = "tiny",
     pretrained: options.Pretrained = None,
     visual: options.Visual = None,
-    head: Annotated[str | None, typer.Option("--head", help="cosine or hyperbolic.", show_default="the model's own")] = None,
+    head: Annotated[str | None, typer.Option("--head", help="cosine, hyperbolic or euclidean.", show_default="the model's own")] = None,
     data: options.Data = "shapes",
     data_root: options.DataRoot = None,
     split: options.Split = None,

@@ -46,7 +46,7 @@ def evaluate(
     model: options.Model = "tiny",
     pretrained: options.Pretrained = None,
     visual: options.Visual = None,
-    head: Annotated[str | None, typer.Option("--head", help="cosine or hyperbolic.", show_default="the model's own")] = None,
+    head: Annotated[str | None, typer.Option("--head", help="cosine, hyperbolic or euclidean.", show_default="the model's own")] = None,
     data: options.Data = "shapes",
     data_root: options.DataRoot = None,
     split: options.Split = None,

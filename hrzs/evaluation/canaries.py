@@ -223,7 +223,7 @@ def _measure(bench: _Bench, evaluation: Evaluation, update: Callable[[str], None
     square = ATTACKS["square"].optimiser(replace(bench.budget(), steps=QUERIES))
     fooled = bench.fooled(square, bench.held, margin)
     canaries.append(bench.missed("square-vs-white-box", f"Square ({QUERIES} queries)", fooled))
-    if evaluation.classifier.head.name == "hyperbolic":
+    if evaluation.classifier.head.name != "cosine":
         update("cosine head")
         canaries.append(_cosine_head(bench, evaluation))
     return canaries

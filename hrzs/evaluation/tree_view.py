@@ -98,7 +98,7 @@ def node_points(model: ClipModel, tree: Tree, template: str = "photo", radius: f
     nodes = (*NodeIndex.of(tree).nodes, tree.root)
     prompts = Prompts.of(nodes, resolve_template(template))
     text = prompts.gather(model.project_text(model.encode_text_trunk(prompts.texts)), normalise=False)
-    head = model.geometry
+    head = model.ball
     if head is None:
         mean_norm = text[: len(tree.classes)].norm(dim=1).mean().item()
         head = HyperbolicHead(1.0, math.atanh(radius) / mean_norm, 1.0).to(text.device)

@@ -46,7 +46,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Run ``function`` with autocast off and its half-precision tensors widened to float32."""
 
     def widened(value: object) -> object:
@@ -91,14 +91,14 @@ def max_norm(dtype: torch.dtype, curvature: Curvature) -> Curvature:
     return _cap(dtype) / _root(curvature)
 
 
-@_in_full_precision
+@full_precision
 def norm(u: Float[Tensor, "... D"]) -> Float[Tensor, "..."]:
     """The Euclidean norm, the ruler of depth; its gradient at the origin is zero."""
     length: Tensor = torch.linalg.vector_norm(u, dim=-1)
     return length
 
 
-@_in_full_precision
+@full_precision
 def project(u: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, "... D"]:
     """Pull points outside of `max_norm` radially back onto it; the others stay as they are."""
     cap = _cap(u.dtype)
@@ -106,7 +106,7 @@ def project(u: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, ".
     return u * (cap / radius.clamp_min(cap)).unsqueeze(-1)
 
 
-@_in_full_precision
+@full_precision
 def cap_share(u: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, ""]:
     """The share (0 to 1) of points at `max_norm`, where the radial gradient is zero; carries no gradient."""
     # Half a cap's width of slack: rounding may leave a capped point a little inside of the cap.
@@ -114,7 +114,7 @@ def cap_share(u: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, 
     return (_root(curvature) * norm(u.detach()) >= threshold).to(u.dtype).mean().detach()
 
 
-@_in_full_precision
+@full_precision
 def expmap0(v: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, "... D"]:
     """The exponential map at the origin (method.md, section 1), capped at `max_norm`.
 
@@ -128,7 +128,7 @@ def expmap0(v: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, ".
     return v * (radius.tanh().clamp_max(_cap(v.dtype)) / radius).unsqueeze(-1)
 
 
-@_in_full_precision
+@full_precision
 def mobius_add(u: Float[Tensor, "... D"], v: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, "... D"]:
     """Möbius addition ``u ⊕ v``, broadcast over leading dimensions, capped at `max_norm` (section 1)."""
     # Written with s = u + v, every term of the denominator is positive: it cannot cancel, even where v = -u.
@@ -139,7 +139,7 @@ def mobius_add(u: Float[Tensor, "... D"], v: Float[Tensor, "... D"], curvature: 
     return project((gap_u * s + ss * u) / (gap_u * gap_v + ss), curvature)
 
 
-@_in_full_precision
+@full_precision
 def distance(u: Float[Tensor, "... D"], v: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, "..."]:
     """The geodesic distance, broadcast over leading dimensions (method.md, section 1).
 
@@ -151,7 +151,7 @@ def distance(u: Float[Tensor, "... D"], v: Float[Tensor, "... D"], curvature: Cu
     return 2 / root * (root * norm(u - v) / gaps.sqrt()).asinh()
 
 
-@_in_full_precision
+@full_precision
 def pairwise_distance(u: Float[Tensor, "N D"], v: Float[Tensor, "M D"], curvature: Curvature) -> Float[Tensor, "N M"]:
     """All distances between two sets of points, through one matrix product.
 
@@ -171,14 +171,14 @@ def pairwise_distance(u: Float[Tensor, "N D"], v: Float[Tensor, "M D"], curvatur
     return torch.log1p(2 * (q + torch.addcmul(q, q, q).sqrt())) / _root(curvature)
 
 
-@_in_full_precision
+@full_precision
 def lorentz_factor(u: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, "..."]:
     """The Lorentz factor γ of a point, ``(1 + r‖u‖²)/(1 - r‖u‖²)``: its weight in the Einstein midpoint."""
     squared = u.square().sum(-1)
     return (1 + curvature * squared) / _gap(squared, curvature)
 
 
-@_in_full_precision
+@full_precision
 def einstein_midpoint(
     u: Float[Tensor, "N D"], weights: Float[Tensor, "M N"], curvature: Curvature
 ) -> Float[Tensor, "M D"]:

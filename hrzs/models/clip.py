@@ -78,19 +78,24 @@ class ClipModel(nn.Module):
         return super().train(False)
 
     def head(self, name: str | None = None) -> Head:
-        """The head called ``cosine`` or ``hyperbolic``; by default the one the model was trained with.
+        """The head called ``cosine``, ``hyperbolic`` or ``euclidean``; by default the one the model was trained with.
 
         Raises:
-            UsageError: a hyperbolic head is asked of a model that has none.
+            UsageError: a head is asked for that the model was not trained with.
         """
         if name is None:
-            name = "cosine" if self.geometry is None else "hyperbolic"
+            name = "cosine" if self.geometry is None else self.geometry.name
         if name == "cosine":
             clip = cast(Any, self.clip)
             return CosineHead(clip.logit_scale, getattr(clip, "logit_bias", None))
-        if name == "hyperbolic" and self.geometry is not None:
+        if self.geometry is not None and name == self.geometry.name:
             return self.geometry
         raise UsageError(f"--head {name}: {self.info.source} has no such head; `cosine` fits every model")
+
+    @property
+    def ball(self) -> HyperbolicHead | None:
+        """The head that places this model's features in a Poincaré ball; None without one, or if it is flat."""
+        return None if self.geometry is None or self.geometry.is_flat else self.geometry
 
     @contextmanager
     def autocast(self, precision: str | None = None) -> Iterator[None]:

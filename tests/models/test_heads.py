@@ -81,3 +81,21 @@ def test_hyperbolic_survives_raw_clip_norms() -> None:
     (gradient,) = torch.autograd.grad(logits.sum(), image)
     assert gradient.isfinite().all()
     assert poincare.cap_share(head.embed_image(image), head.value("curvature")) == 1
+
+
+def test_without_curvature_the_head_is_euclidean(features: tuple[torch.Tensor, torch.Tensor]) -> None:
+    head = HyperbolicHead(0.03, 0.02, beta=4.0, curvature=0.0)
+    assert head.name == "euclidean"
+    expected = -4.0 * 2 * torch.cdist(0.03 * features[0].double(), 0.02 * features[1].double())
+    logits = head.logits(features[0], head.prepare(features[1]))
+    assert torch.allclose(logits.double(), expected, rtol=1e-4, atol=1e-4)
+    points = head.embed_image(features[0])
+    torch.testing.assert_close(head.radius(points), points.norm(dim=1))
+    again = HyperbolicHead(**head.values())
+    assert again.is_flat
+    assert again.values() == pytest.approx(head.values(), rel=1e-6)
+
+
+def test_radius_is_a_share_of_the_balls() -> None:
+    head = HyperbolicHead(1.0, 1.0, beta=1.0, curvature=4.0)
+    assert head.radius(torch.tensor([[0.25, 0.0], [0.0, 0.5]])).tolist() == pytest.approx([0.5, 1.0])

@@ -119,7 +119,7 @@ def grow(classes: Sequence[ClassSpec], options: SourceOptions) -> Grown:
     pretrained = resolved if resolved != model.info.source else options.pretrained
     source |= {"pretrained": pretrained} if pretrained else {}
     source |= {"weights": model.info.digest[:16], "distance": options.distance}
-    if options.distance == "hyperbolic" and model.geometry is None:
+    if options.distance == "hyperbolic" and model.ball is None:
         source["radius"] = str(RADIUS)
     if images is not None:
         source |= {"data": images.name, "split": images.split, "images": images.digest}
@@ -148,7 +148,7 @@ def _notes(words: Sequence[_Word], options: SourceOptions, model: ClipModel, ima
         what = f"the texts of {len(words)} classes"
     else:
         what = f"the means of {len(images.owner)} images ({images.name}, {images.split}) of {len(words)} classes"
-    lifted = f", lifted to the radius {RADIUS}" if options.distance == "hyperbolic" and model.geometry is None else ""
+    lifted = f", lifted to the radius {RADIUS}" if options.distance == "hyperbolic" and model.ball is None else ""
     yield f"clustered are {what} as {model.info.source} embeds them, in {options.distance} distance{lifted}"
     unknown = [word.name for word in words if not word.senses]
     if unknown:
@@ -270,8 +270,8 @@ class _Hyperbolic(_Space):
 def _space(model: ClipModel, distance: str, texts: Float[Tensor, "N D"], images: Float[Tensor, "M D"] | None) -> _Space:
     if distance == "cosine":
         return _Cosine()
-    if model.geometry is not None:
-        values = model.geometry.values()
+    if model.ball is not None:
+        values = model.ball.values()
         return _Hyperbolic(values["scale_image"], values["scale_text"], values["curvature"])
     # Without images there is none to lift.
     return _Hyperbolic(_scale(texts if images is None else images), _scale(texts), curvature=1.0)

@@ -1,0 +1,61 @@
+"""Flat space under the names of `hrzs.geometry.poincare`: what its functions tend to as the curvature vanishes.
+
+The ablation of method.md, section 5: with it, everything about a method but its geometry stays as it is. The
+curvature is an argument for the sake of the common signature, and is 0. As r → 0, ``d(u, v) → 2‖u - v‖``; so that is
+the distance here, and margins in units of distance (``ζ_vic``) mean the same near the origin.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hrzs.geometry.poincare import Curvature, full_precision, norm
+
+__all__ = ["cap_share", "distance", "einstein_midpoint", "expmap0", "norm", "pairwise_distance"]
+
+
+def expmap0(v: Float[Tensor, "... D"], curvature: Curvature = 0.0) -> Float[Tensor, "... D"]:  # noqa: ARG001
+    """Tangent vectors at the origin are the points themselves; in float32 or wider."""
+    return v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
+
+
+def cap_share(u: Float[Tensor, "... D"], curvature: Curvature = 0.0) -> Float[Tensor, ""]:  # noqa: ARG001
+    """Flat space has no boundary: always 0."""
+    return u.detach().new_zeros(())
+
+
+@full_precision
+def distance(
+    u: Float[Tensor, "... D"],
+    v: Float[Tensor, "... D"],
+    curvature: Curvature = 0.0,  # noqa: ARG001
+) -> Float[Tensor, "..."]:
+    """``2‖u - v‖``, broadcast over leading dimensions; at coincident points its gradient is zero."""
+    return 2 * norm(u - v)
+
+
+@full_precision
+def pairwise_distance(
+    u: Float[Tensor, "N D"],
+    v: Float[Tensor, "M D"],
+    curvature: Curvature = 0.0,  # noqa: ARG001
+) -> Float[Tensor, "N M"]:
+    """All distances between two sets of points, through one matrix product; pairs closer than it resolves get that
+    resolution, as in `hrzs.geometry.poincare.pairwise_distance`."""
+    info = torch.finfo(u.dtype)
+    uu, vv = u.square().sum(-1), v.square().sum(-1)
+    squared = torch.addmm(uu.unsqueeze(1) + vv, u, v.T, alpha=-2)
+    return 2 * squared.clamp(min=(4 * info.eps * uu.detach() + info.tiny).unsqueeze(1)).sqrt()
+
+
+@full_precision
+def einstein_midpoint(
+    u: Float[Tensor, "N D"],
+    weights: Float[Tensor, "M N"],
+    curvature: Curvature = 0.0,  # noqa: ARG001
+) -> Float[Tensor, "M D"]:
+    """M weighted means of N points: all Lorentz factors are 1. The origin where a row of ``weights`` is zero."""
+    totals = weights.sum(-1, keepdim=True)
+    return (weights / torch.where(totals > 0, totals, torch.ones_like(totals))) @ u
