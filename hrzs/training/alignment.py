@@ -6,15 +6,20 @@ each level reads its own columns.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hrzs.attacks.objectives import level_weights
+from hrzs.errors import UsageError
 from hrzs.geometry import poincare
 from hrzs.hierarchy.tree import Tree
+from hrzs.models.heads import HyperbolicHead
 from hrzs.models.text import NodeIndex
+from hrzs.training.options import parse_level_weights
 
 
 class LevelAlignment:
@@ -24,11 +29,22 @@ class LevelAlignment:
         tree: the class tree, L levels below its root.
         index: the columns of the logits.
         hnsa: which neighbours lend negatives to a level: ``none``, ``lower``, ``upper`` or ``both``.
+        weights: ``ω``: ``paper``, ``equal``, or numbers from the leaves upwards, such as ``1,0.5``.
+
+    Raises:
+        UsageError: fewer weights than the tree has levels below its root.
     """
 
-    def __init__(self, tree: Tree, index: NodeIndex, hnsa: str = "both", device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        index: NodeIndex,
+        hnsa: str = "both",
+        device: torch.device | str = "cpu",
+        weights: str = "paper",
+    ) -> None:
         self.top = tree.top
-        self.weights = level_weights(tree.top)
+        self.weights = _weights(weights, tree.top)
         self.columns = [c.to(device) for c in index.columns]
         self.ancestors = tree.ancestors.to(device)
         self.candidates = [m.to(device) for m in _candidates(tree, index, hnsa)]
@@ -39,13 +55,26 @@ class LevelAlignment:
         target = self.columns[level][nodes]
         return F.cross_entropy(logits.masked_fill(~allowed, -torch.inf), target, reduction="none")
 
-    def per_image(self, logits: Float[Tensor, "B N"], labels: Int[Tensor, "B"]) -> Float[Tensor, ""]:
-        """``L'`` with every image at every level: ``Σ_l ω_l mean_B CE(p^l, anc(y, l))``."""
-        terms = [
-            weight * self.cross_entropy(logits, self.ancestors[level][labels], level).mean()
-            for level, weight in enumerate(self.weights)
-        ]
-        return torch.stack(terms).sum()
+    def per_image(self, logits: Float[Tensor, "B N"], labels: Int[Tensor, "B"], level: int) -> Float[Tensor, ""]:
+        """The term of one level with every image itself: ``mean_B CE(p^l, anc(y, l))``."""
+        return self.cross_entropy(logits, self.ancestors[level][labels], level).mean()
+
+    def total(self, term: Callable[[int], Float[Tensor, ""]], levels: Iterable[int] | None = None) -> Float[Tensor, ""]:
+        """``Σ_l ω_l term(l)`` over ``levels``, by default all; a level of weight 0 is not computed."""
+        wanted = range(self.top) if levels is None else levels
+        terms = [self.weights[level] * term(level) for level in wanted if self.weights[level] > 0]
+        return torch.stack(terms).sum() if terms else torch.zeros((), device=self.ancestors.device)
+
+
+def _weights(spec: str, top: int) -> tuple[float, ...]:
+    if spec == "paper":
+        return level_weights(top)
+    if spec == "equal":
+        return (1.0,) * top
+    weights = parse_level_weights(spec)
+    if len(weights) < top:
+        raise UsageError(f"--level-weights {spec!r}: {len(weights)} given, the tree has {top} levels below its root")
+    return weights[:top]
 
 
 def _candidates(tree: Tree, index: NodeIndex, hnsa: str) -> list[Bool[Tensor, "_ N"]]:
@@ -75,7 +104,8 @@ def _candidates(tree: Tree, index: NodeIndex, hnsa: str) -> list[Bool[Tensor, "_
 
 
 class ClassMeans:
-    """HypAvg: image embeddings of the nodes present in a batch, averaged level by level (method.md, section 2).
+    """HypAvg: image embeddings of the nodes present in a batch, averaged level by level (method.md, section 2);
+    in flat space their plain means.
 
     ``nodes[l]`` are the present nodes of level l, ``points[l]`` their means: at level 0 over a class's images, above
     over a node's present children. ``edges[l]`` pairs rows of ``points[l + 1]`` (parents) with rows of ``points[l]``
@@ -83,7 +113,7 @@ class ClassMeans:
     """
 
     def __init__(
-        self, tree: Tree, points: Float[Tensor, "B D"], labels: Int[Tensor, "B"], curvature: poincare.Curvature
+        self, tree: Tree, points: Float[Tensor, "B D"], labels: Int[Tensor, "B"], head: HyperbolicHead
     ) -> None:
         self.nodes: list[Int[Tensor, "present"]] = []
         self.points: list[Float[Tensor, "present D"]] = []
@@ -97,7 +127,7 @@ class ClassMeans:
                 real &= torch.bincount(group, minlength=len(nodes))[group] > 1
                 children = real.nonzero().squeeze(1)
                 self.edges.append((group[children], children))
-            points = poincare.einstein_midpoint(points, membership, curvature)
+            points = head.space.einstein_midpoint(points, membership, head.value("curvature"))
             self.nodes.append(nodes)
             self.points.append(points)
             owner = tree.parents(level).to(labels.device)[nodes]
@@ -116,10 +146,11 @@ def text_edges(tree: Tree, index: NodeIndex) -> tuple[Int[Tensor, "edges"], Int[
 
 
 def vicinity(
-    images: Float[Tensor, "B D"], texts: Float[Tensor, "B D"], margin: float, curvature: poincare.Curvature
+    images: Float[Tensor, "B D"], texts: Float[Tensor, "B D"], margin: float, head: HyperbolicHead
 ) -> Float[Tensor, ""]:
     """``L_vic = mean max(0, d(φ(x̂), ψ(t̂_y)) - ζ_vic)``: near the leaf's text, without collapsing onto it."""
-    return F.relu(poincare.distance(images, texts, curvature) - margin).mean()
+    distance: Tensor = head.space.distance(images, texts, head.value("curvature"))
+    return F.relu(distance - margin).mean()
 
 
 def norm_gap(parents: Float[Tensor, "E D"], children: Float[Tensor, "E D"], margin: float) -> Float[Tensor, ""]:

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
 
 from hrzs.errors import UsageError
+
+#: Named weights of the levels: ``ω_l = 1 - l/(L+1)`` of the paper, or the same for all.
+LEVEL_WEIGHTS = ("paper", "equal")
+
+#: By what the best model of a run is told: each a mean over the validation images, see `hrzs.training.validation`.
+CRITERIA = ("balanced", "clean", "leaf", "levels", "any-level")
+
+
+def parse_level_weights(text: str) -> tuple[float, ...]:
+    """``1,0.5,0`` as weights, the leaves' first.
+
+    Raises:
+        UsageError: not numbers, one is negative, or all are 0.
+    """
+    try:
+        weights = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        weights = (-1.0,)
+    if not all(0 <= w < math.inf for w in weights) or not any(weights):
+        raise UsageError(
+            f"--level-weights {text!r}: {', '.join(LEVEL_WEIGHTS)}, or numbers of at least 0 from the leaves upwards, "
+            "such as 1,0.5,0.25"
+        )
+    return weights
 
 
 @dataclass(frozen=True)
@@ -14,7 +39,7 @@ class TrainOptions:
     """Options of `hrzs.training.trainer.Trainer` and of the methods; names are those of the command line.
 
     Adversary: ``eps`` and ``step_size`` in pixels [0, 1], ``steps`` of PGD, ``eps_text`` relative to the mean norm of
-    the projected text features. Schedule: AdamW, linear warm-up over ``warmup`` of all steps, cosine to zero.
+    the projected text features. Schedule: linear warm-up over ``warmup`` of all steps, then a cosine to zero or level.
     """
 
     method: str = "hierarchical"
@@ -24,9 +49,21 @@ class TrainOptions:
     epochs: float = 1.0
     max_steps: int | None = None
     batch_size: int = 128
+    optimizer: str = "adamw"
     lr: float = 3e-4
+    momentum: float = 0.9
     weight_decay: float = 1e-4
     warmup: float = 0.05
+    schedule: str = "cosine"
+    # A batch is worked through in that many parts: less memory, the same mean gradient of all per-image losses.
+    accumulate: int = 1
+    checkpoint_activations: bool = False
+    compile: bool = False
+    # The weights that are validated and saved: a running mean with this decay, then moved towards the original's.
+    ema: float = 0.0
+    interpolate: float = 0.0
+    # Beginnings of names of image encoder parameters that stay as they are, separated by commas.
+    freeze: str = ""
     seed: int = 0
     # What is trained: "image" (text frozen), "image+projection", or "all" (pretraining; text is encoded every step).
     tune: str | None = None
@@ -35,6 +72,9 @@ class TrainOptions:
     # clean, tecoa: cross-entropy at every level instead of the leaves alone.
     every_level: bool = False
     # hierarchical: what measured best (docs/results.md); the paper's own are --recipe paper
+    perturbation: str = "universal"
+    geometry: str = "hyperbolic"
+    level_weights: str = "paper"
     image_levels: str = "per-image"
     hnsa: str = "none"
     radius: float = 0.5
@@ -47,6 +87,11 @@ class TrainOptions:
     zeta_vic: float = 1.0
     zeta_gap: float = 0.01
     eps_text: float = 2e-4
+    # A look at held-out images now and then; it changes nothing about the weights.
+    validate_every: int = 100
+    val_limit: int = 100
+    val_steps: int = 5
+    best_by: str = "balanced"
 
     def __post_init__(self) -> None:
         choices = {
@@ -54,19 +99,31 @@ class TrainOptions:
             "augment": ("none", "flip", "dihedral"),
             "image_levels": ("per-image", "hypavg", "mixed"),
             "hnsa": ("none", "lower", "upper", "both"),
+            "optimizer": ("adamw", "sgd"),
+            "schedule": ("cosine", "constant"),
+            "perturbation": ("universal", "leaf", "per-level"),
+            "geometry": ("hyperbolic", "euclidean"),
+            "best_by": CRITERIA,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 shown = ", ".join(str(a) for a in allowed if a)
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)!r}: one of {shown}")
-        for name in ("epochs", "batch_size", "lr", "steps", "curvature"):
+        for name in ("epochs", "batch_size", "lr", "steps", "curvature", "accumulate", "val_limit", "val_steps"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be more than 0")
         if self.beta is not None and self.beta <= 0:
             raise UsageError(f"--beta {self.beta}: must be more than 0")
-        for name in ("weight_decay", "warmup", "lambda_vic", "lambda_gap", "zeta_vic", "zeta_gap", "eps_text"):
+        for name in (
+            "weight_decay", "warmup", "lambda_vic", "lambda_gap", "zeta_vic", "zeta_gap", "eps_text", "validate_every",
+        ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: cannot be negative")
+        for name in ("ema", "momentum", "interpolate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"--{name} {getattr(self, name)}: at least 0 and less than 1")
+        if self.level_weights not in LEVEL_WEIGHTS:
+            parse_level_weights(self.level_weights)
         for name in ("radius", "radius_text"):
             if not 0 < getattr(self, name) < 1:
                 raise UsageError(
@@ -88,6 +145,34 @@ RECIPES: dict[str, dict[str, Any]] = {
         "steps": 3,
         "epochs": 1.0,
         "batch_size": 256,
+    },
+    # Mao et al., ICLR 2023: SGD with momentum on the image encoder, no weight decay, 10 epochs of ImageNet, PGD-2 at
+    # ε = α = 1/255. Their template is "This is a photo of a {}".
+    "tecoa": {
+        "method": "tecoa",
+        "optimizer": "sgd",
+        "lr": 5e-5,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "eps": Fraction(1, 255),
+        "step_size": Fraction(1, 255),
+        "steps": 2,
+        "epochs": 10.0,
+        "batch_size": 256,
+        "template": "tecoa",
+    },
+    # Schlarmann et al., ICML 2024: AdamW, two epochs of ImageNet in batches of 128, 7% warm-up, PGD-10.
+    "fare": {
+        "method": "fare",
+        "optimizer": "adamw",
+        "lr": 1e-5,
+        "weight_decay": 1e-4,
+        "warmup": 0.07,
+        "eps": Fraction(2, 255),
+        "step_size": Fraction(1, 255),
+        "steps": 10,
+        "epochs": 2.0,
+        "batch_size": 128,
     },
 }
 

@@ -1,5 +1,5 @@
-"""The trainer: data order, schedule, checkpoints, log. Whatever is random is a function of (seed, step, image id),
-so a resumed run needs no random state and ends with the weights it would have had."""
+"""The trainer: data order, schedule, validation, log. Whatever is random is a function of (seed, step, image id), so a
+resumed run needs no random state and ends with the weights it would have had."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,13 +23,18 @@ from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.heads import HyperbolicHead
 from hrzs.models.loading import WEIGHTS_FILE, save_model
+from hrzs.models.recompute import recompute_activations
+from hrzs.training.checkpoints import load_checkpoint, save_checkpoint
 from hrzs.training.methods import Method, method_class
 from hrzs.training.options import TrainOptions
+from hrzs.training.tensorboard import open_writer
+from hrzs.training.validation import validate
 
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
-CHECKPOINT = Path("checkpoint") / "last.pt"
+#: The best model by the validation, beside the last; itself a folder that ``--model`` takes.
+BEST = "best"
 
 #: Called after each step with (step done, steps in all, what was logged).
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -49,6 +55,8 @@ class Trainer:
             untouched model beside the tuned one.
         licence: of the weights that come out; by default that of the weights that went in.
         half: store the result as float16.
+        more_trees: further trees over the same classes (a forest).
+        validation: held-out images of the same classes, looked at every ``options.validate_every`` steps.
     """
 
     def __init__(
@@ -64,12 +72,15 @@ class Trainer:
         origin: tuple[str, str | None] = ("", None),
         licence: str | None = None,
         half: bool = False,
+        more_trees: Sequence[Tree] = (),
+        validation: Dataset | None = None,
     ) -> None:
-        if tree.classes != data.classes:
+        if any(t.classes != data.classes for t in (tree, *more_trees)):
             raise UsageError("the tree's classes are not the data's; `tree.restrict(data.classes)` first")
         self.model, self.data, self.tree, self.options = model, data, tree, options
         self.folder, self.workers, self.save_every = folder, workers, save_every
         self.licence, self.half = licence, half
+        self.validation = validation if options.validate_every else None
         self.batch_size = min(options.batch_size, len(data))
         self.steps = total_steps(options, len(data))
         self.base = {"model": origin[0], "pretrained": origin[1], "digest": model.info.digest}
@@ -79,9 +90,21 @@ class Trainer:
         # What the weights depend on: a checkpoint made under another plan is not gone on from.
         self.plan: dict[str, Any] = {
             **options_as_config(options), "total_steps": self.steps, "images": digest(data), "tree": tree.digest,
-            "start": model.info.digest, "precision": model.precision,
+            "more_trees": [t.digest for t in more_trees], "start": model.info.digest, "precision": model.precision,
+            "validation": None if self.validation is None else digest(self.validation),
         }  # fmt: skip
-        self.method: Method = method_class(options.method)(model, tree, options)
+        if options.accumulate > self.batch_size:
+            raise UsageError(f"--accumulate {options.accumulate}: a batch of {self.batch_size} has no so many parts")
+        self.method: Method = method_class(options.method)(model, tree, options, more_trees)
+        if options.checkpoint_activations:
+            recompute_activations(model.clip.visual)
+        if options.compile:
+            cast(Any, model.clip).visual.compile()
+        tuned = [p for p in model.clip.parameters() if p.requires_grad]
+        self._original = [p.detach().clone() for p in tuned] if options.interpolate else []
+        self._mean = [p.detach().clone() for p in tuned] if options.ema else []
+        self._tuned = tuned
+        self.best: dict[str, float] | None = None
         self.step = 0
         self._optimizer_state: dict[str, Any] | None = None
         self._mid_step = False
@@ -94,10 +117,10 @@ class Trainer:
         Raises:
             HrzsError: the loss is not finite; the state is saved and the message names step and images.
         """
-        (self.folder / CHECKPOINT).parent.mkdir(exist_ok=True)
         order = self._order()[self.step * self.batch_size :]
         metrics_path = self.folder / METRICS_FILE
         _keep_lines(metrics_path, self.step)
+        board = open_writer(self.folder, self.step)
         optimizer: torch.optim.Optimizer | None = None
         started = time.monotonic()
         try:
@@ -111,10 +134,14 @@ class Trainer:
                         if self.step == 0:
                             self.method.begin(images)
                         optimizer = self._optimizer()
-                    log = self._step(optimizer, images, labels, batch.ids)
+                    log: dict[str, Any] = dict(self._step(optimizer, images, labels, batch.ids))
+                    if self._is_time_to_validate():
+                        log["validation"] = self._validate()
                     log["seconds"] = time.monotonic() - started
                     metrics.write(json.dumps({"step": self.step, **log}) + "\n")
                     metrics.flush()
+                    if board is not None:
+                        board.write(self.step, log)
                     self._mid_step = False
                     if self.step % self.save_every == 0:
                         self.save_checkpoint(optimizer)
@@ -125,54 +152,119 @@ class Trainer:
             if optimizer is not None and not self._mid_step:
                 self.save_checkpoint(optimizer)
             raise
-        if optimizer is not None:
+        finally:
+            if board is not None:
+                board.close()
+        if optimizer is not None and self.step % self.save_every:
             self.save_checkpoint(optimizer)
+        self._save(self.folder)
+
+    def _save(self, folder: Path) -> None:
+        """The model as it would be given away now."""
         seen, trained_on = self.model.info.training_data, f"{self.data.name}/{self.data.split}"
         from_scratch = self.base["pretrained"] == "none" and self.model.info.visual is None
+        info = self.model.info
         self.model.info = replace(
-            self.model.info,
-            licence=self.licence or self.model.info.licence,
+            info,
+            licence=self.licence or info.licence,
             training_data=trained_on if from_scratch else f"{seen}, then {trained_on}",
         )
-        save_model(self.model, self.folder, half=self.half, method=self.options.method,
-                   tree_digest=self.tree.digest, base=self.base, steps=self.step)  # fmt: skip
+        folder.mkdir(exist_ok=True)
+        try:
+            with self._released():
+                save_model(self.model, folder, half=self.half, method=self.options.method,
+                           tree_digest=self.tree.digest, base=self.base, steps=self.step)  # fmt: skip
+        finally:
+            if folder != self.folder:
+                self.model.info = info
+
+    def _is_time_to_validate(self) -> bool:
+        return self.validation is not None and (self.step % self.options.validate_every == 0 or self.step == self.steps)
+
+    def _validate(self) -> dict[str, Any]:
+        """Accuracies on the validation images; the model is kept if none before was as good."""
+        assert self.validation is not None
+        with self._released():
+            row = validate(self.model, self.validation, self.tree, self.options).as_row(self.options.best_by)
+        row["best"] = self.best is None or row["criterion"] > self.best["criterion"]
+        if row["best"]:
+            self.best = {"step": self.step, "criterion": row["criterion"]}
+            self._save(self.folder / BEST)
+        return row
+
+    @contextmanager
+    def _released(self) -> Iterator[None]:
+        """Inside, the model has the weights that are given away: the running mean, moved towards the original's."""
+        o = self.options
+        if not (self._mean or self._original):
+            yield
+            return
+        kept = [p.detach().clone() for p in self._tuned]
+        with torch.no_grad():
+            for i, p in enumerate(self._tuned):
+                if self._mean:
+                    p.copy_(self._mean[i])
+                if self._original:
+                    p.lerp_(self._original[i], o.interpolate)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, value in zip(self._tuned, kept, strict=True):
+                    p.copy_(value)
 
     def _step(
         self, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, ids: tuple[str, ...]
     ) -> dict[str, float]:
-        factor = lr_factor(self.step, self.steps, self.options.warmup)
+        factor = lr_factor(self.step, self.steps, self.options.warmup, self.options.schedule)
         for group in optimizer.param_groups:
             group["lr"] = self.options.lr * factor
         seeds = sample_seeds(ids, self.options.seed, f"step{self.step}")
-        loss = self.method.loss(images, labels, seeds)
-        value = loss.total.item()
-        if not math.isfinite(value):
-            self.save_checkpoint(optimizer, self.folder / "checkpoint" / "nonfinite.pt")
-            raise HrzsError(
-                f"the loss is {value} at step {self.step + 1} (images {', '.join(ids[:4])}, …); the state before it is "
-                f"in {self.folder / 'checkpoint' / 'nonfinite.pt'}. A smaller --lr or --precision fp32 may help"
-            )
         optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        value, parts = 0.0, dict[str, float]()
+        for rows in torch.arange(len(ids)).tensor_split(self.options.accumulate):
+            share = len(rows) / len(ids)
+            here = slice(int(rows[0]), int(rows[-1]) + 1)
+            loss = self.method.loss(images[here], labels[here], seeds[here])
+            value += share * loss.total.item()
+            if not math.isfinite(value):
+                path = save_checkpoint(self.folder, self._state(optimizer), name="nonfinite")
+                raise HrzsError(
+                    f"the loss is {value} at step {self.step + 1} (images {', '.join(ids[here][:4])}, …); the state "
+                    f"before it is in {path}. A smaller --lr or --precision fp32 may help"
+                )
+            (loss.total * share if share < 1 else loss.total).backward()  # type: ignore[no-untyped-call]
+            for key, number in loss.log.items():
+                parts[key] = parts.get(key, 0.0) + share * number.item()
         norm = torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 10.0)
         self._mid_step = True
         optimizer.step()
         self.step += 1
+        if self._mean:
+            # Young means are short: otherwise the first weights would stay in them for long.
+            decay = min(self.options.ema, self.step / (self.step + 9))
+            torch._foreach_lerp_(self._mean, [p.detach() for p in self._tuned], 1 - decay)
         log = {"loss": value, "lr": self.options.lr * factor, "grad_norm": norm.item()}
-        log |= {key: number.item() for key, number in loss.log.items()} | self.method.after_step()
+        log |= parts | self.method.after_step()
         if log.get("cap_share", 0.0) > 0.01:
             logger.warning("%.1f%% of the image embeddings are at the ball's boundary, where gradients vanish: "
                            "robustness may be masked; lower --radius", 100 * log["cap_share"])  # fmt: skip
         return log
 
     def _optimizer(self) -> torch.optim.Optimizer:
+        o = self.options
         tuned = [p for p in self.model.parameters() if p.requires_grad]
         # Weight decay is for matrices: gains, biases and the head's scalars have nothing to shrink towards.
         groups = [
-            {"params": [p for p in tuned if p.ndim >= 2], "weight_decay": self.options.weight_decay},
+            {"params": [p for p in tuned if p.ndim >= 2], "weight_decay": o.weight_decay},
             {"params": [p for p in tuned if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.options.lr)
+        groups = [g for g in groups if g["params"]]
+        optimizer: torch.optim.Optimizer = (
+            torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum)
+            if o.optimizer == "sgd"
+            else torch.optim.AdamW(groups, lr=o.lr)
+        )
         if self._optimizer_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
         return optimizer
@@ -188,53 +280,44 @@ class Trainer:
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
-    def save_checkpoint(self, optimizer: torch.optim.Optimizer, path: Path | None = None) -> None:
-        """Model, geometry, optimiser and step, written aside and renamed."""
-        path = path or self.folder / CHECKPOINT
+    def save_checkpoint(self, optimizer: torch.optim.Optimizer) -> None:
+        """Everything that the rest of the run depends on."""
+        save_checkpoint(self.folder, self._state(optimizer))
+
+    def _state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         geometry = self.model.geometry
-        state = {
+        return {
             "step": self.step,
             "plan": self.plan,
             "model": self.model.clip.state_dict(),
-            "geometry": None if geometry is None else geometry.state_dict(),
+            "geometry": None if geometry is None else geometry.values(),
+            "geometry_state": None if geometry is None else geometry.state_dict(),
             "optimizer": optimizer.state_dict(),
+            "mean": self._mean,
+            "best": self.best,
         }
-        aside = path.with_suffix(".aside")
-        try:
-            torch.save(state, aside)
-            aside.replace(path)
-        except (OSError, RuntimeError) as error:
-            aside.unlink(missing_ok=True)
-            raise HrzsError(f"{path} could not be written ({error}); the checkpoint before it is untouched") from error
 
     def resume(self) -> bool:
-        """Go on from the last checkpoint; False if there is none.
+        """Go on from the last whole checkpoint; False if there is none.
 
         Raises:
-            UsageError: the checkpoint is unreadable or belongs to other options.
+            UsageError: no checkpoint is whole, or the one that is belongs to other options.
         """
-        path = self.folder / CHECKPOINT
-        if not path.is_file():
+        state = load_checkpoint(self.folder, self.model.device)
+        if state is None:
             return False
-        try:
-            state = torch.load(path, map_location=self.model.device, weights_only=True)
-            self.model.clip.load_state_dict(state["model"])
-            plan: dict[str, Any] = state["plan"]
-        except Exception as error:  # torch.load and load_state_dict raise many kinds
-            raise UsageError(
-                f"--resume: {path} is no checkpoint of this run ({error}); delete it to start anew"
-            ) from error
+        plan: dict[str, Any] = state["plan"]
         other = [f"{k} {plan.get(k)} (now {v})" for k, v in self.plan.items() if plan.get(k) != v]
         if other:
             raise UsageError(
-                f"--resume: {path} belongs to other options: it has {', '.join(other)}; resume with its own"
+                f"--resume: {self.folder} belongs to other options: it has {', '.join(other)}; resume with its own"
             )
+        self.model.clip.load_state_dict(state["model"])
         if state["geometry"] is not None:
-            geometry = HyperbolicHead(1.0, 1.0, 1.0)
-            geometry.load_state_dict(state["geometry"])
-            self.model.geometry = geometry
-            self.method = method_class(self.options.method)(self.model, self.tree, self.options)
-        self.step = state["step"]
+            head = HyperbolicHead(**state["geometry"])
+            head.load_state_dict(state["geometry_state"])
+            self.method.adopt(head)
+        self.step, self.best, self._mean = state["step"], state["best"], state["mean"]
         self._optimizer_state = state["optimizer"]
         return True
 
@@ -251,11 +334,13 @@ def is_finished(folder: Path) -> bool:
     return (folder / WEIGHTS_FILE).is_file()
 
 
-def lr_factor(step: int, steps: int, warmup: float) -> float:
-    """Linear warm-up over the share ``warmup`` of all steps, then a cosine to zero."""
+def lr_factor(step: int, steps: int, warmup: float, schedule: str = "cosine") -> float:
+    """Linear warm-up over the share ``warmup`` of all steps, then a cosine to zero, or ``constant``."""
     rise = max(1, round(warmup * steps))
     if step < rise:
         return (step + 1) / rise
+    if schedule == "constant":
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 

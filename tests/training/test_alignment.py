@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hrzs.errors import UsageError
 from hrzs.geometry import poincare
 from hrzs.hierarchy.tree import Node, Tree
+from hrzs.models.heads import HyperbolicHead
 from hrzs.models.text import NodeIndex
 from hrzs.training.alignment import ClassMeans, LevelAlignment, norm_gap, text_edges, vicinity
 
@@ -77,6 +79,28 @@ def test_level_weights_fall_from_the_leaves(plan: Plan) -> None:
     assert weights == pytest.approx([1 - level / (tree.top + 1) for level in range(tree.top)])
 
 
+@pytest.mark.parametrize(("spec", "weights"), [("equal", (1, 1)), ("1,0.25", (1, 0.25)), ("0,2,7", (0, 2))])
+def test_other_level_weights(spec: str, weights: tuple[float, ...]) -> None:
+    tree = grow((3, [[(0, False), (0, False), (1, False)]], 0))
+    alignment = LevelAlignment(tree, NodeIndex.of(tree), weights=spec)
+    asked: list[int] = []
+
+    def term(level: int) -> Tensor:
+        asked.append(level)
+        return torch.tensor(float(10**level))
+
+    assert alignment.total(term).item() == weights[0] + 10 * weights[1]
+    assert asked == [level for level, weight in enumerate(weights) if weight]
+    assert alignment.total(term, [1]).item() == 10 * weights[1]
+    assert alignment.total(term, []).item() == 0
+
+
+def test_too_few_level_weights_are_refused() -> None:
+    tree = grow((3, [[(0, False), (0, False), (1, False)]], 0))
+    with pytest.raises(UsageError, match=r"--level-weights '1': 1 given, the tree has 2 levels"):
+        LevelAlignment(tree, NodeIndex.of(tree), weights="1")
+
+
 def scene(data: st.DataObject, tree: Tree, columns: int) -> tuple[Tensor, Tensor]:
     """Random values of 1 to 6 images, float64, and their labels."""
     count = data.draw(st.integers(1, 6))
@@ -99,15 +123,18 @@ def test_per_image_loss_against_its_definition(plan: Plan, hnsa: str, data: st.D
             own = row[int(index.columns[level][true])]
             loss = math.log(sum(math.exp(v) for v in against)) - own
             expected += (1 - level / (tree.top + 1)) * loss / len(labels)
-    assert alignment.per_image(logits, labels).item() == pytest.approx(expected)
+    total = alignment.total(lambda level: alignment.per_image(logits, labels, level))
+    assert total.item() == pytest.approx(expected)
 
 
 @given(plans, st.floats(0.1, 4), st.data())
 def test_class_means_average_level_by_level(plan: Plan, curvature: float, data: st.DataObject) -> None:
     tree = grow(plan)
     values, labels = scene(data, tree, 3)
+    head = HyperbolicHead(1.0, 1.0, 1.0, curvature).double()
+    curvature = head.value("curvature").item()
     points = poincare.expmap0(values, curvature)
-    means = ClassMeans(tree, points, labels, curvature)
+    means = ClassMeans(tree, points, labels, head)
 
     def average(members: list[Tensor]) -> Tensor:
         group = torch.stack(members)
@@ -149,11 +176,21 @@ def test_vicinity_costs_beyond_its_margin_only() -> None:
     images = torch.tensor([[0.1, 0.0], [0.6, 0.0]], requires_grad=True)
     texts = torch.zeros(2, 2)
     distances = [2 * math.atanh(0.1), 2 * math.atanh(0.6)]
-    loss = vicinity(images, texts, 1.0, 1.0)
+    loss = vicinity(images, texts, 1.0, HyperbolicHead(1.0, 1.0, 1.0))
     assert loss.item() == pytest.approx((distances[1] - 1.0) / 2)
     (gradient,) = torch.autograd.grad(loss, images)
     assert gradient[0].tolist() == [0.0, 0.0]
     assert gradient[1, 0].item() == pytest.approx(0.5 * 2 / (1 - 0.36))
+
+
+def test_in_flat_space_means_are_means_and_distances_straight() -> None:
+    flat = HyperbolicHead(1.0, 1.0, 1.0, 0.0)
+    tree = grow((3, [[(0, False), (0, False), (1, False)]], 0)).restrict(("c0", "c1", "c2"))
+    points = torch.tensor([[3.0, 0.0], [5.0, 0.0], [0.0, 2.0]])
+    means = ClassMeans(tree, points, torch.tensor([0, 0, 1]), flat)
+    assert means.points[0].tolist() == [[4.0, 0.0], [0.0, 2.0]]
+    assert means.points[1].tolist() == [[2.0, 1.0]]
+    assert vicinity(points[:1], torch.zeros(1, 2), 1.0, flat).item() == pytest.approx(2 * 3.0 - 1.0)
 
 
 def test_norm_gap_wants_parents_nearer_the_centre() -> None:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -18,7 +22,7 @@ from hrzs.models.clip import ClipModel
 from hrzs.models.loading import load_model, read_header
 from hrzs.training.methods import METHODS, Loss
 from hrzs.training.options import TrainOptions
-from hrzs.training.trainer import CHECKPOINT, Progress, Trainer, augment, is_finished, lr_factor, total_steps
+from hrzs.training.trainer import Progress, Trainer, augment, is_finished, lr_factor, total_steps
 
 MakeTrainer = Callable[..., Trainer]
 OPTIONS = TrainOptions(steps=1, batch_size=8, epochs=1.0, lr=1e-3, warmup=0.2, augment="dihedral")
@@ -31,12 +35,12 @@ def make_trainer(
 ) -> MakeTrainer:
     """A trainer of a fresh model in a folder below ``tmp_path``; options as overrides."""
 
-    def make(name: str = "run", save_every: int = 100, **overrides: Any) -> Trainer:
+    def make(name: str = "run", save_every: int = 100, validation: Dataset | None = None, **overrides: Any) -> Trainer:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         return Trainer(
             make_model(), shapes, shapes_tree, replace(OPTIONS, **overrides), folder, save_every=save_every,
-            origin=("small", "none"),
+            origin=("small", "none"), validation=validation,
         )  # fmt: skip
 
     return make
@@ -53,6 +57,11 @@ def stop_after(step: int) -> Progress:
             raise KeyboardInterrupt
 
     return progress
+
+
+def checkpoint(folder: Path) -> Path:
+    """The last one of a run."""
+    return sorted((folder / "checkpoint").glob("step-*.pt"))[-1]
 
 
 def weights(model: ClipModel) -> dict[str, Tensor]:
@@ -79,7 +88,8 @@ def test_run_folder(make_trainer: MakeTrainer, shapes_tree: Tree) -> None:
     assert seen == [(k, STEPS, k) for k in range(1, STEPS + 1)]
     assert is_finished(trainer.folder)
     assert sorted(str(p.relative_to(trainer.folder)) for p in trainer.folder.rglob("*") if p.is_file()) == [
-        str(CHECKPOINT), "metrics.jsonl", "model.safetensors", "open_clip_config.json",
+        str(checkpoint(trainer.folder).relative_to(trainer.folder)), "metrics.jsonl", "model.safetensors",
+        "open_clip_config.json", str(next(trainer.folder.glob("tensorboard/*")).relative_to(trainer.folder)),
     ]  # fmt: skip
     logged = metrics(trainer.folder)
     assert [line["step"] for line in logged] == list(range(1, STEPS + 1))
@@ -148,6 +158,55 @@ def test_interrupted_within_an_update_goes_on_from_the_checkpoint_before(
     assert_same(whole.model, resumed.model)
 
 
+#: What a run's state is made of besides the model: each has to survive.
+STATEFUL = {
+    "ema": {"ema": 0.9}, "sgd": {"optimizer": "sgd", "lr": 0.05}, "accumulate": {"accumulate": 3},
+    "interpolate": {"interpolate": 0.3, "schedule": "constant"}, "curvature": {"learn_curvature": True},
+    "euclidean": {"geometry": "euclidean"}, "recompute": {"checkpoint_activations": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", STATEFUL.values(), ids=STATEFUL)
+def test_resumed_ends_with_the_same_file(make_trainer: MakeTrainer, overrides: dict[str, Any]) -> None:
+    whole = make_trainer("whole", **overrides)
+    whole.run()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(**overrides).run(stop_after(3))
+    resumed = make_trainer(**overrides)
+    assert resumed.resume()
+    resumed.run()
+    assert metrics(whole.folder) == metrics(resumed.folder)
+    assert_same(load_model(str(whole.folder)), load_model(str(resumed.folder)))
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_weights(tmp_path: Path) -> None:
+    """SIGKILL, as a user would suffer it: a process of its own, killed again and again until it is through."""
+
+    def command(folder: str) -> list[str]:
+        return [
+            sys.executable, "-m", "hrzs", "finetune", "--max-steps", "8", "--limit", "64", "--batch-size", "8",
+            "--steps", "1", "--save-every", "2", "--threads", "1", "--val-limit", "8", "--val-steps", "1",
+            "--validate-every", "4", "--ema", "0.9", "--resume", "-o", str(tmp_path / folder),
+        ]  # fmt: skip
+
+    subprocess.run(command("whole"), check=True, capture_output=True)
+    log = tmp_path / "killed" / "metrics.jsonl"
+    kills = 0
+    for wanted in (1, 3, 6):  # lines of the log: before the first checkpoint, and after others
+        process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        while process.poll() is None and not (log.is_file() and log.read_bytes().count(b"\n") >= wanted):
+            time.sleep(0.005)
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        assert process.wait() in (0, -signal.SIGKILL), process.communicate()[1]
+    subprocess.run(command("killed"), check=True, capture_output=True)
+    assert kills
+    same = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert same[0] == same[1]
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
+
+
 def test_resume_without_a_checkpoint(make_trainer: MakeTrainer) -> None:
     assert not make_trainer().resume()
 
@@ -160,28 +219,22 @@ def test_resume_under_other_options_is_refused(make_trainer: MakeTrainer, name: 
         make_trainer(**{name: value}).resume()
 
 
-def test_corrupt_checkpoint(make_trainer: MakeTrainer) -> None:
+def test_a_damaged_checkpoint_is_not_gone_on_from_but_the_one_before_is(
+    make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = make_trainer("whole")
+    whole.run()
     with pytest.raises(KeyboardInterrupt):
-        make_trainer().run(stop_after(1))
+        make_trainer(save_every=2).run(stop_after(4))
     trainer = make_trainer()
-    path = trainer.folder / CHECKPOINT
+    path = checkpoint(trainer.folder)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(UsageError, match=r"last\.pt is no checkpoint of this run"):
-        trainer.resume()
-
-
-class Malicious:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path("/nonexistent/owned"),)
-
-
-def test_checkpoint_executes_no_code(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer()
-    path = trainer.folder / CHECKPOINT
-    path.parent.mkdir()
-    torch.save({"model": Malicious()}, path)
-    with pytest.raises(UsageError, match=r"(?s)no checkpoint of this run .*[Ww]eights.only"):
-        trainer.resume()
+    assert trainer.resume()
+    assert trainer.step == 2
+    assert f"{path.name} is damaged; going on from the checkpoint before it" in caplog.text
+    trainer.run()
+    assert_same(whole.model, trainer.model)
+    assert metrics(whole.folder) == metrics(trainer.folder)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -199,9 +252,12 @@ def test_non_finite_loss_stops_with_step_images_and_state(
         return good
 
     monkeypatch.setattr(trainer.method, "loss", broken)
-    with pytest.raises(HrzsError, match=r"the loss is (nan|inf) at step 3 \(images shapes/train/\d+.*nonfinite\.pt"):
+    with pytest.raises(
+        HrzsError, match=r"the loss is (nan|inf) at step 3 \(images shapes/train/\d+.*nonfinite-00000002\..*\.pt"
+    ):
         trainer.run()
-    state = torch.load(trainer.folder / "checkpoint" / "nonfinite.pt", weights_only=True)
+    (path,) = (trainer.folder / "checkpoint").glob("nonfinite-*.pt")
+    state = torch.load(path, weights_only=True)
     assert state["step"] == 2
     assert all(torch.equal(value, kept[f"clip.{name}"]) for name, value in state["model"].items())
     assert not is_finished(trainer.folder)
@@ -278,3 +334,99 @@ def test_points_at_the_boundary_are_called_out(make_trainer: MakeTrainer, caplog
     with caplog.at_level("WARNING", "hrzs"):
         trainer.run()
     assert "robustness may be masked" in caplog.text
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(make_trainer: MakeTrainer) -> None:
+    """Of losses per image; 3 parts of 8 images are of two sizes."""
+    plan = {"max_steps": 1, "method": "tecoa"}
+    whole, parts = make_trainer("whole", **plan), make_trainer(**plan, accumulate=3)
+    whole.run()
+    parts.run()
+    for name, value in weights(whole.model).items():
+        # The first step of Adam is that of the sign: gradients near 0 may turn it.
+        assert (value - weights(parts.model)[name]).abs().max() <= 2.1 * OPTIONS.lr, name
+    first, second = metrics(whole.folder)[0], metrics(parts.folder)[0]
+    assert first["ce"] == pytest.approx(second["ce"], rel=1e-4)
+    assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-3)
+
+
+def test_more_parts_than_images_are_refused(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(UsageError, match=r"--accumulate 9: a batch of 8"):
+        make_trainer(accumulate=9)
+
+
+def test_the_mean_of_the_weights_is_what_is_saved(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(ema=0.5)
+    names = [name for name, p in trainer.model.clip.named_parameters() if p.requires_grad]
+    mean = {name: dict(trainer.model.clip.named_parameters())[name].detach().clone() for name in names}
+
+    def follow(done: int, _: int, __: dict[str, float]) -> None:
+        decay = min(0.5, done / (done + 9))
+        for name in names:
+            mean[name] = decay * mean[name] + (1 - decay) * dict(trainer.model.clip.named_parameters())[name].detach()
+
+    trainer.run(follow)
+    saved = dict(load_model(str(trainer.folder)).clip.named_parameters())
+    for name in names:
+        torch.testing.assert_close(saved[name], mean[name])
+    assert not torch.equal(saved[names[0]], dict(trainer.model.clip.named_parameters())[names[0]])
+
+
+def test_interpolation_moves_what_is_saved_towards_the_original(
+    make_trainer: MakeTrainer, make_model: Callable[[], ClipModel]
+) -> None:
+    plain, moved = make_trainer("plain"), make_trainer(interpolate=0.25)
+    plain.run()
+    moved.run()
+    assert_same(plain.model, moved.model)
+    original, tuned = make_model(), load_model(str(plain.folder))
+    for name, value in load_model(str(moved.folder)).clip.state_dict().items():
+        expected = 0.25 * original.clip.state_dict()[name] + 0.75 * tuned.clip.state_dict()[name]
+        torch.testing.assert_close(value, expected, msg=name)
+
+
+def test_the_best_by_the_validation_is_kept(make_trainer: MakeTrainer, shapes: Dataset) -> None:
+    trainer = make_trainer(validation=shapes, validate_every=2, val_steps=1, best_by="clean")
+    kept: dict[int, dict[str, Tensor]] = {}
+    trainer.run(lambda done, _, __: kept.update({done: weights(trainer.model)}))
+    looks = {line["step"]: line["validation"] for line in metrics(trainer.folder) if "validation" in line}
+    assert list(looks) == [2, 4, 6]
+    best = max(looks, key=lambda step: (looks[step]["criterion"], -step))
+    assert [step for step in looks if looks[step]["best"]][-1] == best
+    assert all(len(look["clean"]) == len(look["robust"]) == trainer.tree.top for look in looks.values())
+    model = load_model(str(trainer.folder / "best"))
+    assert [name for name, value in weights(model).items() if not torch.equal(value, kept[best][name])] == []
+    assert read_header(trainer.folder / "best" / "model.safetensors")["run"]["steps"] == best
+
+
+def test_looking_changes_no_weight(make_trainer: MakeTrainer, shapes: Dataset) -> None:
+    blind, looking = make_trainer("blind"), make_trainer(validation=shapes, validate_every=1, val_steps=1, ema=0.9)
+    blind.run()
+    looking.run()
+    assert_same(blind.model, looking.model)
+
+
+def test_sgd_is_torchs(make_trainer: MakeTrainer) -> None:
+    """One step with its momentum empty: weights move by the learning rate times the clipped gradient."""
+    trainer = make_trainer(optimizer="sgd", lr=0.5, weight_decay=0.0, warmup=0.0, max_steps=1, schedule="constant")
+    before = weights(trainer.model)
+    trainer.run()
+    gradient = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
+    after = weights(trainer.model)
+    assert gradient
+    for name, value in gradient.items():
+        if name in before:
+            torch.testing.assert_close(after[name], before[name] - 0.5 * value)
+
+
+def test_a_constant_rate_after_the_warm_up() -> None:
+    assert [lr_factor(step, 10, 0.2, "constant") for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
+
+
+def test_a_compiled_encoder_learns_the_same(make_trainer: MakeTrainer) -> None:
+    plain, compiled = make_trainer("plain", max_steps=2), make_trainer(max_steps=2, compile=True)
+    plain.run()
+    compiled.run()
+    first, second = metrics(plain.folder), metrics(compiled.folder)
+    assert [line["loss"] for line in first] == pytest.approx([line["loss"] for line in second], rel=1e-3)
+    assert load_model(str(compiled.folder)).clip.state_dict().keys() == plain.model.clip.state_dict().keys()

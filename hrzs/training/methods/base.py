@@ -9,8 +9,10 @@ from typing import Any, ClassVar, NamedTuple, cast
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hrzs.errors import UsageError
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
+from hrzs.models.heads import HyperbolicHead
 from hrzs.models.text import TextBank
 from hrzs.training.options import TrainOptions
 
@@ -22,6 +24,11 @@ class Loss(NamedTuple):
     log: dict[str, Tensor]
 
 
+def _within(name: str, prefix: str) -> bool:
+    """Is this parameter that part, or inside of it? ``resblocks.1`` is no part of ``resblocks.10``."""
+    return name == prefix or name.startswith(prefix + ".")
+
+
 class Method(ABC):
     """One way to fine-tune. A new method is one file and one line in `hrzs.training.methods`.
 
@@ -29,6 +36,7 @@ class Method(ABC):
         model: changed in place.
         tree: the class tree of the training data, in the data's class order.
         options: those of the run.
+        more_trees: further trees over the same classes (a forest); only what aligns levels reads them.
     """
 
     name: ClassVar[str]
@@ -36,7 +44,13 @@ class Method(ABC):
     #: What is trained unless ``--tune`` says otherwise.
     default_tune: ClassVar[str] = "image"
 
-    def __init__(self, model: ClipModel, tree: Tree, options: TrainOptions) -> None:
+    def __init__(
+        self,
+        model: ClipModel,
+        tree: Tree,
+        options: TrainOptions,
+        more_trees: Sequence[Tree] = (),  # noqa: ARG002 -- for those with a loss over levels
+    ) -> None:
         self.model = model
         self.tree = tree
         self.options = options
@@ -49,9 +63,30 @@ class Method(ABC):
     def _tuned(self) -> Sequence[nn.Parameter]:
         clip = cast(Any, self.model.clip)
         if self.tune == "all":
-            return list(clip.parameters())
-        image = list(clip.visual.parameters())
+            unfrozen = set(self._unfrozen(clip.visual))
+            return [p for p in clip.parameters() if p in unfrozen or p not in set(clip.visual.parameters())]
+        image = self._unfrozen(clip.visual)
         return image + (self.model.text_projection_parameters() if self.tune == "image+projection" else [])
+
+    def _unfrozen(self, visual: nn.Module) -> list[nn.Parameter]:
+        """The image encoder's parameters but those that ``--freeze`` names."""
+        prefixes = tuple(part.strip() for part in self.options.freeze.split(",") if part.strip())
+        named = dict(visual.named_parameters())
+        for prefix in prefixes:
+            if not any(_within(name, prefix) for name in named):
+                parts = sorted({name.split(".")[0] for name in named})
+                raise UsageError(
+                    f"--freeze {prefix!r}: the image encoder of {self.model.info.arch} has no such part; its parts are "
+                    + ", ".join(parts)
+                )
+        kept = [p for name, p in named.items() if not any(_within(name, prefix) for prefix in prefixes)]
+        if not kept:
+            raise UsageError(f"--freeze {self.options.freeze!r}: nothing of the image encoder is left to train")
+        return kept
+
+    def adopt(self, head: HyperbolicHead) -> None:
+        """Take a head that was learnt before (a resumed run's)."""
+        self.model.geometry = head.to(self.model.device)
 
     def text_features(self, bank: TextBank, *, normalise: bool = False) -> Float[Tensor, "N D"]:
         """``g(t)`` of every node; the text transformer runs again only where it is trained (``--tune all``)."""

@@ -23,13 +23,13 @@ class Clean(Method):
     name = "clean"
     description = "cross-entropy on clean images"
 
-    def __init__(self, model: ClipModel, tree: Tree, options: TrainOptions) -> None:
-        super().__init__(model, tree, options)
+    def __init__(self, model: ClipModel, tree: Tree, options: TrainOptions, more_trees: Sequence[Tree] = ()) -> None:
+        super().__init__(model, tree, options, more_trees)
         # Begun from a hierarchical run, the model leaves with the head that is trained here.
         model.geometry = None
         self.head = model.head("cosine")
         self.bank = TextBank(model, tree, options.template)
-        self.alignment = LevelAlignment(tree, self.bank.index, "none", model.device)
+        self.alignment = LevelAlignment(tree, self.bank.index, "none", model.device, options.level_weights)
         self.leaves = self.bank.index.columns[0].to(model.device)
         self.prepared = None if self.tune in ("all", "image+projection") else self._prepare().detach()
 
@@ -41,7 +41,8 @@ class Clean(Method):
     ) -> Float[Tensor, ""]:
         """The mean over the batch."""
         if self.options.every_level:
-            return self.alignment.per_image(self.head.logits(features, prepared), labels)
+            logits = self.head.logits(features, prepared)
+            return self.alignment.total(lambda level: self.alignment.per_image(logits, labels, level))
         return torch.nn.functional.cross_entropy(self.head.logits(features, prepared[self.leaves]), labels)
 
     def loss(self, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
