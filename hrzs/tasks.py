@@ -12,7 +12,7 @@ from hrzs.data import Dataset, digest, open_dataset, pick, resize_to, subset
 from hrzs.errors import UsageError
 from hrzs.hierarchy.published import find_tree
 from hrzs.hierarchy.tree import Tree
-from hrzs.hierarchy.yaml_form import load_tree
+from hrzs.hierarchy.yaml_form import load_tree, load_trees, parse_tree_spec
 from hrzs.models.clip import ClipModel
 
 logger = logging.getLogger(__name__)
@@ -22,12 +22,16 @@ RESIZE = ("auto", "in-graph", "before")
 
 @dataclass(frozen=True)
 class Task:
-    """``tree.classes == data.classes``; ``resize`` says where images get the model's size."""
+    """``tree.classes == data.classes``; ``resize`` says where images get the model's size.
+
+    ``more_trees`` are the others of a forest, over the same classes; only training reads them.
+    """
 
     data: Dataset
     tree: Tree
     tree_source: str
     resize: str
+    more_trees: tuple[Tree, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """What a report says of the data and the tree."""
@@ -52,7 +56,7 @@ def open_task(
     purpose: Literal["train", "eval"],
     split: str | None = None,
     root: Path | None = None,
-    tree: str | Tree | None = None,
+    tree: str | Tree | Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
     limit: int | None = None,
     skip: int = 0,
@@ -63,6 +67,8 @@ def open_task(
     """Open one ``--data`` value with its tree (by default the published one of the dataset's name).
 
     Args:
+        purpose: training takes every tree of every file that is named, evaluation the first; ``FILE#2`` is one tree.
+        tree: of the classes of the data; files or a tree.
         size: the side of images that are resized before; by default the model's.
         ids: only these images, in this order.
 
@@ -84,24 +90,50 @@ def open_task(
     in_graph = resize == "in-graph" or (resize == "auto" and data.native_size is not None)
     if not in_graph:
         data = resize_to(data, size or model.image_size)
-    whole, source = _find_tree(tree, data, spec)
+    found, source = _find_trees(tree, data, spec)
+    whole, *more = found if purpose == "train" else found[:1]
     fitted = whole.restrict(data.classes)
     if len(fitted.classes) < len(whole.classes):
         sizes = " / ".join(str(len(level)) for level in fitted.levels)
         logger.info("%s: %d of the tree's %d classes are in the data; levels of %s nodes are left",
                     spec, len(fitted.classes), len(whole.classes), sizes)  # fmt: skip
-    return Task(data, fitted, source, "in-graph" if in_graph else "before")
+    return Task(
+        data, fitted, source, "in-graph" if in_graph else "before", tuple(t.restrict(data.classes) for t in more)
+    )
 
 
-def _find_tree(tree: str | Tree | None, data: Dataset, spec: str) -> tuple[Tree, str]:
+def open_validation(
+    spec: str, task: Task, model: ClipModel, *, split: str = "val", root: Path | None = None, limit: int
+) -> Dataset:
+    """Held-out images of the classes of ``task``, seen as its own are.
+
+    Raises:
+        UsageError: the split is not there, lacks one of the classes, or is the one that is trained on.
+    """
+    if split == task.data.split:
+        raise UsageError(f"--val-split {split}: is what is trained on; --validate-every 0 trains without a look at it")
+    data = subset(open_dataset(spec, split, root=root, purpose="train"), limit=limit, classes=task.data.classes)
+    if task.resize == "before" or data.native_size is None:
+        return resize_to(data, model.image_size)
+    return data
+
+
+def _find_trees(tree: str | Tree | Sequence[str] | None, data: Dataset, spec: str) -> tuple[list[Tree], str]:
     if isinstance(tree, Tree):
-        return tree, str(tree.header.get("name", "tree"))
-    if tree is not None:
-        return load_tree(tree), tree
+        return [tree], str(tree.header.get("name", "tree"))
+    if tree:
+        files = [tree] if isinstance(tree, str) else list(tree)
+        return [found for file in files for found in _read(file)], ", ".join(files)
     published = find_tree(data.name) or find_tree(data.like or "")
     if published is None:
         raise UsageError(
             f"--tree: no tree is published for {spec!r}; make one with "
             f"`hrzs build-tree --classes {spec} -o tree.yaml` and add --tree tree.yaml"
         )
-    return load_tree(published), published.name
+    return load_trees(published), published.name
+
+
+def _read(spec: str) -> list[Tree]:
+    """All trees of ``FILE``, or the one that ``FILE#2`` names."""
+    file, _ = parse_tree_spec(spec)
+    return load_trees(file) if file == spec else [load_tree(spec)]

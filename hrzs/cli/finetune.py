@@ -12,6 +12,7 @@ from hrzs.cli import console, options
 from hrzs.errors import HrzsError, UsageError
 
 if TYPE_CHECKING:
+    from hrzs.data import Dataset
     from hrzs.tasks import Task
     from hrzs.training.options import TrainOptions
 
@@ -29,24 +30,37 @@ def finetune(
     limit: options.Limit = None,
     skip: options.Skip = 0,
     resize: options.Resize = "auto",
-    tree: Annotated[str | None, typer.Option("--tree", help="Tree file; FILE#2 is its second tree.")] = None,
-    method: Annotated[str, typer.Option("--method", help="hierarchical, tecoa, clean, or list.")] = "hierarchical",
-    recipe: Annotated[str, typer.Option("--recipe", help="default, paper, or list: what a paper sets.")] = "default",
+    tree: Annotated[list[str] | None, typer.Option("--tree", help="Tree or forest; may be given several times. FILE#2 is its second tree alone.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="hierarchical, tecoa, pmg-aft, fare, clean, …, or list.", show_default="hierarchical")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="default, paper, tecoa, fare, or list: what a paper sets.")] = "default",
     eps: Annotated[str | None, typer.Option("--eps", help="L∞ radius: 1/255 or 0.0039.", show_default="1/255")] = None,
     step_size: Annotated[str | None, typer.Option("--step-size", help="Of each PGD step.", show_default="1/255, or ε/4")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="PGD steps.", show_default="3")] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", show_default="1")] = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="Optimiser steps at most.")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate (AdamW, warm-up, cosine).", show_default="3e-4")] = None,
+    optimizer: Annotated[str | None, typer.Option("--optimizer", help="adamw or sgd.", show_default="adamw")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", show_default="3e-4")] = None,
+    momentum: Annotated[float | None, typer.Option("--momentum", help="Of sgd.", show_default="0.9")] = None,
     weight_decay: Annotated[float | None, typer.Option("--weight-decay", show_default="1e-4")] = None,
     warmup: Annotated[float | None, typer.Option("--warmup", help="Share of all steps.", show_default="0.05")] = None,
+    schedule: Annotated[str | None, typer.Option("--schedule", help="After the warm-up: cosine (to zero) or constant.", show_default="cosine")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, show_default="128")] = None,
+    accumulate: Annotated[int | None, typer.Option("--accumulate", min=1, help="Work through a batch in N parts: less memory.", show_default="1")] = None,
+    checkpoint_activations: Annotated[bool, typer.Option("--checkpoint-activations", help="Compute activations twice instead of keeping them: less memory, about a third more time.")] = False,
+    compile_encoder: Annotated[bool, typer.Option("--compile", help="torch.compile the image encoder (a C++ compiler is needed).")] = False,
+    ema: Annotated[float | None, typer.Option("--ema", help="Validate and save a running mean of the weights, with this decay; 0.999, say.", show_default="0: the weights themselves")] = None,
+    interpolate: Annotated[float | None, typer.Option("--interpolate", help="Move what is validated and saved this share of the way back to the original weights.", show_default="0")] = None,
+    freeze: Annotated[str | None, typer.Option("--freeze", help="Parts of the image encoder that stay as they are: conv1,transformer.resblocks.0, say.")] = None,
     tune: Annotated[str | None, typer.Option("--tune", help="image, image+projection, or all (pretraining).", show_default="the method's")] = None,
     augment: Annotated[str | None, typer.Option("--augment", help="none, flip or dihedral.", show_default="none")] = None,
     template: Annotated[str | None, typer.Option("--template", help="photo, tecoa, name, or a text with {}.", show_default="photo")] = None,
     every_level: Annotated[bool, typer.Option("--every-level", help="clean, tecoa: cross-entropy at every level.")] = False,
+    perturbation: Annotated[str | None, typer.Option("--perturbation", help="hierarchical: against all levels at once (universal), the leaves alone (leaf), or one for each level (per-level).", show_default="universal")] = None,
+    geometry: Annotated[str | None, typer.Option("--geometry", help="hierarchical: hyperbolic or euclidean.", show_default="hyperbolic")] = None,
+    level_weights: Annotated[str | None, typer.Option("--level-weights", help="ω of the levels: paper (1 - l/(L+1)), equal, or numbers from the leaves upwards: 1,0.5,0.", show_default="paper")] = None,
     image_levels: Annotated[str | None, typer.Option("--image-levels", help="What stands for a superclass's image: per-image, hypavg (the paper's), mixed.")] = None,
     hnsa: Annotated[str | None, typer.Option("--hnsa", help="Negatives from neighbouring levels: none, lower, upper, both.")] = None,
+    no_hnsa: Annotated[bool, typer.Option("--no-hnsa", help="The same as --hnsa none.")] = False,
     radius: Annotated[float | None, typer.Option("--radius", help="Where the mean image starts, as a share of the ball's.")] = None,
     radius_text: Annotated[float | None, typer.Option("--radius-text", help="Where the mean leaf text starts.")] = None,
     beta: Annotated[float | None, typer.Option("--beta", help="Initial inverse temperature.", show_default="half the spread of the model's own logits")] = None,
@@ -58,6 +72,11 @@ def finetune(
     zeta_gap: Annotated[float | None, typer.Option("--zeta-gap", help="Norm gap wanted between parent and child.")] = None,
     eps_text: Annotated[float | None, typer.Option("--eps-text", help="Radius of the text perturbation, relative to the mean norm.")] = None,
     licence: Annotated[str | None, typer.Option("--licence", help="Of the new weights, for their header.", show_default="the old weights'")] = None,
+    validate_every: Annotated[int | None, typer.Option("--validate-every", min=0, help="Steps between looks at held-out images; 0: never.", show_default="100")] = None,
+    val_split: Annotated[str, typer.Option("--val-split", help="Where these images come from.")] = "val",
+    val_limit: Annotated[int | None, typer.Option("--val-limit", min=1, help="How many, balanced over the classes.", show_default="100")] = None,
+    val_steps: Annotated[int | None, typer.Option("--val-steps", min=1, help="PGD steps, at each level.", show_default="5")] = None,
+    best_by: Annotated[str | None, typer.Option("--best-by", help="What the model in RUN_DIR/best is best by: balanced, clean, leaf, levels, any-level.", show_default="balanced")] = None,
     half: Annotated[bool, typer.Option("--half", help="Store the new weights as float16.")] = False,
     save_every: Annotated[int, typer.Option("--save-every", min=1, help="Steps between checkpoints.")] = 100,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Run folder.", show_default="runs/METHOD-MODEL-DATA")] = None,
@@ -75,18 +94,16 @@ def finetune(
     console.set_up(quiet=quiet, debug=debug)
     if _listed(model, data, method, recipe, template):
         return
-    folder = output or options.default_folder(method, model, visual, data)
+    settings = _settings(context, recipe)
+    folder = output or options.default_folder(settings.method, model, visual, data)
     if not resume and not dry_run:
         check_folder(folder)
     device = options.prepare_torch(device, precision, threads)
 
     from hrzs.models.loading import load_model
     from hrzs.tasks import open_task
-    from hrzs.training.methods import method_class
     from hrzs.training.trainer import Trainer, is_finished
 
-    method_class(method)
-    settings = _settings(context, recipe)
     if resume and is_finished(folder):
         console.emit(str(folder))
         return
@@ -94,11 +111,13 @@ def finetune(
     task = open_task(data, loaded, purpose="train", split=split, root=data_root, tree=tree,
                      classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize)  # fmt: skip
     settings = _for_data(settings, context, recipe, task)
+    held_out = _validation(context, data, task, loaded, settings, val_split, data_root)
     if dry_run:
-        _estimate(loaded, task, settings, folder)
+        _estimate(loaded, task, settings, folder, held_out)
         return
     trainer = Trainer(loaded, task.data, task.tree, settings, folder, workers=workers, save_every=save_every,
-                      origin=(model, pretrained), licence=licence, half=half)  # fmt: skip
+                      origin=(model, pretrained), licence=licence, half=half, more_trees=task.more_trees,
+                      validation=held_out)  # fmt: skip
     try:
         folder.mkdir(parents=True, exist_ok=True)
         options.write_config(folder / "config.yaml", options.saved_config(context) | _as_config(settings))
@@ -106,7 +125,7 @@ def finetune(
         raise HrzsError(f"-o {folder}: cannot be written ({error.strerror}); give another folder") from error
     if resume and not trainer.resume():
         console.note(f"no checkpoint in {folder}: starting anew")
-    with console.progress_bar(f"finetune {method}", quiet=quiet) as update:
+    with console.progress_bar(f"finetune {settings.method}", quiet=quiet) as update:
         trainer.run(lambda done, total, log: update(done, total, f"loss {log['loss']:.3f}"))
     console.emit(str(folder))
 
@@ -125,7 +144,7 @@ def check_folder(folder: Path) -> None:
         raise UsageError(f"-o {folder}: holds a run already; go on with --resume, or give another folder")
 
 
-def _listed(model: str, data: str, method: str, recipe: str, template: str | None) -> bool:
+def _listed(model: str, data: str, method: str | None, recipe: str, template: str | None) -> bool:
     """Print the names of the one option that was given as ``list``."""
     if not options.wants_list(model, data, method, recipe, template):
         return False
@@ -147,21 +166,52 @@ def _listed(model: str, data: str, method: str, recipe: str, template: str | Non
 def _settings(context: typer.Context, recipe: str) -> TrainOptions:
     """Defaults, then the recipe, then what was given here or in the configuration file."""
     from hrzs.attacks.budget import default_step_size, parse_eps
+    from hrzs.training.methods import check_options
     from hrzs.training.options import RECIPES, TrainOptions
 
     if recipe not in RECIPES:
         raise UsageError(f"--recipe {recipe!r}: one of {', '.join(RECIPES)}")
     values: dict[str, Any] = dict(RECIPES[recipe])
+    given = {"compile" if name == "compile_encoder" else name: value for name, value in context.params.items()}
+    if given["no_hnsa"]:
+        if given["hnsa"] not in (None, "none"):
+            raise UsageError(f"--no-hnsa and --hnsa {given['hnsa']} contradict each other; give one of them")
+        given["hnsa"] = "none"
     for field in fields(TrainOptions):
-        given = context.params.get(field.name)
-        if given is not None and given is not False:
-            values[field.name] = given
+        if given.get(field.name) is not None and given[field.name] is not False:
+            values[field.name] = given[field.name]
     for name in ("eps", "step_size"):
         if isinstance(values.get(name), str):
             values[name] = parse_eps(values[name], option=f"--{name.replace('_', '-')}")
     if "eps" in values and "step_size" not in values:
         values["step_size"] = default_step_size(values["eps"])
-    return TrainOptions(**values)
+    settings = TrainOptions(**values)
+    # A saved configuration names every option, so only what was typed can be a misunderstanding.
+    check_options(settings.method, {name for name in given if _typed(context, name)})
+    return settings
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    """Was this option given on the command line itself?"""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _validation(
+    context: typer.Context, spec: str, task: Task, model: Any, settings: TrainOptions, split: str, root: Path | None
+) -> Dataset | None:
+    """Held-out images of the same data; that there are none is no error unless they were asked for."""
+    from hrzs.tasks import open_validation
+
+    if not settings.validate_every:
+        return None
+    try:
+        return open_validation(spec, task, model, split=split, root=root, limit=settings.val_limit)
+    except UsageError as error:
+        if any(_typed(context, name) for name in ("validate_every", "val_split", "val_limit", "val_steps", "best_by")):
+            raise
+        console.note(f"no validation while training ({error})")
+        return None
 
 
 def _as_config(settings: TrainOptions) -> dict[str, Any]:
@@ -187,20 +237,25 @@ def _for_data(settings: TrainOptions, context: typer.Context, recipe: str, task:
     return replace(settings, eps=own, step_size=step)
 
 
-def _estimate(model: Any, task: Task, settings: TrainOptions, folder: Path) -> None:
+def _estimate(model: Any, task: Task, settings: TrainOptions, folder: Path, held_out: Dataset | None) -> None:
     """``--dry-run``: what would be done, and a measured guess of its cost."""
     from hrzs.estimate import seconds_per_image
+    from hrzs.training.methods import method_class
     from hrzs.training.trainer import options_as_config, total_steps
 
     steps = total_steps(settings, len(task.data))
     batch = min(settings.batch_size, len(task.data))
-    passes = 1 + (0 if settings.method == "clean" else settings.steps)
+    levels = max(tree.top for tree in (task.tree, *task.more_trees))
+    per_step = batch * method_class(settings.method).encodings(settings, levels)
+    looks = 0 if held_out is None else -(-steps // settings.validate_every)
+    per_look = 0 if held_out is None else len(held_out) * task.tree.top * settings.val_steps
     seconds, megabytes = seconds_per_image(model, task.data)
     parameters = sum(p.numel() for p in model.parameters())
     plan = {
-        "model": model.info.source, "data": task.describe(), "output": str(folder), **options_as_config(settings),
-        "optimiser_steps": steps, "images_per_step": batch,
-        "estimated_minutes": round(steps * batch * passes * seconds / 60, 1),
-        "estimated_memory_mb": round(batch * megabytes + 16 * parameters / 1e6),
+        "model": model.info.source, "data": task.describe(), "trees": 1 + len(task.more_trees), "output": str(folder),
+        **options_as_config(settings), "optimiser_steps": steps, "images_per_step": batch,
+        "validation_images": 0 if held_out is None else len(held_out),
+        "estimated_minutes": round((steps * per_step + looks * per_look) * seconds / 60, 1),
+        "estimated_memory_mb": round(-(-batch // settings.accumulate) * megabytes + 16 * parameters / 1e6),
     }  # fmt: skip
     console.emit(options.dump_yaml(plan))

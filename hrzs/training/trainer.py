@@ -93,6 +93,7 @@ class Trainer:
             "more_trees": [t.digest for t in more_trees], "start": model.info.digest, "precision": model.precision,
             "validation": None if self.validation is None else digest(self.validation),
         }  # fmt: skip
+        self._forest = {"more_trees": self.plan["more_trees"]} if more_trees else {}
         if options.accumulate > self.batch_size:
             raise UsageError(f"--accumulate {options.accumulate}: a batch of {self.batch_size} has no so many parts")
         self.method: Method = method_class(options.method)(model, tree, options, more_trees)
@@ -173,7 +174,7 @@ class Trainer:
         try:
             with self._released():
                 save_model(self.model, folder, half=self.half, method=self.options.method,
-                           tree_digest=self.tree.digest, base=self.base, steps=self.step)  # fmt: skip
+                           tree_digest=self.tree.digest, base=self.base, steps=self.step, **self._forest)  # fmt: skip
         finally:
             if folder != self.folder:
                 self.model.info = info

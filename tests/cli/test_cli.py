@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,11 @@ ATTACK = ("attack", "--steps", "1")
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def checkpoint(run: Path) -> Path:
+    (path,) = (run / "checkpoint").glob("step-*.pt")
+    return path
 
 
 def assert_same_weights(folder: Path, expected: dict[str, Tensor]) -> None:
@@ -48,9 +54,20 @@ def test_finetune_prints_the_run_folder_last(hrzs: Hrzs, small: Options, tmp_pat
     assert ended.out == f"{tmp_path / 'run'}\n"
     assert "2/2" in ended.err
     assert "\x1b" not in ended.err
-    assert sorted(files(tmp_path / "run")) == [
-        "checkpoint/last.pt", "config.yaml", "metrics.jsonl", "model.safetensors", "open_clip_config.json",
+    names = sorted(files(tmp_path / "run"))
+    assert [name for name in names if not name.startswith(("checkpoint/", "tensorboard/"))] == [
+        "best/model.safetensors", "best/open_clip_config.json", "config.yaml", "metrics.jsonl", "model.safetensors",
+        "open_clip_config.json",
     ]  # fmt: skip
+    assert len([name for name in names if name.startswith("checkpoint/step-00000002.")]) == 1
+
+
+def test_the_best_model_is_one_to_evaluate(hrzs: Hrzs, run_folder: Path) -> None:
+    ended = hrzs(*EVAL, "--model", run_folder / "best", "--limit", "24", "--json", "-")
+    assert ended.status == 0, ended.err
+    last = json.loads((run_folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["validation"]["n"] == 100
+    assert last["validation"]["best"]
 
 
 def test_eval_prints_json_and_nothing_else(hrzs: Hrzs, run_folder: Path) -> None:
@@ -121,7 +138,7 @@ def test_attack_prints_its_folder(hrzs: Hrzs, small: Options, tmp_path: Path) ->
         (("eval", "--attack"), ("none", "leaf-pgd", "superclass-pgd", "hierarchical-pgd")),
         (("attack", "--attack"), ("leaf-pgd", "superclass-pgd", "hierarchical-pgd")),
         (("finetune", "--method"), ("hierarchical", "tecoa", "clean")),
-        (("finetune", "--recipe"), ("default", "paper")),
+        (("finetune", "--recipe"), ("default", "paper", "tecoa", "fare")),
         (("eval", "--preset"), ("paper", "tecoa")),
         (("eval", "--data"), ("shapes", "imagenet", "cifar10")),
         (("finetune", "--model"), ("tiny", "ViT-B-32")),
@@ -148,7 +165,18 @@ WRONG: list[tuple[Options, str]] = [
     (("eval", "--tree", "missing.yaml"), "missing.yaml"),
     ((*EVAL, "--attack", "pgd"), "--attack 'pgd': one of leaf-pgd"),
     ((*ATTACK, "--attack", "pgd"), "--attack 'pgd': one of leaf-pgd"),
-    (("finetune", "--method", "trades"), "--method 'trades': one of hierarchical"),
+    (("finetune", "--method", "trade"), "--method 'trade': one of hierarchical"),
+    (("finetune", "--method", "tecoa", "--hnsa", "both"), "--hnsa: --method tecoa does not read it; it belongs to hier"),
+    (("finetune", "--recipe", "tecoa", "--geometry", "euclidean"), "--geometry: --method tecoa does not read it"),
+    (("finetune", "--every-level"), "--every-level: --method hierarchical does not read it; it belongs to tecoa"),
+    (("finetune", "--no-hnsa", "--hnsa", "both"), "--no-hnsa and --hnsa both contradict each other"),
+    (("finetune", "--level-weights", "1,x"), "--level-weights '1,x': paper, equal, or numbers"),
+    (("finetune", "--optimizer", "lion"), "--optimizer 'lion': one of adamw, sgd"),
+    (("finetune", "--best-by", "luck"), "--best-by 'luck': one of balanced, clean, leaf, levels, any-level"),
+    (("finetune", "--interpolate", "1"), "--interpolate 1.0: at least 0 and less than 1"),
+    (("finetune", "--freeze", "layer1"), "--freeze 'layer1': the image encoder of cli-small has no such part"),
+    (("finetune", "--val-split", "train"), "--val-split train: is what is trained on"),
+    (("finetune", "--val-split", "tset"), "--split tset"),
     (("finetune", "--recipe", "books"), "--recipe 'books': one of default, paper"),
     (("eval", "--preset", "papers"), "--preset 'papers': one of paper"),
     (("eval", "--precision", "fp16"), "--precision 'fp16': one of fp32, bf16"),
@@ -272,7 +300,7 @@ def test_resuming_a_finished_run_changes_nothing(hrzs: Hrzs, small: Options, run
 def test_resuming_without_a_checkpoint_starts_anew(hrzs: Hrzs, small: Options, run_folder: Path) -> None:
     before = load_file(run_folder / "model.safetensors")
     (run_folder / "model.safetensors").unlink()
-    (run_folder / "checkpoint" / "last.pt").unlink()
+    checkpoint(run_folder).unlink()
     ended = hrzs(*FINETUNE, *small, "-o", run_folder, "--resume")
     assert ended.status == 0
     assert "starting anew" in ended.err
@@ -282,10 +310,10 @@ def test_resuming_without_a_checkpoint_starts_anew(hrzs: Hrzs, small: Options, r
 
 def test_resuming_a_broken_checkpoint_is_refused(hrzs: Hrzs, small: Options, run_folder: Path) -> None:
     (run_folder / "model.safetensors").unlink()
-    (run_folder / "checkpoint" / "last.pt").write_bytes(b"torn")
+    checkpoint(run_folder).write_bytes(b"torn")
     ended = hrzs(*FINETUNE, *small, "-o", run_folder, "--resume")
     assert ended.status == 2
-    assert "no checkpoint of this run" in ended.err
+    assert "is damaged, and there is no whole one before it; delete it to start anew" in ended.err
 
 
 def test_attack_at_every_level_has_a_folder_each(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
@@ -450,6 +478,54 @@ def test_epsilon_of_the_data_unless_given_or_of_a_recipe(hrzs: Hrzs, small: Opti
     assert eps("--recipe", "paper") == ("1/255", "1/255")
 
 
+def test_recipe_brings_its_method_unless_one_is_given(hrzs: Hrzs, small: Options) -> None:
+    def plan(*arguments: str) -> Any:
+        return yaml.safe_load(hrzs("finetune", *small, *arguments, "--dry-run").out)
+
+    recipe = plan("--recipe", "tecoa")
+    assert {k: recipe[k] for k in ("method", "optimizer", "lr", "steps", "weight_decay", "batch_size")} == {
+        "method": "tecoa", "optimizer": "sgd", "lr": 5e-5, "steps": 2, "weight_decay": 0.0, "batch_size": 256,
+    }  # fmt: skip
+    assert recipe["output"].startswith("runs/tecoa-")
+    assert plan("--recipe", "tecoa", "--method", "clean")["method"] == "clean"
+    assert plan()["method"] == "hierarchical"
+    assert plan("--no-hnsa", "--recipe", "paper")["hnsa"] == "none"
+
+
+def test_a_forest_is_trees_given_one_by_one_or_in_a_file(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
+    published = Path(__file__).parents[2] / "hierarchies" / "shapes.yaml"
+    forest = tmp_path / "forest.yaml"
+    assert hrzs("build-tree", "--trees", "2", "-o", forest).status == 0
+    trees: list[tuple[tuple[str, ...], int]] = [
+        ((), 1), (("--tree", str(published), "--tree", str(published)), 2), (("--tree", str(forest)), 2),
+        (("--tree", f"{forest}#2"), 1), (("--tree", str(forest), "--tree", str(published)), 3),
+    ]  # fmt: skip
+    for arguments, count in trees:
+        ended = hrzs("finetune", *small, *arguments, "--dry-run")
+        assert ended.status == 0, ended.err
+        assert yaml.safe_load(ended.out)["trees"] == count
+
+
+def test_a_forest_trains_and_goes_on(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
+    published = Path(__file__).parents[2] / "hierarchies" / "shapes.yaml"
+    command = (*FINETUNE, *small, "--tree", published, "--tree", published, "-o", tmp_path / "run")
+    assert hrzs(*command).status == 0
+    from hrzs.models.loading import read_header
+
+    header = read_header(tmp_path / "run" / "model.safetensors")
+    assert header["run"]["more_trees"] == [header["run"]["tree_digest"]]
+    again = hrzs("finetune", "--config", tmp_path / "run" / "config.yaml", "-o", tmp_path / "again")
+    assert again.status == 0, again.err
+    assert_same_weights(tmp_path / "again", load_file(tmp_path / "run" / "model.safetensors"))
+
+
+def test_without_held_out_images_training_goes_on(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
+    ended = hrzs(*FINETUNE, *small, "--split", "val", "-o", tmp_path / "run")
+    assert ended.status == 0
+    assert "no validation while training (--val-split val: is what is trained on" in ended.err
+    assert not (tmp_path / "run" / "best").exists()
+
+
 def test_preset_gives_way_to_the_command_line(hrzs: Hrzs, small: Options) -> None:
     ended = hrzs("eval", *small, "--preset", "tecoa", "--steps", "2", "--no-canaries", "--json", "-")
     assert ended.status == 0, ended.err
@@ -479,3 +555,15 @@ def test_module_runs_as_a_command() -> None:
     ended = subprocess.run([sys.executable, "-m", "hrzs", "--version"], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("hrzs ")
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_encoder_learns_the_same(small: Options, tmp_path: Path) -> None:
+    losses = {}
+    for flags in ((), ("--compile",)):
+        folder = tmp_path / ("-".join(flags) or "plain")
+        command = [sys.executable, "-m", "hrzs", *FINETUNE, *small, *flags, "--validate-every", "0", "-o", str(folder)]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        losses[flags] = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert losses[()] == pytest.approx(losses[("--compile",)], rel=1e-3)

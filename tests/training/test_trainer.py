@@ -193,17 +193,16 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(tmp_path: Path) -> N
     log = tmp_path / "killed" / "metrics.jsonl"
     kills = 0
     for wanted in (1, 3, 6):  # lines of the log: before the first checkpoint, and after others
-        process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and not (log.is_file() and log.read_bytes().count(b"\n") >= wanted):
             time.sleep(0.005)
         if process.poll() is None:
             process.kill()
             kills += 1
-        assert process.wait() in (0, -signal.SIGKILL), process.communicate()[1]
+        assert process.wait() in (0, -signal.SIGKILL)
     subprocess.run(command("killed"), check=True, capture_output=True)
     assert kills
-    same = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
-    assert same[0] == same[1]
+    assert_same(load_model(str(tmp_path / "whole")), load_model(str(tmp_path / "killed")))
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
 
 
@@ -421,12 +420,3 @@ def test_sgd_is_torchs(make_trainer: MakeTrainer) -> None:
 
 def test_a_constant_rate_after_the_warm_up() -> None:
     assert [lr_factor(step, 10, 0.2, "constant") for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
-
-
-def test_a_compiled_encoder_learns_the_same(make_trainer: MakeTrainer) -> None:
-    plain, compiled = make_trainer("plain", max_steps=2), make_trainer(max_steps=2, compile=True)
-    plain.run()
-    compiled.run()
-    first, second = metrics(plain.folder), metrics(compiled.folder)
-    assert [line["loss"] for line in first] == pytest.approx([line["loss"] for line in second], rel=1e-3)
-    assert load_model(str(compiled.folder)).clip.state_dict().keys() == plain.model.clip.state_dict().keys()

@@ -1,11 +1,13 @@
 """Fine-tuning methods by name."""
 
+from collections.abc import Set as AbstractSet
+
 from hrzs.errors import UsageError
 from hrzs.training.methods.base import Loss, Method
 from hrzs.training.methods.cross_entropy import Clean, TeCoA
 from hrzs.training.methods.hierarchical import Hierarchical
 
-__all__ = ["METHODS", "Loss", "Method", "method_class"]
+__all__ = ["METHODS", "Loss", "Method", "check_options", "method_class"]
 
 METHODS: dict[str, type[Method]] = {m.name: m for m in (Hierarchical, TeCoA, Clean)}
 
@@ -19,3 +21,18 @@ def method_class(name: str) -> type[Method]:
     if name not in METHODS:
         raise UsageError(f"--method {name!r}: one of {', '.join(METHODS)}; `--method list` explains them")
     return METHODS[name]
+
+
+def check_options(name: str, given: AbstractSet[str]) -> None:
+    """Is every one of the options ``given`` read by the method ``name``, if it is read by some methods alone?
+
+    Raises:
+        UsageError: there is no such method, or an option would have no effect on it.
+    """
+    reads = method_class(name).reads
+    for option in sorted(given - reads):
+        readers = [other for other, method in METHODS.items() if option in method.reads]
+        if readers:
+            raise UsageError(
+                f"--{option.replace('_', '-')}: --method {name} does not read it; it belongs to {', '.join(readers)}"
+            )

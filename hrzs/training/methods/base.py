@@ -43,6 +43,8 @@ class Method(ABC):
     description: ClassVar[str]
     #: What is trained unless ``--tune`` says otherwise.
     default_tune: ClassVar[str] = "image"
+    #: Options that not every method reads, and this one does.
+    reads: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,
@@ -59,6 +61,11 @@ class Method(ABC):
             p.requires_grad_(False)
         for p in self._tuned():
             p.requires_grad_(True)
+
+    @classmethod
+    def encodings(cls, options: TrainOptions, levels: int) -> float:  # noqa: ARG003 -- for one attack per level
+        """How many forward and backward passes of the image encoder a step costs, for an estimate."""
+        return 1.0 + options.steps
 
     def _tuned(self) -> Sequence[nn.Parameter]:
         clip = cast(Any, self.model.clip)

@@ -22,6 +22,7 @@ class Clean(Method):
 
     name = "clean"
     description = "cross-entropy on clean images"
+    reads = frozenset({"every_level", "level_weights"})
 
     def __init__(self, model: ClipModel, tree: Tree, options: TrainOptions, more_trees: Sequence[Tree] = ()) -> None:
         super().__init__(model, tree, options, more_trees)
@@ -32,6 +33,10 @@ class Clean(Method):
         self.alignment = LevelAlignment(tree, self.bank.index, "none", model.device, options.level_weights)
         self.leaves = self.bank.index.columns[0].to(model.device)
         self.prepared = None if self.tune in ("all", "image+projection") else self._prepare().detach()
+
+    @classmethod
+    def encodings(cls, options: TrainOptions, levels: int) -> float:  # noqa: ARG003
+        return 1.0
 
     def _prepare(self) -> Float[Tensor, "N D"]:
         return self.head.prepare(self.text_features(self.bank, normalise=True))
@@ -70,6 +75,10 @@ class TeCoA(Clean):
 
     name = "tecoa"
     description = "cross-entropy at the leaves on PGD examples, text frozen (Mao et al., ICLR 2023)"
+
+    @classmethod
+    def encodings(cls, options: TrainOptions, levels: int) -> float:  # noqa: ARG003
+        return 1.0 + options.steps
 
     def adversary(
         self,

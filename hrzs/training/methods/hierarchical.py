@@ -80,6 +80,10 @@ class Hierarchical(Method):
     name = "hierarchical"
     description = "all levels at once in hyperbolic space, one universal perturbation (Dong et al., CVPR 2026)"
     default_tune = "image+projection"
+    reads = frozenset({
+        "perturbation", "geometry", "level_weights", "image_levels", "hnsa", "no_hnsa", "radius", "radius_text", "beta",
+        "curvature", "learn_curvature", "lambda_vic", "lambda_gap", "zeta_vic", "zeta_gap", "eps_text",
+    })  # fmt: skip
 
     def __init__(self, model: ClipModel, tree: Tree, options: TrainOptions, more_trees: Sequence[Tree] = ()) -> None:
         super().__init__(model, tree, options, more_trees)
@@ -101,6 +105,10 @@ class Hierarchical(Method):
                     f"go on with --geometry {model.geometry.name}"
                 )
             self.adopt(model.geometry)
+
+    @classmethod
+    def encodings(cls, options: TrainOptions, levels: int) -> float:
+        return (1.0 + options.steps) * (levels if options.perturbation == "per-level" else 1)
 
     def adopt(self, head: HyperbolicHead) -> None:
         head.requires_grad_(True)
