@@ -14,11 +14,11 @@ _Scale: TypeAlias = Callable[[float], float]
 
 #: Drawing area, in units of its own: small, so that words stay legible when a phone shrinks it.
 WIDTH, HEIGHT = 420, 240
-_TOP, _RIGHT, _BOTTOM = 10, 14, 40
+_TOP, _RIGHT, _BOTTOM = 10, 22, 40
 #: A curve of more points is thinned to about so many: each is then less than a pixel wide.
 MAX_POINTS = 500
 #: A curve of so few points shows each of them.
-_DOTTED = 30
+_DOTTED = 15
 _COLOURS = 6
 _DASHES = ("", "7 4", "2 3", "9 3 2 3", "4 2", "1 4")
 _LARGEST = 1e300
@@ -147,15 +147,14 @@ def line_chart(
         drawn.append(el("text", word, x=round(left - 6, 1), y=height + 4, text_anchor="end"))
     whole = named or {t: str(round(t)) for t in ticks(left_end, right_end) if abs(t - round(t)) < 1e-6}
     for value, word in whole.items():
-        anchor = "middle" if at_x(value) < WIDTH - 26 or named else "end"
-        place = at_x(value) if anchor == "middle" else WIDTH - 2
-        drawn.append(el("text", word, x=place, y=HEIGHT - 22, text_anchor=anchor))
+        drawn.append(el("text", word, x=at_x(value), y=HEIGHT - 22, text_anchor="middle"))
     drawn.append(el("text", x, x=round((left + WIDTH - _RIGHT) / 2, 1), y=HEIGHT - 4, text_anchor="middle"))
     for value, word in marks:
         place = at_x(value)
-        late = place > WIDTH * 0.6
+        # On the side where there is more room.
+        beside: dict[str, object] = {"x": place + 5} if place < WIDTH / 2 else {"x": place - 5, "text_anchor": "end"}
         drawn.append(el("line", class_="mark", x1=place, x2=place, y1=_TOP, y2=HEIGHT - _BOTTOM))
-        drawn.append(el("text", word, x=place - 5 if late else place + 5, y=_TOP + 12, text_anchor="end" if late else None))  # fmt: skip
+        drawn.append(el("text", word, y=_TOP + 12, **beside))
     for curve in curves:
         drawn += _drawn(curve, at_x, at_y)
     svg = el("svg", *drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=about, class_="chart")

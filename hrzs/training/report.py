@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from statistics import fmean, median
@@ -46,6 +46,7 @@ _NAMES = {
 }  # fmt: skip
 
 Row: TypeAlias = Mapping[str, Any]
+_ByLevel: TypeAlias = Sequence[tuple[int, Sequence[tuple[float, float]]]]
 
 
 @dataclass(frozen=True)
@@ -184,8 +185,7 @@ def _render(run: _Run) -> str:
         ("norm", "Norm by depth", _norm),
         ("disk", "The tree in the Poincaré disk", _disk),
         ("schedule", "Learning rate and gradient", _schedule),
-        ("head", "Scales of the head", _scales),
-        ("boundary", "At the ball’s boundary", _boundary),
+        ("head", "The head", _head),
         ("options", "Options", _options),
         ("provenance", "Provenance", _provenance),
     ]
@@ -223,9 +223,12 @@ def _lead(run: _Run) -> Markup:
     lead = [el("p", f"{about}; {levels} ", warning)]
     if over:
         step, most = max(over, key=lambda point: point[1])
-        lead.append(el("p", f"At {len(over)} of {len(run.rows)} steps more than {_CAP:.0%} of the image embeddings were at the "
-                            f"ball’s boundary, where gradients vanish (most at step {step:.0f}: {_percent(most)}%): robustness "
-                            "may be masked, so attack with more than gradients, or train with a lower --radius."))  # fmt: skip
+        said = f"""
+            At {len(over)} of {len(run.rows)} steps more than {_CAP:.0%} of the image embeddings were at the ball’s
+            boundary, where gradients vanish (most at step {step:.0f}: {_percent(most)}%): robustness may be masked, so
+            attack with more than gradients, or train with a lower --radius.
+        """
+        lead.append(el("p", " ".join(said.split())))
     return join(lead)
 
 
@@ -262,7 +265,8 @@ def _best(run: _Run) -> tuple[int, Row] | None:
 def _headline(run: _Run) -> list[Markup]:
     validations = run.validations
     if not validations:
-        return [el("p", "No held-out images were looked at while training; `hrzs eval` measures the model.")]
+        measures = el("code", "hrzs eval"), " measures the model."
+        return [el("p", "No held-out images were looked at while training; ", *measures)]
     best, last = _best(run), validations[-1]
     criterion = str(run.config.get("best-by") or "its criterion")
     rows = [("last", *last)] + ([("best", *best)] if best is not None else [])
@@ -291,7 +295,7 @@ def _headline(run: _Run) -> list[Markup]:
         el("article",
            el("div", _percent(any_level), " ", el("small", interval), class_="figure"),
            el("p", f"right at every level whichever is attacked, at step {chosen[0]}; brackets: 95% interval. A short "
-                   "attack on few images steers a run and is no result: that takes `hrzs eval`."),
+                   "attack on few images steers a run and is no result: that takes ", el("code", "hrzs eval"), "."),
            table(caption, ["Model", *heads], body),
            el("p", where), class_="card"),
     ]  # fmt: skip
@@ -315,8 +319,11 @@ def _validation(run: _Run) -> list[Markup]:
     whole = [(float(s), 100 * _number(f.get("any_level"))) for s, f in validations]
     robust = [*curves("robust"), Curve("any level", whole, None, "thick")]
     return _cards([
-        _card("Clean", line_chart("Clean accuracy of each level in % by step", curves("clean"), y=(0, 100), marks=marks, unit="%")),
-        _card("Robust", line_chart("Accuracy of each level under attack in % by step", robust, y=(0, 100), marks=marks, unit="%")),
+        _card(name, line_chart(f"{about} in % by step", shown_curves, y=(0, 100), marks=marks, unit="%"))
+        for name, about, shown_curves in (
+            ("Clean", "Clean accuracy of each level", curves("clean")),
+            ("Robust", "Accuracy of each level under attack", robust),
+        )
     ])  # fmt: skip
 
 
@@ -347,10 +354,10 @@ def _loss(run: _Run) -> list[Markup]:
         over = [curve for i, key in enumerate(main, 1) for curve in _smoothed(run, key, i)[-1:]]
         cards.append(_card("Total", line_chart("The loss and its main parts by step", [*total, *over])))
     if "vic" in parts:
-        near = _smoothed(run, "vic", 2)
-        cards.append(_card("Near the leaf", line_chart("Distance of images to the text of their leaf beyond the margin", near)))  # fmt: skip
+        about = "Distance of images to the text of their leaf, beyond the margin, by step"
+        cards.append(_card("Near the leaf", line_chart(about, _smoothed(run, "vic"))))
     if gaps:
-        gap = [curve for i, key in enumerate(gaps, 3) for curve in _smoothed(run, key, i)]
+        gap = [curve for i, key in enumerate(gaps) for curve in _smoothed(run, key, i)]
         cards.append(_card("Parents nearer the centre", line_chart("Norm gaps short of the margin by step", gap)))
     reach = _reach(run)
     note = "Parts stand as they are before their weights λ. "
@@ -362,42 +369,41 @@ def _schedule(run: _Run) -> list[Markup]:
     cards = []
     if rate := run.series("lr"):
         cards.append(_card("Learning rate", line_chart("Learning rate by step", [Curve(_NAMES["lr"], rate, 0)])))
-    if gradient := _smoothed(run, "grad_norm", 1):
+    if gradient := _smoothed(run, "grad_norm"):
         cards.append(_card("Gradient norm", line_chart("Norm of the gradient, before clipping, by step", gradient)))
     return _cards(cards)
 
 
-def _scales(run: _Run) -> list[Markup]:
+def _head(run: _Run) -> list[Markup]:
     cards = []
-    if scales := [Curve(_NAMES[key], points, i) for i, key in enumerate(("scale_image", "scale_text")) if (points := run.series(key))]:  # fmt: skip
+    names = [key for key in ("scale_image", "scale_text") if run.series(key)]
+    if scales := [Curve(_NAMES[key], run.series(key), i) for i, key in enumerate(names)]:
         cards.append(_card("Scales", line_chart("Factors before the map into the ball by step", scales)))
     if beta := run.series("beta"):
-        cards.append(_card("Inverse temperature β", line_chart("Inverse temperature by step", [Curve("β", beta, 2)])))
+        cards.append(_card("Inverse temperature β", line_chart("Inverse temperature by step", [Curve("β", beta)])))
     curvature = [(s, v) for s, v in run.series("curvature") if math.isfinite(v)]
     note = []
     if len({v for _, v in curvature}) > 1:
-        cards.append(_card("Curvature r", line_chart("Curvature by step", [Curve("r", curvature, 3)])))
+        cards.append(_card("Curvature r", line_chart("Curvature by step", [Curve("r", curvature)])))
     elif curvature:
         flat = curvature[0][1] == 0
         note = [el("p", "The space is flat." if flat else f"The curvature stayed at r = {number(curvature[0][1])}.")]
+    if (share := run.series("cap_share")) and run.model.ball is not None:
+        cards.append(_at_boundary(share))
     return [*note, *_cards(cards)]
 
 
-def _boundary(run: _Run) -> list[Markup]:
-    share = run.series("cap_share")
-    if not share or run.model.ball is None:
-        return []
+def _at_boundary(share: Sequence[tuple[float, float]]) -> Markup:
     percent = [(s, 100 * v) for s, v in share]
+    limit = Curve("the trainer warns", [(share[i][0], 100 * _CAP) for i in (0, -1)], 1, "limit")
     most = max((v for _, v in percent if math.isfinite(v)), default=0.0)
-    limit = Curve(f"warned from {_CAP:.0%} on", [(share[0][0], 100 * _CAP), (share[-1][0], 100 * _CAP)], 1, "limit")
-    top = max(1.25 * 100 * _CAP, 1.05 * most)
-    chart = line_chart("Share of the image embeddings at the ball’s boundary in % by step",
-                       [Curve("at the boundary", percent, 0), limit], y=(0, top), unit="%")  # fmt: skip
-    return [
-        el("p", "Embeddings that the ball’s rim holds back have no gradient left. An attack then fails for want of one, "
-                "not for want of adversarial images."),
-        el("div", _card("Share of image embeddings", chart), class_="cards"),
-    ]  # fmt: skip
+    about = "Share of the image embeddings at the ball’s boundary in % by step"
+    bounds = (0.0, 1.05 * max(most, 120 * _CAP))
+    return _card(
+        "At the ball’s boundary",
+        line_chart(about, [Curve("of the images", percent), limit], y=bounds, unit="%"),
+        el("p", "What the ball’s rim holds back has no gradient left, so an attack fails without need.", class_="note"),
+    )
 
 
 # -- norms and the disk -----------------------------------------------------------------------------------------------
@@ -425,7 +431,10 @@ def _norm(run: _Run) -> list[Markup]:
         norms = _norms(run.placed)
         edges = [(norms[id(n)], norms[id(c)]) for n in run.tree.root.walk() for c in n.children]
         nearer = sum(parent < child for parent, child in edges)
-        said.append(f"Of the texts, {nearer} of {len(edges)} parents are ({_percent(nearer / len(edges))}% of the edges, those of the root among them).")  # fmt: skip
+        said.append(
+            f"Of the {len(edges)} edges between texts, those of the root among them, that holds for {nearer} "
+            f"({_percent(nearer / len(edges))}%)."
+        )
     return [el("p", " ".join(said)), *_cards(cards)]
 
 
@@ -442,9 +451,7 @@ def _last(points: Sequence[tuple[float, float]]) -> float:
     return next((v for _, v in reversed(points) if math.isfinite(v)), math.nan)
 
 
-def _by_depth(
-    run: _Run, texts: Sequence[tuple[int, list[tuple[float, float]]]], images: Sequence[tuple[int, list[tuple[float, float]]]]
-) -> Markup | None:  # fmt: skip
+def _by_depth(run: _Run, texts: _ByLevel, images: _ByLevel) -> Markup | None:
     """Levels from the root on the left to the leaves on the right."""
     top = run.tree.top
     curves: list[Curve] = []
@@ -459,7 +466,8 @@ def _by_depth(
         line = [(float(-k), median(all_of[k])) for k in range(top, -1, -1) if all_of[k]]
         curves.append(Curve("texts, median of the level", line, None, "thick"))
     elif texts:
-        curves.append(Curve("texts, mean of the level", [(float(-k), _last(p)) for k, p in reversed(texts)], None, "thick"))  # fmt: skip
+        line = [(float(-k), _last(p)) for k, p in reversed(texts)]
+        curves.append(Curve("texts, mean of the level", line, None, "thick"))
     if images:
         curves.append(Curve("image means, last step", [(float(-k), _last(p)) for k, p in reversed(images)], 1))
     if not any(curve.finite for curve in curves):
@@ -479,7 +487,7 @@ def _disk(run: _Run) -> list[Markup]:
     at = {id(node): complex(z) for node, z in zip(run.placed.nodes, disk, strict=True)}
     nodes = _highest(run.placed)
     left_out = len(run.placed.nodes) - len(nodes)
-    about = f"The {len(nodes)} highest nodes of the tree in the Poincaré disk" if left_out else f"The {len(nodes)} nodes of the tree in the Poincaré disk"  # fmt: skip
+    about = f"The {len(nodes)} {'highest ' if left_out else ''}nodes of the tree in the Poincaré disk"
     levels = [(k, f"{run.level(k)}") for k in range(run.tree.top, -1, -1) if any(n.level == k for n in nodes)]
     legend = el("ul", *(el("li", _swatch(k), name) for k, name in levels), class_="legend")
     said = (
@@ -489,8 +497,19 @@ def _disk(run: _Run) -> list[Markup]:
     said += f" {left_out} lower nodes are left out." if left_out else ""
     return [
         el("p", said),
-        el("div", el("article", el("figure", _disk_svg(nodes, at, about), legend), class_="card"), class_="cards"),
-    ]
+        el("article",
+           el("div", el("figure", _disk_svg(nodes, at, about), legend), _radii(run, run.placed), class_="pair"),
+           class_="card"),
+    ]  # fmt: skip
+
+
+def _radii(run: _Run, placed: NodePoints) -> Markup:
+    norms = _norms(placed)
+    body = []
+    for level in range(run.tree.top, -1, -1):
+        if here := sorted(norms[id(node)] for node in placed.nodes if node.level == level):
+            body.append((run.level(level), len(here), *(f"{r:.3f}" for r in (here[0], median(here), here[-1]))))
+    return table("Radius of the texts by level", ["Level", *number_heads("Nodes", "Lowest", "Median", "Highest")], body)
 
 
 def _swatch(level: int) -> Markup:
@@ -523,7 +542,8 @@ def _disk_svg(nodes: Sequence[Node], at: Mapping[int, complex], about: str) -> M
     for node in reversed(nodes):  # high ones over low ones
         x, y = place(at[id(node)])
         title = el("title", f"{node.name}: level {node.level}, radius {abs(at[id(node)]):.3f}")
-        drawn.append(el("circle", title, class_="node", style=_colour(node.level), cx=x, cy=y, r=3 + min(node.level, 4)))  # fmt: skip
+        size = 3 + min(node.level, 4)
+        drawn.append(el("circle", title, class_="node", style=_colour(node.level), cx=x, cy=y, r=size))
     drawn += _names(nodes, {key: place(z) for key, z in at.items()})
     return el("svg", *drawn, viewBox=f"0 0 {WIDTH} {WIDTH}", role="img", aria_label=about, class_="disk")
 
@@ -564,17 +584,19 @@ def _options(run: _Run) -> list[Markup]:
     if not run.config:
         return []
     usual = {name.replace("_", "-"): value for name, value in options_as_config(TrainOptions()).items()}
-    names = {f.name.replace("_", "-") for f in fields(TrainOptions)}
-    told = {name: value for name, value in run.config.items() if name not in names or not _equal(value, usual[name])}
-    rows = [(name, el("td", _option(value)), el("td", _option(usual[name]) if name in names else "")) for name, value in run.config.items()]  # fmt: skip
-    changed = [(f"--{n}", v, d) for (n, v, d) in rows if n in told and (n in names or run.config[n] is not None)]
-    everything = [(f"--{name}", *rest) for name, *rest in rows]
+    everything, changed = [], []
+    for name, value in run.config.items():
+        default = _option(usual[name]) if name in usual else ""
+        row = (f"--{name}", el("td", _option(value)), el("td", default))
+        everything.append(row)
+        if not _equal(value, usual.get(name)):
+            changed.append(row)
     header = ["Option", "Value", "Default"]
     whole = table(f"Every option, as {_CONFIG} keeps them", header, everything)
     return [
         el("article",
            table("Options that are not at the default of the trainer", header, changed),
-           el("details", el("summary", f"all {len(rows)} options"), whole), class_="card"),
+           el("details", el("summary", f"all {len(everything)} options"), whole), class_="card"),
     ]  # fmt: skip
 
 
@@ -595,7 +617,7 @@ def _provenance(run: _Run) -> list[Markup]:
     about = describe(run.model)
     about = {k: about[k] for k in ("arch", "licence", "training_data", "digest", "image_size", "embed_dim")}
     about |= {k: run.header[k] for k in ("licence", "training_data") if k in run.header}
-    started = {f"{k}": v for k, v in (run.about.get("base") or {}).items()}
+    started = run.about.get("base") or {}
     digest = run.about.get("tree_digest")
     tree = {"digest": run.tree.digest, "classes": len(run.tree.classes), "levels below the root": run.tree.top,
             "nodes at each level": [len(level) for level in run.tree.levels[: run.tree.top]]}  # fmt: skip
