@@ -32,8 +32,8 @@ class Curve:
         name: its entry in the legend.
         points: (x, y), x ascending.
         colour: which of the page's; from the seventh on they come again with other dashes. None: that of the text.
-        kind: ``line``; ``thick``; ``faint``, a thin one behind another, absent from the legend; ``cloud``, points
-            without a line, absent from the legend as well.
+        kind: ``line``; ``thick``; ``limit``, a thin one that curves are held against; ``faint``, one behind another,
+            absent from the legend; ``cloud``, points without a line, absent from the legend as well.
     """
 
     name: str
@@ -90,14 +90,14 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """As short as they can be while all differ."""
-    largest = max(map(abs, values), default=0.0)
-    if largest and not 1e-3 <= largest < 1e5:
-        exponent = math.floor(math.log10(largest))
-        return [f"{float(f'{v / 10.0**exponent:.4f}'):g}e{exponent}" if v else "0" for v in values]
-    digits = next((d for d in range(7) if len({f"{v:.{d}f}" for v in values}) == len(values)), 7)
-    exact = next((d for d in range(digits, 8) if all(abs(v - round(v, d)) < 1e-9 for v in values)), digits)
-    return [f"{v:.{exact}f}" if v else "0" for v in values]
+    """Evenly spaced numbers in as few digits as tell them exactly."""
+    largest = max(map(abs, values))
+    exponent = math.floor(math.log10(largest)) if largest and not 1e-3 <= largest < 1e5 else 0
+    scaled = [v / 10.0**exponent for v in values]
+    off = 1e-3 * (scaled[1] - scaled[0]) if len(scaled) > 1 else 1e-6
+    digits = next((d for d in range(15) if all(abs(v - round(v, d)) < off for v in scaled)), 15)
+    power = f"e{exponent}" if exponent else ""
+    return [f"{v:.{digits}f}{power}" if abs(v) > off else "0" for v in scaled]
 
 
 def line_chart(
@@ -199,7 +199,7 @@ def _drawn(curve: Curve, at_x: _Scale, at_y: _Scale) -> Iterator[Markup]:
         for px, py in curve.finite:
             yield el("circle", class_="node", style=stroke["style"], cx=at_x(px), cy=at_y(py), r=2.5)
         return
-    has_dots = curve.kind != "faint" and len(curve.finite) <= _DOTTED
+    has_dots = curve.kind in ("line", "thick") and len(curve.finite) <= _DOTTED
     for run in _runs(curve):
         if len(run) > 1:
             yield el("polyline", points=" ".join(f"{at_x(px)},{at_y(py)}" for px, py in run), **stroke)

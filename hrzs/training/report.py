@@ -319,7 +319,7 @@ def _validation(run: _Run) -> list[Markup]:
     whole = [(float(s), 100 * _number(f.get("any_level"))) for s, f in validations]
     robust = [*curves("robust"), Curve("any level", whole, None, "thick")]
     return _cards([
-        _card(name, line_chart(f"{about} in % by step", shown_curves, y=(0, 100), marks=marks, unit="%"))
+        _card(name, line_chart(f"{about} in % by step", shown_curves, y=(0.0, 100.0), marks=marks, unit="%"))
         for name, about, shown_curves in (
             ("Clean", "Clean accuracy of each level", curves("clean")),
             ("Robust", "Accuracy of each level under attack", robust),
@@ -402,7 +402,11 @@ def _at_boundary(share: Sequence[tuple[float, float]]) -> Markup:
     return _card(
         "At the ball’s boundary",
         line_chart(about, [Curve("of the images", percent), limit], y=bounds, unit="%"),
-        el("p", "What the ball’s rim holds back has no gradient left, so an attack fails without need.", class_="note"),
+        el(
+            "p",
+            "What lies at the rim has no gradient, so that attacks fail though adversarial images may exist.",
+            class_="note",
+        ),
     )
 
 
@@ -595,7 +599,7 @@ def _options(run: _Run) -> list[Markup]:
     whole = table(f"Every option, as {_CONFIG} keeps them", header, everything)
     return [
         el("article",
-           table("Options that are not at the default of the trainer", header, changed),
+           table("Options of the run but for those at the trainer’s defaults", header, changed),
            el("details", el("summary", f"all {len(everything)} options"), whole), class_="card"),
     ]  # fmt: skip
 
