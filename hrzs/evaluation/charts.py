@@ -154,7 +154,7 @@ def line_chart(
         # On the side where there is more room.
         beside: dict[str, object] = {"x": place + 5} if place < WIDTH / 2 else {"x": place - 5, "text_anchor": "end"}
         drawn.append(el("line", class_="mark", x1=place, x2=place, y1=_TOP, y2=HEIGHT - _BOTTOM))
-        drawn.append(el("text", word, y=_TOP + 12, **beside))
+        drawn.append(el("text", word, y=HEIGHT - _BOTTOM - 5, **beside))
     for curve in curves:
         drawn += _drawn(curve, at_x, at_y)
     svg = el("svg", *drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=about, class_="chart")

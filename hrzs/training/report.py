@@ -37,6 +37,8 @@ _CONFIG = "config.yaml"
 _CAP = 0.01
 #: So many nodes are drawn at most, the highest ones: the page is to stay one that a phone opens.
 _MOST_NODES = 4000
+#: In a tree of so many nodes at most, leaves are named in the disk as well; and of so many nodes names are tried.
+_NAME_LEAVES, _MOST_NAMES = 60, 300
 #: What a row holds beside the parts of the loss; names that begin with "radius" belong here too.
 _NO_LOSS = {"step", "loss", "lr", "grad_norm", "seconds", "cap_share", "scale_image", "scale_text", "beta", "curvature"}
 _NAMES = {
@@ -286,7 +288,7 @@ def _headline(run: _Run) -> list[Markup]:
     else:
         interval = "%"
     where = (
-        f"The model of step {best[0]}, the best by {criterion}, is in {BEST}/; that of the last step is in this folder."
+        f"The model of step {best[0]}, the best by the criterion “{criterion}”, is in {BEST}/; that of the last step is in this folder."
         if best is not None and run.keeps_best
         else "The model of the last step is in this folder; none was kept as the best."
     )
@@ -424,8 +426,9 @@ def _norm(run: _Run) -> list[Markup]:
     if texts:
         curves = [Curve(run.level(k), points, k) for k, points in texts]
         cards.append(_card("Texts", line_chart("Mean radius of the text embeddings of each level by step", curves)))
-    by_level = [Curve(run.level(k), points, k) for k, points in images]
-    all_images = [Curve("all images", overall, None, "thick" if images else "line")] if overall else []
+    reach = _reach(run)
+    by_level = [Curve(run.level(k), smooth(points, reach), k) for k, points in images]
+    all_images = [Curve("all images", smooth(overall, reach), None, "thick" if images else "line")] if overall else []
     if by_level or all_images:
         about = "Mean radius of the image embeddings by step, where superclasses have theirs the means of their images"
         cards.append(_card("Images", line_chart(about, [*by_level, *all_images])))
@@ -553,13 +556,16 @@ def _disk_svg(nodes: Sequence[Node], at: Mapping[int, complex], about: str) -> M
 
 
 def _names(nodes: Sequence[Node], places: Mapping[int, tuple[float, float]]) -> Iterator[Markup]:
-    """From the root downwards, each name that has a place free of names and points before it."""
-    taken: list[tuple[float, float, float, float]] = []
-    for node in nodes:
+    """From the root downwards, each name that has a place free of points and of the names before it.
+
+    In a large tree the leaves go without, and names may lie over their points.
+    """
+    few = len(nodes) <= _NAME_LEAVES
+    named = [node for node in nodes if few or not node.is_leaf][:_MOST_NAMES]
+    points = [places[id(node)] for node in (nodes if few else named)]
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in points]
+    for node in named:
         x, y = places[id(node)]
-        taken.append((x - 4, y - 4, x + 4, y + 4))
-        if len(taken) > 300:  # by then there is no room left, and every name is compared with all before it
-            return
         name = node.name if len(node.name) <= 24 else f"{node.name[:23]}…"
         width = 6.2 * len(name)
         for right in (True, False):
