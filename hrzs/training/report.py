@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 from statistics import fmean, median
@@ -29,10 +29,10 @@ from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.loading import WEIGHTS_FILE, describe, read_header
 from hrzs.training.options import TrainOptions
-from hrzs.training.trainer import BEST, METRICS_FILE, options_as_config
 
 FILE = "report.html"
-_CONFIG = "config.yaml"
+# What the trainer and the command line call theirs; not imported, so that either may call this module.
+_METRICS, _CONFIG, _BEST = "metrics.jsonl", "config.yaml", "best"
 #: From this share of embeddings at the ball's boundary on, the trainer warns.
 _CAP = 0.01
 #: So many nodes are drawn at most, the highest ones: the page is to stay one that a phone opens.
@@ -120,12 +120,12 @@ def write_report(folder: Path, model: ClipModel, tree: Tree, *, template: str) -
     """
     weights = folder / WEIGHTS_FILE
     run = _Run(
-        rows=_rows(folder / METRICS_FILE),
+        rows=_rows(folder / _METRICS),
         config=_config(folder / _CONFIG),
         header=read_header(weights) if weights.is_file() else {},
         model=model,
         tree=tree,
-        keeps_best=(folder / BEST / WEIGHTS_FILE).is_file(),
+        keeps_best=(folder / _BEST / WEIGHTS_FILE).is_file(),
         placed=None if model.ball is None else node_points(model, tree, template),
     )
     file = folder / FILE
@@ -134,18 +134,26 @@ def write_report(folder: Path, model: ClipModel, tree: Tree, *, template: str) -
         aside.write_text(_render(run), encoding="utf-8")
         aside.replace(file)
     except OSError as error:
+        aside.unlink(missing_ok=True)
         raise HrzsError(f"{file}: cannot be written ({error.strerror}); what was there is untouched") from error
     return file
 
 
+def _read(path: Path) -> str | None:
+    """The text of a file; None if there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise HrzsError(f"{path}: cannot be read ({error})") from error
+
+
 def _rows(path: Path) -> list[Row]:
     """The lines of the log; a last one without an end was cut off while it was written."""
-    if not path.is_file():
-        return []
     rows: list[Row] = []
-    for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break
+    *whole, _ = (_read(path) or "").split("\n")
+    for n, line in enumerate(whole, 1):
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -157,11 +165,12 @@ def _rows(path: Path) -> list[Row]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    text = _read(path)
+    if text is None:
         return {}
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise HrzsError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(config, dict):
         raise HrzsError(f"{path}: a mapping of option names to values is needed")
@@ -235,6 +244,8 @@ def _lead(run: _Run) -> Markup:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return "less than a second"
     if seconds < 60:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
@@ -287,11 +298,11 @@ def _headline(run: _Run) -> list[Markup]:
         interval = f"% [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
     else:
         interval = "%"
-    where = (
-        f"The model of step {best[0]}, the best by the criterion “{criterion}”, is in {BEST}/; that of the last step is in this folder."
-        if best is not None and run.keeps_best
-        else "The model of the last step is in this folder; none was kept as the best."
-    )
+    if best is not None and run.keeps_best:
+        where = f"The best model by the criterion “{criterion}”, that of step {best[0]}, is in {_BEST}/; "
+        where += "that of the last step is in this folder."
+    else:
+        where = "The model of the last step is in this folder; none was kept as the best."
     caption = f"On {number(n)} held-out images; the mean is over levels, each attacked in turn"
     return [
         el("article",
@@ -593,7 +604,7 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 def _options(run: _Run) -> list[Markup]:
     if not run.config:
         return []
-    usual = {name.replace("_", "-"): value for name, value in options_as_config(TrainOptions()).items()}
+    usual = {f.name.replace("_", "-"): f.default for f in fields(TrainOptions)}
     everything, changed = [], []
     for name, value in run.config.items():
         default = _option(usual[name]) if name in usual else ""
