@@ -281,16 +281,18 @@ def _headline(run: _Run) -> list[Markup]:
         measures = el("code", "hrzs eval"), " measures the model."
         return [el("p", "No held-out images were looked at while training; ", *measures)]
     best, last = _best(run), validations[-1]
-    criterion = str(run.config.get("best-by") or "its criterion")
-    rows = [("last", *last)] + ([("best", *best)] if best is not None else [])
-    body = [
-        (f"{name}, step {step}", *map(_percent, (
-            _accuracies(found, "clean")[0], _accuracies(found, "robust")[0], fmean(_accuracies(found, "clean")),
-            fmean(_accuracies(found, "robust")), _number(found.get("any_level")), _number(found.get("criterion")),
-        )))
-        for name, step, found in rows
-    ]  # fmt: skip
-    heads = number_heads("Leaf, clean", "Leaf, robust", "Mean, clean", "Mean, robust", "Any level", "Criterion")
+    criterion = str(run.config.get("best-by") or "of the run")
+    columns = [("last", *last)] + ([("best", *best)] if best is not None else [])
+    figures: dict[str, Callable[[Row], float]] = {
+        "leaf, clean": lambda found: _accuracies(found, "clean")[0],
+        "leaf, robust": lambda found: _accuracies(found, "robust")[0],
+        "mean over levels, clean": lambda found: fmean(_accuracies(found, "clean")),
+        "mean over levels, robust": lambda found: fmean(_accuracies(found, "robust")),
+        "any level": lambda found: _number(found.get("any_level")),
+        f"criterion: {criterion}": lambda found: _number(found.get("criterion")),
+    }
+    body = [(name, *(_percent(figure(found)) for _, _, found in columns)) for name, figure in figures.items()]
+    heads = number_heads(*(f"{name}, step {step}" for name, step, _ in columns))
     chosen = best or last
     any_level, n = _number(chosen[1].get("any_level")), _number(chosen[1].get("n"))
     if math.isfinite(n) and math.isfinite(any_level):
@@ -303,13 +305,13 @@ def _headline(run: _Run) -> list[Markup]:
         where += "that of the last step is in this folder."
     else:
         where = "The model of the last step is in this folder; none was kept as the best."
-    caption = f"On {number(n)} held-out images; the mean is over levels, each attacked in turn"
+    caption = f"Accuracy on {number(n)} held-out images, each level attacked in turn"
     return [
         el("article",
            el("div", _percent(any_level), " ", el("small", interval), class_="figure"),
            el("p", f"right at every level whichever is attacked, at step {chosen[0]}; brackets: 95% interval. A short "
                    "attack on few images steers a run and is no result: that takes ", el("code", "hrzs eval"), "."),
-           table(caption, ["Model", *heads], body),
+           table(caption, ["", *heads], body),
            el("p", where), class_="card"),
     ]  # fmt: skip
 
@@ -348,6 +350,11 @@ def _reach(run: _Run) -> int:
     return len(run.rows) // 60
 
 
+def _smoothing(run: _Run) -> str:
+    reach = _reach(run)
+    return f"Faint: every step; full, and in the legend: the mean over {2 * reach + 1} steps." if reach else ""
+
+
 def _smoothed(run: _Run, key: str, colour: int | None = 0, kind: str = "line") -> list[Curve]:
     """A logged number: raw behind, smoothed before it."""
     points, reach, name = run.series(key), _reach(run), _NAMES.get(key, key.replace("_", " "))
@@ -372,9 +379,7 @@ def _loss(run: _Run) -> list[Markup]:
     if gaps:
         gap = [curve for i, key in enumerate(gaps) for curve in _smoothed(run, key, i)]
         cards.append(_card("Parents nearer the centre", line_chart("Norm gaps short of the margin by step", gap)))
-    reach = _reach(run)
-    note = "Parts stand as they are before their weights λ. "
-    note += f"Faint: every step; full: the mean over {2 * reach + 1} steps." if reach else "Every step as it was."
+    note = join(["Parts stand as they are before their weights λ. ", _smoothing(run)])
     return [el("p", note, class_="note"), *_cards(cards)] if cards else []
 
 
@@ -383,7 +388,10 @@ def _schedule(run: _Run) -> list[Markup]:
     if rate := run.series("lr"):
         cards.append(_card("Learning rate", line_chart("Learning rate by step", [Curve(_NAMES["lr"], rate, 0)])))
     if gradient := _smoothed(run, "grad_norm"):
-        cards.append(_card("Gradient norm", line_chart("Norm of the gradient, before clipping, by step", gradient)))
+        chart = line_chart("Norm of the gradient, before clipping, by step", gradient)
+        cards.append(
+            _card("Gradient norm", chart, el("p", _smoothing(run), class_="note") if _smoothing(run) else None)
+        )
     return _cards(cards)
 
 
@@ -442,7 +450,8 @@ def _norm(run: _Run) -> list[Markup]:
     all_images = [Curve("all images", smooth(overall, reach), None, "thick" if images else "line")] if overall else []
     if by_level or all_images:
         about = "Mean radius of the image embeddings by step, where superclasses have theirs the means of their images"
-        cards.append(_card("Images", line_chart(about, [*by_level, *all_images])))
+        note = el("p", f"Each is the mean over {2 * reach + 1} steps.", class_="note") if reach else None
+        cards.append(_card("Images", line_chart(about, [*by_level, *all_images]), note))
     unit = "the norm of an embedding" if run.model.ball is None else "the share of the ball’s radius, 1 is its boundary"
     said = [f"Radius: {unit}. In a tree laid out by depth parents lie nearer the centre than their children."]
     if run.placed is not None:

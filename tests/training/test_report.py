@@ -226,10 +226,12 @@ def test_validation(write: Callable[..., Page], tmp_path: Path) -> None:
     for step, found in ((2, looked(0.5, 0.2)), (4, looked(0.8, 0.4)), (6, looked(0.7, 0.3, best=False))):
         log[step - 1]["validation"] = found
     page = write(log, {"best-by": "levels"})
-    assert page.rows("On 100 held-out images") == [
-        ["last, step 6", "70.0", "30.0", "70.0", "40.0", "20.0", "70.0"],
-        ["best, step 4", "80.0", "40.0", "80.0", "50.0", "30.0", "80.0"],
-    ]
+    assert page.rows("Accuracy on 100 held-out images") == [
+        ["leaf, clean", "70.0", "80.0"], ["leaf, robust", "30.0", "40.0"],
+        ["mean over levels, clean", "70.0", "80.0"], ["mean over levels, robust", "40.0", "50.0"],
+        ["any level", "20.0", "30.0"], ["criterion: levels", "70.0", "80.0"],
+    ]  # fmt: skip
+    assert "last, step 6best, step 4" in page.text
     assert "none was kept as the best" in page.text
     clean, robust = page.curves("Clean accuracy"), page.curves("Accuracy of each level under attack")
     assert [len(line) for line in (*clean, *robust)] == [3] * 7
