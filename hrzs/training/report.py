@@ -27,7 +27,7 @@ from hrzs.evaluation.metrics import wilson
 from hrzs.evaluation.tree_view import NodePoints, geodesic, node_points, to_disk
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.clip import ClipModel
-from hrzs.models.loading import WEIGHTS_FILE, describe, read_header
+from hrzs.models.loading import WEIGHTS_FILE, describe, file_digest, read_header
 from hrzs.training.options import TrainOptions
 
 FILE = "report.html"
@@ -60,6 +60,8 @@ class _Run:
     header: Mapping[str, Any]
     model: ClipModel
     tree: Tree
+    #: Of the weights in the folder, if there are any.
+    digest: str | None
     keeps_best: bool
     #: None where the model has no Poincaré ball.
     placed: NodePoints | None
@@ -125,6 +127,7 @@ def write_report(folder: Path, model: ClipModel, tree: Tree, *, template: str) -
         header=read_header(weights) if weights.is_file() else {},
         model=model,
         tree=tree,
+        digest=file_digest(weights) if weights.is_file() else None,
         keeps_best=(folder / _BEST / WEIGHTS_FILE).is_file(),
         placed=None if model.ball is None else node_points(model, tree, template),
     )
@@ -645,8 +648,10 @@ def _option(value: object) -> object:
 
 def _provenance(run: _Run) -> list[Markup]:
     about = describe(run.model)
-    about = {k: about[k] for k in ("arch", "licence", "training_data", "digest", "image_size", "embed_dim")}
+    about = {k: about[k] for k in ("arch", "licence", "training_data", "image_size", "embed_dim")}
     about |= {k: run.header[k] for k in ("licence", "training_data") if k in run.header}
+    # Not that of the model in memory, which is still called what training started from.
+    about["digest"] = run.digest
     started = run.about.get("base") or {}
     digest = run.about.get("tree_digest")
     tree = {"digest": run.tree.digest, "classes": len(run.tree.classes), "levels below the root": run.tree.top,

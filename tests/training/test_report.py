@@ -15,9 +15,11 @@ import yaml
 
 from hrzs.data import Dataset
 from hrzs.errors import HrzsError, UsageError
+from hrzs.evaluation.tree_view import node_points
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.heads import HyperbolicHead
+from hrzs.models.loading import load_model
 from hrzs.training.methods import METHODS
 from hrzs.training.options import TrainOptions
 from hrzs.training.report import write_report
@@ -158,6 +160,7 @@ def test_of_a_real_run(
     assert "any level" in page.text
     assert "in best/" in page.text
     assert shapes_tree.digest in page.text
+    assert load_model(str(tmp_path)).info.digest in page.text
     has_disk = any("Poincaré disk" in about for about in page.charts())
     assert has_disk == (trainer.model.ball is not None)
     assert ("scores by cosine" in page.text) == (trainer.model.geometry is None)
@@ -277,6 +280,22 @@ def test_the_disk_holds_every_node(write: Callable[..., Page], tree: Tree) -> No
     assert f"Of the {len(nodes) - 1} edges" in page.text
     (d,) = re.findall(r'class="edge" d="([^"]*)"', page.source)
     assert d.count("M") == len(nodes) - 1
+
+
+def test_radii_of_the_disk(write: Callable[..., Page], model: ClipModel) -> None:
+    # Three edges: half of them cannot hold, so the count is never that of the opposite.
+    leaves = tuple(Node(name, name, class_id=name) for name in ("dog", "wolf", "car"))
+    tree = Tree(Node("thing", "thing", leaves, level=1))
+    page = write(rows(2), tree=tree)
+    model.geometry = BALL
+    placed = node_points(model, tree)
+    model.geometry = None
+    *radii, root = placed.points.double().norm(dim=1).tolist()
+    nearer = sum(root < radius for radius in radii)
+    assert f"Of the 3 edges between texts, those of the root among them, that holds for {nearer} (" in page.text
+    assert page.rows("Radius of the texts") == [
+        ["root", "1", *[f"{root:.3f}"] * 3], ["leaves", "3", *(f"{r:.3f}" for r in sorted(radii))]
+    ]  # fmt: skip
 
 
 def test_a_large_tree_stays_small(write: Callable[..., Page], monkeypatch: pytest.MonkeyPatch) -> None:
