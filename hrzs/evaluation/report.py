@@ -10,7 +10,7 @@ import html
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -24,14 +24,13 @@ from hrzs.attacks.budget import format_eps
 from hrzs.errors import HrzsError
 from hrzs.evaluation.export import Headline, headlines, sources_of
 from hrzs.evaluation.gallery import Example
-from hrzs.evaluation.markup import Markup, el, image_element, join, number_heads, table
+from hrzs.evaluation.markup import Markup, definitions, document, el, image_element, join, number_heads, table
 from hrzs.evaluation.masking import ADVICE, INCONCLUSIVE, NONE_FOUND, SUSPECTED
 from hrzs.evaluation.metrics import TOP
 from hrzs.evaluation.outcome import Gallery, Outcome
 from hrzs.evaluation.table import comparison_title
 from hrzs.hierarchy.tree import Node, Tree
 
-_STYLE = Path(__file__).with_name("report.css")
 #: A tree of so many nodes at most is shown unfolded.
 _UNFOLDED = 60
 _WORST = 20
@@ -125,15 +124,7 @@ def render(
         el("footer", el("p", "Accuracies in %; brackets hold Wilson’s 95% interval. Level 0 are the leaves of the "
                                "tree, its root is not scored.")),
     ]  # fmt: skip
-    # The policy forbids the browser to fetch anything, should a mistake of ours ever ask for it.
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"{el('title', title)}\n<style>\n{_STYLE.read_text(encoding='utf-8')}</style>\n</head>\n"
-        f"<body>\n{join(page)}\n</body>\n</html>\n"
-    )
+    return document(title, page)
 
 
 def _lead(report: Mapping[str, Any], heads: Sequence[Headline]) -> Markup:
@@ -679,40 +670,16 @@ def _provenance(report: Mapping[str, Any]) -> list[object]:
     config = dict(report["config"])
     tasks, versions = config.pop("tasks", []), config.pop("versions", {})
     parts = [
-        el("article", el("h3", "Model"), _definitions(report["model"]), class_="card"),
-        *(el("article", el("h3", f"Data: {task['dataset']}"), _definitions(task), class_="card") for task in tasks),
-        el("article", el("h3", "Command"), _definitions(config), class_="card"),
-        el("article", el("h3", "Versions"), _definitions({"hrzs": report["hrzs"], **versions}), class_="card"),
+        el("article", el("h3", "Model"), definitions(report["model"]), class_="card"),
+        *(el("article", el("h3", f"Data: {task['dataset']}"), definitions(task), class_="card") for task in tasks),
+        el("article", el("h3", "Command"), definitions(config), class_="card"),
+        el("article", el("h3", "Versions"), definitions({"hrzs": report["hrzs"], **versions}), class_="card"),
     ]
     return [
         el("p", "What it takes to measure this again. Options that are not listed stood at their defaults; image ids "
                 "is a digest of the ids of the images, in order."),
         el("div", *parts, class_="cards"),
     ]  # fmt: skip
-
-
-def _definitions(items: Mapping[str, Any]) -> Markup:
-    pairs = ((el("dt", name), el("dd", _shown(value))) for name, value in _leaves(items))
-    return el("dl", *(part for pair in pairs for part in pair))
-
-
-def _leaves(items: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The entries of a nested mapping under their full names; what is null is left out."""
-    for name, value in items.items():
-        full = f"{prefix}{name}".replace("_", " ")
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{full}, ")
-        elif value is not None:
-            yield full, value
-
-
-def _shown(value: Any) -> object:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, (list, tuple)):
-        return " / ".join(str(_shown(v)) for v in value)
-    text = "yes" if value is True else "no" if value is False else str(value)
-    return el("code", text) if len(text) >= 16 and " " not in text else text
 
 
 def _pre(value: Any) -> Markup:
