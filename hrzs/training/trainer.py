@@ -27,6 +27,7 @@ from hrzs.models.recompute import recompute_activations
 from hrzs.training.checkpoints import load_checkpoint, save_checkpoint
 from hrzs.training.methods import Method, method_class
 from hrzs.training.options import TrainOptions
+from hrzs.training.report import write_report
 from hrzs.training.tensorboard import open_writer
 from hrzs.training.validation import validate
 
@@ -159,6 +160,10 @@ class Trainer:
         if optimizer is not None and self.step % self.save_every:
             self.save_checkpoint(optimizer)
         self._save(self.folder)
+        try:
+            write_report(self.folder, self.model, self.tree, template=self.options.template)
+        except HrzsError as error:  # the run itself is whole
+            logger.warning("no report.html: %s", error)
 
     def _save(self, folder: Path) -> None:
         """The model as it would be given away now."""

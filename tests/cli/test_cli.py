@@ -57,7 +57,7 @@ def test_finetune_prints_the_run_folder_last(hrzs: Hrzs, small: Options, tmp_pat
     names = sorted(files(tmp_path / "run"))
     assert [name for name in names if not name.startswith(("checkpoint/", "tensorboard/"))] == [
         "best/model.safetensors", "best/open_clip_config.json", "config.yaml", "metrics.jsonl", "model.safetensors",
-        "open_clip_config.json",
+        "open_clip_config.json", "report.html",
     ]  # fmt: skip
     assert len([name for name in names if name.startswith("checkpoint/step-00000002.")]) == 1
 

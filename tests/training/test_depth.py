@@ -74,7 +74,7 @@ def test_levels_lie_at_growing_norms(deep: Depth, file: Path, shapes_tree: Tree,
     # It is the term that does it, and not how things happen to lie.
     shallow = Depth(file, shapes_tree, batch, weight=0.0)
     assert shallow.steps_outwards.mean() < deep.steps_outwards.mean() / 2
-    assert shallow.norms != sorted(shallow.norms, reverse=True)
+    assert shallow.norms[0] - shallow.norms[-1] < (deep.norms[0] - deep.norms[-1]) / 2
 
 
 def test_levels_have_growing_margins(deep: Depth) -> None:

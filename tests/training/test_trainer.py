@@ -89,7 +89,7 @@ def test_run_folder(make_trainer: MakeTrainer, shapes_tree: Tree) -> None:
     assert is_finished(trainer.folder)
     assert sorted(str(p.relative_to(trainer.folder)) for p in trainer.folder.rglob("*") if p.is_file()) == [
         str(checkpoint(trainer.folder).relative_to(trainer.folder)), "metrics.jsonl", "model.safetensors",
-        "open_clip_config.json", str(next(trainer.folder.glob("tensorboard/*")).relative_to(trainer.folder)),
+        "open_clip_config.json", "report.html", str(next(trainer.folder.glob("tensorboard/*")).relative_to(trainer.folder)),
     ]  # fmt: skip
     logged = metrics(trainer.folder)
     assert [line["step"] for line in logged] == list(range(1, STEPS + 1))
