@@ -87,6 +87,8 @@ class TrainOptions:
     zeta_vic: float = 1.0
     zeta_gap: float = 0.01
     eps_text: float = 2e-4
+    # fare: the clean images' share of the loss
+    fare_clean: float = 0.0
     # A look at held-out images now and then; it changes nothing about the weights.
     validate_every: int = 100
     val_limit: int = 100
@@ -119,9 +121,9 @@ class TrainOptions:
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: cannot be negative")
-        for name in ("ema", "momentum", "interpolate"):
+        for name in ("ema", "momentum", "interpolate", "fare_clean"):
             if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"--{name} {getattr(self, name)}: at least 0 and less than 1")
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 0 and less than 1")
         if self.level_weights not in LEVEL_WEIGHTS:
             parse_level_weights(self.level_weights)
         for name in ("radius", "radius_text"):

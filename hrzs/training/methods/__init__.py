@@ -3,11 +3,12 @@
 from hrzs.errors import UsageError
 from hrzs.training.methods.base import Loss, Method
 from hrzs.training.methods.cross_entropy import Clean, TeCoA
+from hrzs.training.methods.fare import Fare
 from hrzs.training.methods.hierarchical import Hierarchical
 
 __all__ = ["METHODS", "Loss", "Method", "method_class"]
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (Hierarchical, TeCoA, Clean)}
+METHODS: dict[str, type[Method]] = {m.name: m for m in (Hierarchical, TeCoA, Fare, Clean)}
 
 
 def method_class(name: str) -> type[Method]:

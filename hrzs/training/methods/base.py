@@ -60,6 +60,14 @@ class Method(ABC):
         for p in self._tuned():
             p.requires_grad_(True)
 
+    @classmethod
+    def encodings(cls, options: TrainOptions, levels: int) -> float:  # noqa: ARG003 -- for those with passes per level
+        """What a step costs, in forward-backward passes of its batch through the image encoder (``--dry-run``).
+
+        A forward alone counts a third. By default: one pass for each step of the attack, one to train.
+        """
+        return 1.0 + options.steps
+
     def _tuned(self) -> Sequence[nn.Parameter]:
         clip = cast(Any, self.model.clip)
         if self.tune == "all":

@@ -33,8 +33,16 @@ class Clean(Method):
         self.leaves = self.bank.index.columns[0].to(model.device)
         self.prepared = None if self.tune in ("all", "image+projection") else self._prepare().detach()
 
+    @classmethod
+    def encodings(cls, options: TrainOptions, levels: int) -> float:  # noqa: ARG003
+        return 1.0
+
     def _prepare(self) -> Float[Tensor, "N D"]:
         return self.head.prepare(self.text_features(self.bank, normalise=True))
+
+    def texts(self) -> Float[Tensor, "N D"]:
+        """Every node's, as the head takes them; made once where no part of the text encoder is trained."""
+        return self._prepare() if self.prepared is None else self.prepared
 
     def cross_entropy(
         self, features: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"], labels: Int[Tensor, "B"]
@@ -46,7 +54,7 @@ class Clean(Method):
         return torch.nn.functional.cross_entropy(self.head.logits(features, prepared[self.leaves]), labels)
 
     def loss(self, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
-        prepared = self._prepare() if self.prepared is None else self.prepared
+        prepared = self.texts()
         images = self.adversary(images, labels, prepared.detach(), seeds)
         total = self.cross_entropy(self.model.encode_image(images), prepared, labels)
         return Loss(total, {"ce": total.detach()})
@@ -70,6 +78,10 @@ class TeCoA(Clean):
 
     name = "tecoa"
     description = "cross-entropy at the leaves on PGD examples, text frozen (Mao et al., ICLR 2023)"
+
+    @classmethod
+    def encodings(cls, options: TrainOptions, levels: int) -> float:  # noqa: ARG003
+        return 1.0 + options.steps
 
     def adversary(
         self,

@@ -102,6 +102,10 @@ class Hierarchical(Method):
                 )
             self.adopt(model.geometry)
 
+    @classmethod
+    def encodings(cls, options: TrainOptions, levels: int) -> float:
+        return super().encodings(options, levels) * (levels if options.perturbation == "per-level" else 1)
+
     def adopt(self, head: HyperbolicHead) -> None:
         head.requires_grad_(True)
         head.log_curvature.requires_grad_(self.options.learn_curvature)
