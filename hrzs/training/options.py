@@ -69,7 +69,7 @@ class TrainOptions:
     tune: str | None = None
     augment: str = "none"
     template: str = "photo"
-    # clean, tecoa: cross-entropy at every level instead of the leaves alone.
+    # clean, tecoa and what builds on them: cross-entropy at every level instead of the leaves alone.
     every_level: bool = False
     # hierarchical: what measured best (docs/results.md); the paper's own are --recipe paper
     perturbation: str = "universal"
@@ -89,6 +89,8 @@ class TrainOptions:
     eps_text: float = 2e-4
     # fare: the clean images' share of the loss
     fare_clean: float = 0.0
+    # trades: weight of the divergence
+    trades_beta: float = 6.0
     # A look at held-out images now and then; it changes nothing about the weights.
     validate_every: int = 100
     val_limit: int = 100
@@ -118,6 +120,7 @@ class TrainOptions:
             raise UsageError(f"--beta {self.beta}: must be more than 0")
         for name in (
             "weight_decay", "warmup", "lambda_vic", "lambda_gap", "zeta_vic", "zeta_gap", "eps_text", "validate_every",
+            "trades_beta",
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: cannot be negative")

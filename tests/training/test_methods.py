@@ -204,7 +204,7 @@ def test_a_baseline_leaves_the_head_it_trained(make_model: MakeModel, shapes_tre
 
 
 def test_unknown_method() -> None:
-    with pytest.raises(UsageError, match="hierarchical, tecoa, fare, clean"):
+    with pytest.raises(UsageError, match="hierarchical, tecoa, fare, clean, trades"):
         method_class("tekoa")
 
 
@@ -214,7 +214,7 @@ def test_unknown_method() -> None:
         ("tune", "text"), ("augment", "rotate"), ("image_levels", "mean"), ("hnsa", "all"), ("epochs", 0.0),
         ("batch_size", 0), ("lr", -1.0), ("lr", float("nan")), ("steps", 0), ("curvature", 0.0), ("radius", 1.0),
         ("radius_text", 0.0), ("beta", 0.0), ("lambda_gap", -1.0), ("eps_text", -1e-4), ("warmup", -0.1),
-        ("fare_clean", 1.0),
+        ("fare_clean", 1.0), ("trades_beta", -1.0),
     ],
 )  # fmt: skip
 def test_options_out_of_range_are_named(name: str, value: float | str) -> None:
