@@ -87,6 +87,11 @@ class TrainOptions:
     zeta_vic: float = 1.0
     zeta_gap: float = 0.01
     eps_text: float = 2e-4
+    # pmg-aft: weights of the divergences from the original's prediction and from the one on clean images
+    pmg_original: float = 1.0
+    pmg_clean: float = 1.0
+    pmg_direction: str = "target-first"
+    pmg_reduction: str = "sum"
     # fare: the clean images' share of the loss
     fare_clean: float = 0.0
     # trades: weight of the divergence
@@ -107,6 +112,8 @@ class TrainOptions:
             "schedule": ("cosine", "constant"),
             "perturbation": ("universal", "leaf", "per-level"),
             "geometry": ("hyperbolic", "euclidean"),
+            "pmg_direction": ("target-first", "adversarial-first"),
+            "pmg_reduction": ("sum", "mean"),
             "best_by": CRITERIA,
         }
         for name, allowed in choices.items():
@@ -120,7 +127,7 @@ class TrainOptions:
             raise UsageError(f"--beta {self.beta}: must be more than 0")
         for name in (
             "weight_decay", "warmup", "lambda_vic", "lambda_gap", "zeta_vic", "zeta_gap", "eps_text", "validate_every",
-            "trades_beta",
+            "pmg_original", "pmg_clean", "trades_beta",
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: cannot be negative")

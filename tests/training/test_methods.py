@@ -30,6 +30,7 @@ CASES = {
     "hierarchical-hypavg-all-terms": TrainOptions(image_levels="hypavg", hnsa="both", lambda_vic=1.0, lambda_gap=1.0),
     "clean-every-level": TrainOptions(method="clean", every_level=True),
     "tecoa-every-level": TrainOptions(method="tecoa", every_level=True),
+    "pmg-aft-paper": TrainOptions(method="pmg-aft", pmg_direction="adversarial-first", pmg_reduction="mean"),
     "fare-clean-too": TrainOptions(method="fare", fare_clean=0.5),
 }
 SCALARS = {"geometry.log_scale_image", "geometry.log_scale_text", "geometry.log_beta"}
@@ -204,7 +205,7 @@ def test_a_baseline_leaves_the_head_it_trained(make_model: MakeModel, shapes_tre
 
 
 def test_unknown_method() -> None:
-    with pytest.raises(UsageError, match="hierarchical, tecoa, fare, clean, trades"):
+    with pytest.raises(UsageError, match="hierarchical, tecoa, pmg-aft, fare, clean, trades"):
         method_class("tekoa")
 
 
@@ -214,7 +215,8 @@ def test_unknown_method() -> None:
         ("tune", "text"), ("augment", "rotate"), ("image_levels", "mean"), ("hnsa", "all"), ("epochs", 0.0),
         ("batch_size", 0), ("lr", -1.0), ("lr", float("nan")), ("steps", 0), ("curvature", 0.0), ("radius", 1.0),
         ("radius_text", 0.0), ("beta", 0.0), ("lambda_gap", -1.0), ("eps_text", -1e-4), ("warmup", -0.1),
-        ("fare_clean", 1.0), ("trades_beta", -1.0),
+        ("fare_clean", 1.0), ("trades_beta", -1.0), ("pmg_original", -1.0),
+        ("pmg_direction", "both"), ("pmg_reduction", "none"),
     ],
 )  # fmt: skip
 def test_options_out_of_range_are_named(name: str, value: float | str) -> None:
