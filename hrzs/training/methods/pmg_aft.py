@@ -32,7 +32,9 @@ class PMGAFT(TeCoA):
         super().__init__(model, tree, options, more_trees)
         self.original = Original(model)
         self.original_head = copy.deepcopy(self.head).requires_grad_(False)
-        self.original_texts = self.texts().detach()[self.leaves]
+        self.original_texts = self.original_head.prepare(self.bank.features(model, normalise=True))[
+            self.leaves
+        ].detach()
 
     @classmethod
     def encodings(cls, options: TrainOptions, levels: int) -> float:
