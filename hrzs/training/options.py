@@ -94,6 +94,9 @@ class TrainOptions:
     pmg_reduction: str = "sum"
     # fare: the clean images' share of the loss
     fare_clean: float = 0.0
+    # tga-zsr: weights of the distances of attention maps, on attacked and on clean images
+    tga_refinement: float = 0.08
+    tga_constraint: float = 0.05
     # trades: weight of the divergence
     trades_beta: float = 6.0
     # A look at held-out images now and then; it changes nothing about the weights.
@@ -127,7 +130,7 @@ class TrainOptions:
             raise UsageError(f"--beta {self.beta}: must be more than 0")
         for name in (
             "weight_decay", "warmup", "lambda_vic", "lambda_gap", "zeta_vic", "zeta_gap", "eps_text", "validate_every",
-            "pmg_original", "pmg_clean", "trades_beta",
+            "pmg_original", "pmg_clean", "tga_refinement", "tga_constraint", "trades_beta",
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: cannot be negative")
