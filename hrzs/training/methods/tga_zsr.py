@@ -38,8 +38,8 @@ class TGAZSR(TeCoA):
         if not isinstance(visual, VisionTransformer) or cast(Any, visual).attn_pool is not None:
             raise UsageError(
                 "--method tga-zsr: compares texts with patch tokens, which only an open_clip ViT without attention "
-                f"pooling has in the space of its texts; {model.info.arch}'s image encoder ({type(visual).__name__}) is "
-                "none: take a --model such as ViT-B-32, or --method pmg-aft"
+                f"pooling has in the space of its texts; {model.info.arch} has a {type(visual).__name__}: "
+                "take a --model such as ViT-B-32, or --method pmg-aft"
             )
         super().__init__(model, tree, options, more_trees)
         self.original = Original(model)
