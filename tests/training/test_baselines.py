@@ -244,15 +244,18 @@ def _stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_pmg_aft_remembers_scale_and_texts_too(make_model: MakeModel, shapes_tree: Tree, few: Batch) -> None:
+@pytest.mark.parametrize("part", ["logit_scale", "text_projection"])
+def test_pmg_aft_remembers_scale_and_texts_too(make_model: MakeModel, shapes_tree: Tree, few: Batch, part: str) -> None:
     model = make_model()
     method = start(model, shapes_tree, few, method="pmg-aft", tune="all", eps=Fraction(0))
+    before = method.loss(few.images, few.labels, seeds(few)).log["kl_original"]
+    assert before.abs() < 1e-4
     with torch.no_grad():
-        for p in (model.clip.logit_scale, *model.text_projection_parameters()):
-            p += 0.5 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)).abs()
-    # Clean and attacked images are one here: what differs from the original differs by texts and scale.
+        p = model.clip.get_parameter(part)
+        p += 0.5 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    # The image encoder is still the original's, and nothing is attacked.
     log = method.loss(few.images, few.labels, seeds(few)).log
-    assert log["kl_original"] > 1e-3
+    assert log["kl_original"] > 1e-2
     assert log["kl_clean"].abs() < 1e-4
 
 
@@ -265,7 +268,8 @@ def test_pmg_aft_remembers_scale_and_texts_too(make_model: MakeModel, shapes_tre
 def test_the_adversary_raises_its_own_loss(
     make_model: MakeModel, shapes_tree: Tree, few: Batch, name: str, term: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attack = {"eps": Fraction(4, 255), "step_size": Fraction(1, 255), "steps": 5}
+    # Steps so short that a descent would not leap over its minimum, the clean image.
+    attack = {"eps": Fraction(4, 255), "step_size": Fraction(1, 25500), "steps": 5}
     method = start(make_model(), shapes_tree, few, method=name, **attack)
     attacked = method.loss(few.images, few.labels, seeds(few)).log[term]
 
@@ -275,7 +279,7 @@ def test_the_adversary_raises_its_own_loss(
     for module in (cross_entropy, fare, trades):
         monkeypatch.setattr(module, "perturb_images", random_start)
     noise = method.loss(few.images, few.labels, seeds(few)).log[term]
-    assert attacked > (1.05 if term == "ce" else 3) * noise
+    assert attacked > (1.001 if term == "ce" else 2) * noise
 
 
 @pytest.mark.parametrize(
