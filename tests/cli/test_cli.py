@@ -148,7 +148,7 @@ WRONG: list[tuple[Options, str]] = [
     (("eval", "--tree", "missing.yaml"), "missing.yaml"),
     ((*EVAL, "--attack", "pgd"), "--attack 'pgd': one of leaf-pgd"),
     ((*ATTACK, "--attack", "pgd"), "--attack 'pgd': one of leaf-pgd"),
-    (("finetune", "--method", "trades"), "--method 'trades': one of hierarchical"),
+    (("finetune", "--method", "tekoa"), "--method 'tekoa': one of hierarchical"),
     (("finetune", "--recipe", "books"), "--recipe 'books': one of default, paper"),
     (("eval", "--preset", "papers"), "--preset 'papers': one of paper"),
     (("eval", "--precision", "fp16"), "--precision 'fp16': one of fp32, bf16"),
