@@ -104,8 +104,8 @@ class ClipModel(nn.Module):
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
             yield
 
-    def encode_image(self, pixels: Float[Tensor, "B 3 H W"], precision: str | None = None) -> Float[Tensor, "B D"]:
-        """``f(x)``: features before L2 normalisation, float32, of pixels in [0, 1] at any size."""
+    def preprocess(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 S S"]:
+        """What the image encoder takes: pixels in [0, 1] of any size, resized to the model's own and normalised."""
         if pixels.shape[-2:] != (self.image_size, self.image_size):
             pixels = F.interpolate(
                 pixels,
@@ -114,7 +114,11 @@ class ClipModel(nn.Module):
                 align_corners=False,
                 antialias=True,
             )
-        pixels = (pixels - self.mean) / self.std
+        return (pixels - self.mean) / self.std
+
+    def encode_image(self, pixels: Float[Tensor, "B 3 H W"], precision: str | None = None) -> Float[Tensor, "B D"]:
+        """``f(x)``: features before L2 normalisation, float32, of pixels in [0, 1] at any size."""
+        pixels = self.preprocess(pixels)
         with self.autocast(precision):
             if self._bf16_weights is None or (precision or self.precision) != "bf16":
                 features = cast(Any, self.clip).encode_image(pixels)

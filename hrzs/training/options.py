@@ -69,7 +69,7 @@ class TrainOptions:
     tune: str | None = None
     augment: str = "none"
     template: str = "photo"
-    # clean, tecoa: cross-entropy at every level instead of the leaves alone.
+    # clean, tecoa and what builds on them: cross-entropy at every level instead of the leaves alone.
     every_level: bool = False
     # hierarchical: what measured best (docs/results.md); the paper's own are --recipe paper
     perturbation: str = "universal"
@@ -87,6 +87,18 @@ class TrainOptions:
     zeta_vic: float = 1.0
     zeta_gap: float = 0.01
     eps_text: float = 2e-4
+    # pmg-aft: weights of the divergences from the original's prediction and from the one on clean images
+    pmg_original: float = 1.0
+    pmg_clean: float = 1.0
+    pmg_direction: str = "target-first"
+    pmg_reduction: str = "sum"
+    # fare: the clean images' share of the loss
+    fare_clean: float = 0.0
+    # tga-zsr: weights of the distances of attention maps, on attacked and on clean images
+    tga_refinement: float = 0.08
+    tga_constraint: float = 0.05
+    # trades: weight of the divergence
+    trades_beta: float = 6.0
     # A look at held-out images now and then; it changes nothing about the weights.
     validate_every: int = 100
     val_limit: int = 100
@@ -103,6 +115,8 @@ class TrainOptions:
             "schedule": ("cosine", "constant"),
             "perturbation": ("universal", "leaf", "per-level"),
             "geometry": ("hyperbolic", "euclidean"),
+            "pmg_direction": ("target-first", "adversarial-first"),
+            "pmg_reduction": ("sum", "mean"),
             "best_by": CRITERIA,
         }
         for name, allowed in choices.items():
@@ -116,12 +130,13 @@ class TrainOptions:
             raise UsageError(f"--beta {self.beta}: must be more than 0")
         for name in (
             "weight_decay", "warmup", "lambda_vic", "lambda_gap", "zeta_vic", "zeta_gap", "eps_text", "validate_every",
+            "pmg_original", "pmg_clean", "tga_refinement", "tga_constraint", "trades_beta",
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: cannot be negative")
-        for name in ("ema", "momentum", "interpolate"):
+        for name in ("ema", "momentum", "interpolate", "fare_clean"):
             if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"--{name} {getattr(self, name)}: at least 0 and less than 1")
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 0 and less than 1")
         if self.level_weights not in LEVEL_WEIGHTS:
             parse_level_weights(self.level_weights)
         for name in ("radius", "radius_text"):

@@ -5,11 +5,15 @@ from collections.abc import Set as AbstractSet
 from hrzs.errors import UsageError
 from hrzs.training.methods.base import Loss, Method
 from hrzs.training.methods.cross_entropy import Clean, TeCoA
+from hrzs.training.methods.fare import Fare
 from hrzs.training.methods.hierarchical import Hierarchical
+from hrzs.training.methods.pmg_aft import PMGAFT
+from hrzs.training.methods.tga_zsr import TGAZSR
+from hrzs.training.methods.trades import Trades
 
 __all__ = ["METHODS", "Loss", "Method", "check_options", "method_class"]
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (Hierarchical, TeCoA, Clean)}
+METHODS: dict[str, type[Method]] = {m.name: m for m in (Hierarchical, TeCoA, PMGAFT, Fare, Clean, TGAZSR, Trades)}
 
 
 def method_class(name: str) -> type[Method]:

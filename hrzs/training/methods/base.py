@@ -63,8 +63,11 @@ class Method(ABC):
             p.requires_grad_(True)
 
     @classmethod
-    def encodings(cls, options: TrainOptions, levels: int) -> float:  # noqa: ARG003 -- for one attack per level
-        """How many forward and backward passes of the image encoder a step costs, for an estimate."""
+    def encodings(cls, options: TrainOptions, levels: int) -> float:  # noqa: ARG003 -- for those with passes per level
+        """What a step costs, in forward-backward passes of its batch through the image encoder (``--dry-run``).
+
+        A forward alone counts a third. By default: one pass for each step of the attack, one to train.
+        """
         return 1.0 + options.steps
 
     def _tuned(self) -> Sequence[nn.Parameter]:

@@ -17,6 +17,13 @@ from hrzs.training.options import TrainOptions
 from hrzs.training.perturbation import perturb_images
 
 
+def kl_divergence(p: Float[Tensor, "B C"], q: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
+    """``KL(p ‖ q)`` of two predictions given as logits, the mean over the batch; gradients go to both."""
+    return torch.nn.functional.kl_div(
+        q.log_softmax(dim=1), p.log_softmax(dim=1), reduction="batchmean", log_target=True
+    )
+
+
 class Clean(Method):
     """Cross-entropy on clean images, at the leaves or (``every_level``) at every level with weights ``ω_l``."""
 
@@ -41,6 +48,14 @@ class Clean(Method):
     def _prepare(self) -> Float[Tensor, "N D"]:
         return self.head.prepare(self.text_features(self.bank, normalise=True))
 
+    def texts(self) -> Float[Tensor, "N D"]:
+        """Every node's, as the head takes them; made once where no part of the text encoder is trained."""
+        return self._prepare() if self.prepared is None else self.prepared
+
+    def leaf_logits(self, features: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"]) -> Float[Tensor, "B C"]:
+        """Over the classes, with the model's own temperature."""
+        return self.head.logits(features, prepared[self.leaves])
+
     def cross_entropy(
         self, features: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"], labels: Int[Tensor, "B"]
     ) -> Float[Tensor, ""]:
@@ -48,10 +63,10 @@ class Clean(Method):
         if self.options.every_level:
             logits = self.head.logits(features, prepared)
             return self.alignment.total(lambda level: self.alignment.per_image(logits, labels, level))
-        return torch.nn.functional.cross_entropy(self.head.logits(features, prepared[self.leaves]), labels)
+        return torch.nn.functional.cross_entropy(self.leaf_logits(features, prepared), labels)
 
     def loss(self, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
-        prepared = self._prepare() if self.prepared is None else self.prepared
+        prepared = self.texts()
         images = self.adversary(images, labels, prepared.detach(), seeds)
         total = self.cross_entropy(self.model.encode_image(images), prepared, labels)
         return Loss(total, {"ce": total.detach()})

@@ -108,7 +108,7 @@ class Hierarchical(Method):
 
     @classmethod
     def encodings(cls, options: TrainOptions, levels: int) -> float:
-        return (1.0 + options.steps) * (levels if options.perturbation == "per-level" else 1)
+        return super().encodings(options, levels) * (levels if options.perturbation == "per-level" else 1)
 
     def adopt(self, head: HyperbolicHead) -> None:
         head.requires_grad_(True)
