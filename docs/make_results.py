@@ -28,13 +28,13 @@ TUNING, SEEN, UNSEEN, CURVE, AUTOATTACK = 5 * 150, 5 * 150, 10 * 50, 2 * 150, 2 
 
 #: Row of the main table: options of `hrzs finetune`. tga-zsr has no row: this model's image encoder is a ResNet.
 METHODS: dict[str, tuple[str, ...]] = {
-    "clean": ("--method", "clean"),
     "tecoa": ("--method", "tecoa"),
+    "hierarchical": ("--method", "hierarchical"),
+    "tecoa-every-level": ("--method", "tecoa", "--every-level"),
     "pmg-aft": ("--method", "pmg-aft"),
     "fare": ("--method", "fare"),
+    "clean": ("--method", "clean"),
     "trades": ("--method", "trades"),
-    "tecoa-every-level": ("--method", "tecoa", "--every-level"),
-    "hierarchical": ("--method", "hierarchical"),
     "hierarchical-3-trees": ("--method", "hierarchical", "--tree", "{tree2}", "--tree", "{tree3}"),
 }
 #: Each differs from `hierarchical` (alignment alone: no vicinity, no gap, no HNSA) in what is named; one seed.
