@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo bench tiny hierarchies clean
+.PHONY: help install test lint demo bench results tiny hierarchies clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,13 @@ demo: $(STAMP) ## The main job on embedded defaults: tree, eval, finetune, attac
 bench: $(STAMP) ## Speed and memory, as ratios in one run; HRZS_AUTOATTACK=a checkout of fra31/auto-attack adds AutoAttack
 	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'
 	$(BIN)/python -m pytest -q -s -p no:xdist tests/benchmarks -m benchmark
+
+IMAGES ?= tiny-imagenet
+CONFIG ?= clip-rn-64.json
+WEIGHTS ?= clip-rn-64.safetensors
+results: $(STAMP) ## What is missing of docs/results/, then its tables; IMAGES=, CONFIG=, WEIGHTS= say where things lie
+	$(BIN)/python docs/make_results.py --plan | tail -1
+	$(BIN)/python docs/make_results.py --images $(IMAGES) --config $(CONFIG) --weights $(WEIGHTS)
 
 tiny: $(STAMP) ## Train the embedded model from random weights (overwrites hrzs/models/tiny/model.safetensors)
 	$(BIN)/hrzs finetune --config hrzs/models/tiny/pretrain.yaml -o runs/tiny

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from parity_autoattack import run_ours, run_reference
 from torch import Tensor
 
 from hrzs.attacks import ATTACKS, Budget
@@ -22,10 +22,6 @@ from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.bf16 import bf16_speed
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel, frozen
-
-# Tests are imported without touching sys.path, but a script beside them is no package of theirs.
-sys.path.insert(0, str(Path(__file__).parent))
-from parity_autoattack import run_ours, run_reference
 
 pytestmark = pytest.mark.benchmark
 

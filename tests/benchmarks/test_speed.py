@@ -2,86 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
 import torch
+from measures import ratio, training_step, wordnet_ids
 
-from hrzs.attacks import ATTACKS, Budget, sample_seeds
-from hrzs.hierarchy.build import build_trees
-from hrzs.hierarchy.sources import ClassSpec
-from hrzs.hierarchy.tree import Tree
-from hrzs.hierarchy.wordnet import open_wordnet
+from hrzs.attacks import ATTACKS, Budget
 from hrzs.models.bf16 import bf16_speed
 from hrzs.models.classifier import ZeroShotClassifier
-from hrzs.models.clip import ClipModel, frozen
-from hrzs.training.methods import method_class
-from hrzs.training.options import TrainOptions
+from hrzs.models.clip import frozen
 
 pytestmark = pytest.mark.benchmark
-
-BATCH = 8
-
-
-def wordnet_ids(count: int) -> list[str]:
-    """Noun synsets without hyponyms, spread over WordNet."""
-    leaves = sorted(f"n{s.offset():08d}" for s in open_wordnet(None).all_synsets("n") if not s.hyponyms())
-    return leaves[:: len(leaves) // count][:count]
-
-
-@pytest.fixture(scope="module")
-def tree() -> Tree:
-    return build_trees([ClassSpec(i, None) for i in wordnet_ids(1000)])[0][0]
-
-
-@pytest.fixture
-def batch() -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(BATCH, 3, 224, 224, generator=generator)
-    return images, torch.randint(1000, (BATCH,), generator=generator), sample_seeds([str(i) for i in range(BATCH)], 0)
-
-
-def ratio(a: Callable[[], object], b: Callable[[], object], rounds: int = 3) -> float:
-    """Fastest a over fastest b, run in turns so that both see the same machine."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds + 1):
-        for function, kept in zip((a, b), times, strict=True):
-            began = time.process_time()
-            function()
-            kept.append(time.process_time() - began)
-    return min(times[0][1:]) / min(times[1][1:])
-
-
-def training_step(model: ClipModel, tree: Tree, batch: tuple[torch.Tensor, torch.Tensor, list[int]], name: str,
-                  precision: str = "fp32", **options: object) -> Callable[[], None]:  # fmt: skip
-    images, labels, seeds = batch
-    model = copy.deepcopy(model)  # each method keeps its own head and its own choice of what is trained
-    method = method_class(name)(model, tree, TrainOptions(method=name, **options))
-    model.precision = precision
-    method.begin(images)
-
-    def step() -> None:
-        method.loss(images, labels, seeds).total.backward()
-        model.zero_grad(set_to_none=True)
-
-    return step
-
-
-@pytest.mark.parametrize("image_levels", ["per-image", "hypavg"])
-def test_hierarchical_step_costs_at_most_a_tenth_more_than_tecoa(model, tree, batch, image_levels) -> None:
-    hierarchical = training_step(model, tree, batch, "hierarchical", image_levels=image_levels)
-    tecoa = training_step(model, tree, batch, "tecoa")
-    measured = ratio(hierarchical, tecoa)
-    print(
-        f"\nhierarchical ({image_levels}) / TeCoA step, ViT-B-32, 1000 leaves, batch {BATCH}: {measured:.3f} (bound 1.10)"
-    )
-    assert measured <= 1.10
 
 
 def test_pgd_step_costs_no_more_than_the_encoder(model, tree, batch) -> None:
