@@ -313,10 +313,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/results"), help="where runs are written")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--stages", default="tune,main,ablations", help="any of these, in their order")
+    parser.add_argument("--methods", default=",".join(METHODS), help="these rows only, so that two can share the work")
     parser.add_argument("--plan", action="store_true", help="say what is left to do, and stop")
     parser.add_argument("--tables", action="store_true", help="print what there is, and stop")
     options = parser.parse_args()
     stages = options.stages.split(",")
+    for method in set(METHODS) - set(options.methods.split(",")):
+        del METHODS[method]
     if not (options.plan or options.tables):
         if None in (options.images, options.config, options.weights):
             parser.error("--images, --config and --weights are needed")
