@@ -219,7 +219,7 @@ def work(place: Place | None, stages: Sequence[str]) -> list[Job]:
             for method, options in METHODS.items():
                 rate = best_rate(method) if tuned[method] else RATES[-1]
                 run(f"{method}-s{seed}", options, rate, seed, kept=f"tune-{method}-{rate}" if seed == 0 else None)
-    if "ablations" in stages:
+    if "ablations" in stages and "hierarchical" in METHODS:
         for ablation, changes in ABLATIONS.items():
             rate = best_rate("hierarchical") if tuned["hierarchical"] else RATES[-1]
             run(ablation, ("--method", "hierarchical", *changes), rate, 0)
