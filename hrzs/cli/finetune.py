@@ -42,6 +42,7 @@ def finetune(
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", show_default="3e-4")] = None,
     momentum: Annotated[float | None, typer.Option("--momentum", help="Of sgd.", show_default="0.9")] = None,
     weight_decay: Annotated[float | None, typer.Option("--weight-decay", show_default="1e-4")] = None,
+    clip_grad: Annotated[float | None, typer.Option("--clip-grad", help="Largest norm of the whole gradient; 0: any.", show_default="10")] = None,
     warmup: Annotated[float | None, typer.Option("--warmup", help="Share of all steps.", show_default="0.05")] = None,
     schedule: Annotated[str | None, typer.Option("--schedule", help="After the warm-up: cosine (to zero) or constant.", show_default="cosine")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, show_default="128")] = None,

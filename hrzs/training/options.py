@@ -53,6 +53,8 @@ class TrainOptions:
     lr: float = 3e-4
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    # Largest norm of the whole gradient; 0: whatever it is.
+    clip_grad: float = 10.0
     warmup: float = 0.05
     schedule: str = "cosine"
     # A batch is worked through in that many parts: less memory, the same mean gradient of all per-image losses.
@@ -130,6 +132,7 @@ class TrainOptions:
             raise UsageError(f"--beta {self.beta}: must be more than 0")
         for name in (
             "weight_decay", "warmup", "lambda_vic", "lambda_gap", "zeta_vic", "zeta_gap", "eps_text", "validate_every",
+            "clip_grad",
             "pmg_original", "pmg_clean", "tga_refinement", "tga_constraint", "trades_beta",
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
@@ -169,6 +172,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "lr": 5e-5,
         "momentum": 0.9,
         "weight_decay": 0.0,
+        "clip_grad": 0.0,
         "eps": Fraction(1, 255),
         "step_size": Fraction(1, 255),
         "steps": 2,
@@ -182,6 +186,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "optimizer": "adamw",
         "lr": 1e-5,
         "weight_decay": 1e-4,
+        "clip_grad": 0.0,
         "warmup": 0.07,
         "eps": Fraction(2, 255),
         "step_size": Fraction(1, 255),

@@ -242,7 +242,8 @@ class Trainer:
             (loss.total * share if share < 1 else loss.total).backward()  # type: ignore[no-untyped-call]
             for key, number in loss.log.items():
                 parts[key] = parts.get(key, 0.0) + share * number.item()
-        norm = torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 10.0)
+        tuned = [p for g in optimizer.param_groups for p in g["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(tuned, self.options.clip_grad or math.inf)
         self._mid_step = True
         optimizer.step()
         self.step += 1

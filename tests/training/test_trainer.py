@@ -418,5 +418,15 @@ def test_sgd_is_torchs(make_trainer: MakeTrainer) -> None:
             torch.testing.assert_close(after[name], before[name] - 0.5 * value)
 
 
+@pytest.mark.parametrize(("limit", "clipped"), [(0.01, True), (0.0, False)])
+def test_gradients_are_clipped_at_the_norm_asked_for(make_trainer: MakeTrainer, limit: float, clipped: bool) -> None:
+    trainer = make_trainer(clip_grad=limit, max_steps=1)
+    trainer.run()
+    left = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]).norm().item()
+    before = metrics(trainer.folder)[0]["grad_norm"]
+    assert before > 0.1
+    assert left == pytest.approx(limit if clipped else before, rel=1e-3)
+
+
 def test_a_constant_rate_after_the_warm_up() -> None:
     assert [lr_factor(step, 10, 0.2, "constant") for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
