@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hrzs.errors import UsageError
+from hrzs.errors import HrzsError, UsageError
 from hrzs.models.attention import straighten
 from hrzs.models.heads import CosineHead, Head, HyperbolicHead
 from hrzs.models.patches import embed_by_product
@@ -46,6 +46,9 @@ class ClipModel(nn.Module):
         clip: the open_clip model; it stays in evaluation mode (frozen batch-norm statistics, no dropout).
         info: where it came from.
         geometry: the learnt hyperbolic head of a hierarchical run; None for a model that scores by cosine.
+
+    Raises:
+        HrzsError: the architecture's tokenizer is not to be had here.
     """
 
     mean: Tensor
@@ -67,7 +70,7 @@ class ClipModel(nn.Module):
         self.image_size: int = int(size if isinstance(size, int) else size[0])
         self.register_buffer("mean", torch.tensor(info.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(info.std).view(3, 1, 1), persistent=False)
-        self.tokenizer = open_clip.get_tokenizer(info.arch)
+        self.tokenizer = _tokenizer(info.arch)
         self.eval()
 
     @property
@@ -174,6 +177,20 @@ class ClipModel(nn.Module):
         if projection is None:
             return trunk
         return trunk @ projection if isinstance(projection, nn.Parameter) else cast(Tensor, projection(trunk))
+
+
+def _tokenizer(arch: str) -> Any:
+    """Of the architecture. Most have CLIP's, which open_clip carries; SigLIP's and others come from a model hub."""
+    try:
+        return open_clip.get_tokenizer(arch)
+    except ImportError as error:
+        raise HrzsError(f"the tokenizer of {arch} needs another package: pip install 'hrzs[hub]' ({error})") from error
+    except (OSError, ValueError) as error:
+        name = (open_clip.get_model_config(arch) or {}).get("text_cfg", {}).get("hf_tokenizer_name", arch)
+        raise HrzsError(
+            f"the tokenizer of {arch}, {name}, could not be fetched ({error}); a JSON config of the model whose "
+            "text_cfg has a folder as hf_tokenizer_name reads it from there"
+        ) from error
 
 
 @contextmanager

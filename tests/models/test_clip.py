@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import Normalize
 
-from hrzs.errors import UsageError
+from hrzs.errors import HrzsError, UsageError
 from hrzs.models.clip import ClipModel, frozen
 from hrzs.models.heads import CosineHead, HyperbolicHead
 from hrzs.models.loading import load_model
@@ -30,6 +30,22 @@ def plain(model: ClipModel) -> nn.Module:
     clip: nn.Module = open_clip.create_model(model.info.arch, pretrained=None).eval()
     clip.load_state_dict(model.clip.state_dict())
     return clip
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ModuleNotFoundError("No module named 'transformers'"), r"pip install 'hrzs\[hub\]'"),
+        (OSError("offline"), r"timm/ViT-B-16-SigLIP, could not be fetched \(offline\); a JSON config"),
+    ],
+)
+def test_a_tokenizer_that_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+    def refuse(_: str) -> None:
+        raise error
+
+    monkeypatch.setattr("open_clip.get_tokenizer", refuse)
+    with pytest.raises(HrzsError, match=message):
+        load_model("ViT-B-16-SigLIP", "none")
 
 
 def test_image_features_are_open_clips(any_model: ClipModel) -> None:
