@@ -8,7 +8,7 @@ import pytest
 from hrzs.data import open_dataset
 from hrzs.errors import UsageError
 from hrzs.models.clip import ClipModel
-from hrzs.tasks import open_task
+from hrzs.tasks import open_task, open_validation
 
 PUBLISHED = Path(__file__).parents[1] / "hierarchies" / "shapes.yaml"
 
@@ -82,3 +82,45 @@ def test_resizing_before_brings_images_to_the_models_size(model: ClipModel, tmp_
 def test_refusals_name_the_option(model: ClipModel, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         open_task("shapes", model, purpose="eval", **options)
+
+
+def test_validation_images_are_held_out_and_of_the_same_classes(model: ClipModel) -> None:
+    names = ("star", "square", "circle")
+    task = open_task("shapes", model, purpose="train", classes=names)
+    held_out = open_validation("shapes", task, model, limit=9)
+    assert (held_out.split, held_out.classes) == ("val", names)
+    assert sorted(held_out.labels) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert not set(held_out.ids) & set(task.data.ids)
+    assert held_out[0].image.shape == task.data[0].image.shape
+    # What an evaluation of the same split has to leave out to see none of them.
+    rest = open_task("shapes", model, purpose="eval", split="val", classes=names, skip=9)
+    assert not set(held_out.ids) & set(rest.data.ids)
+
+
+def test_a_folder_without_splits_gives_up_a_tenth(model: ClipModel, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("circle", "star"):
+        (tmp_path / name).mkdir()
+        for i in range(40):
+            Image.new("RGB", (40 + i, 30), (i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    tree = str(PUBLISHED)
+    task = open_task(str(tmp_path), model, purpose="train", tree=tree)
+    held_out = open_validation(str(tmp_path), task, model, limit=100)
+    assert 0 < len(held_out) < 20
+    assert len(held_out) + len(task.data) == 80
+    assert held_out[0].image.shape == task.data[0].image.shape == (3, model.image_size, model.image_size)
+
+
+def test_validation_on_what_is_trained_on_is_refused(model: ClipModel) -> None:
+    task = open_task("shapes", model, purpose="train")
+    with pytest.raises(UsageError, match=r"--val-split train: is what is trained on; --validate-every 0"):
+        open_validation("shapes", task, model, split="train", limit=9)
+
+
+def test_training_takes_all_trees_and_evaluation_the_first(model: ClipModel) -> None:
+    files = [str(PUBLISHED), str(PUBLISHED)]
+    assert len(open_task("shapes", model, purpose="train", tree=files).more_trees) == 1
+    task = open_task("shapes", model, purpose="eval", tree=files)
+    assert task.more_trees == ()
+    assert task.tree.digest == open_task("shapes", model, purpose="eval").tree.digest
