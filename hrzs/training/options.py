@@ -57,6 +57,8 @@ class TrainOptions:
     clip_grad: float = 10.0
     warmup: float = 0.05
     schedule: str = "cosine"
+    # Of each class in a batch, whose classes are then neighbours in the tree; 1: any images at all.
+    per_class: int = 1
     # A batch is worked through in that many parts: less memory, the same mean gradient of all per-image losses.
     accumulate: int = 1
     checkpoint_activations: bool = False
@@ -125,7 +127,8 @@ class TrainOptions:
             if getattr(self, name) not in allowed:
                 shown = ", ".join(str(a) for a in allowed if a)
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)!r}: one of {shown}")
-        for name in ("epochs", "batch_size", "lr", "steps", "curvature", "accumulate", "val_limit", "val_steps"):
+        for name in ("epochs", "batch_size", "lr", "steps", "curvature", "accumulate", "per_class", "val_limit",
+                     "val_steps"):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be more than 0")
         if self.beta is not None and self.beta <= 0:

@@ -282,7 +282,12 @@ class Trainer:
         order: list[int] = []
         for epoch in range(math.ceil(self.steps / per_epoch)):
             generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + epoch)
-            order += torch.randperm(len(self.data), generator=generator)[: per_epoch * self.batch_size].tolist()
+            whole = torch.randperm(len(self.data), generator=generator).tolist()
+            if self.options.per_class > 1:
+                whole = by_neighbours(
+                    whole, self.data.labels, self.tree, self.options.per_class, self.batch_size, generator
+                )
+            order += whole[: per_epoch * self.batch_size]
         return order[: self.steps * self.batch_size]
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
@@ -327,6 +332,37 @@ class Trainer:
         self.step, self.best, self._mean = state["step"], state["best"], state["mean"]
         self._optimizer_state = state["optimizer"]
         return True
+
+
+def by_neighbours(
+    order: list[int], labels: Sequence[int], tree: Tree, per_class: int, batch_size: int, generator: torch.Generator
+) -> list[int]:
+    """The images of ``order``, such that a batch holds ``per_class`` images each of classes that are neighbours.
+
+    Neighbours by the tree, whose branches are turned at random; so class means have more than one image, and
+    superclasses more than one child. Each image comes once, wherever its class has a multiple of ``per_class``.
+    """
+    of_class: dict[int, list[int]] = {}
+    for i in order:
+        of_class.setdefault(labels[i], []).append(i)
+    # A random number for each node, the top level's first: sorted by it, classes below one node stay together.
+    turns = [torch.rand(len(level), generator=generator) for level in tree.levels[:-1]]
+    place = {
+        c: tuple(float(turn[tree.ancestors[level, c]]) for level, turn in reversed(list(enumerate(turns))))
+        for c in of_class
+    }
+    rounds = range(max(map(len, of_class.values())) // per_class + 1)
+    chunks = [
+        of_class[c][k * per_class : (k + 1) * per_class]
+        for k in rounds
+        for c in sorted(of_class, key=place.__getitem__)
+    ]
+    images = [i for chunk in chunks if len(chunk) == per_class for i in chunk]
+    images += [i for chunk in chunks if len(chunk) < per_class for i in chunk]
+    batches = [images[k : k + batch_size] for k in range(0, len(images), batch_size)]
+    last = batches.pop() if len(batches[-1]) < batch_size else []
+    shuffled = [batches[k] for k in torch.randperm(len(batches), generator=generator).tolist()]
+    return [i for batch in (*shuffled, last) for i in batch]
 
 
 def total_steps(options: TrainOptions, images: int) -> int:

@@ -274,6 +274,25 @@ def test_order_is_a_permutation_each_epoch(make_trainer: MakeTrainer) -> None:
     assert len(partial) == len(set(partial)) == 40
 
 
+def test_batches_of_neighbours(make_trainer: MakeTrainer) -> None:
+    """Two images of each of 24 classes: pairs, each image once, and batches of few superclasses."""
+    trainer = make_trainer(epochs=2.5, per_class=2)
+    order, labels, tree = trainer._order(), trainer.data.labels, trainer.tree
+    first, second = order[:48], order[48:96]
+    assert sorted(first) == sorted(second) == list(range(48))
+    assert first != second
+    assert order == make_trainer(epochs=2.5, per_class=2)._order()
+
+    def families(order: list[int]) -> float:
+        """Nodes of level 2 that a batch of 8 touches, on the mean."""
+        batches = [order[k : k + 8] for k in range(0, 48, 8)]
+        return sum(len({int(tree.ancestors[2, labels[i]]) for i in batch}) for batch in batches) / len(batches)
+
+    for epoch in (first, second):
+        assert all(labels[a] == labels[b] for a, b in zip(epoch[::2], epoch[1::2], strict=True))
+        assert families(epoch) < 0.75 * families(make_trainer()._order())
+
+
 @pytest.mark.parametrize(
     ("options", "images", "steps"),
     [
