@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -101,6 +103,8 @@ class Trainer:
         if options.checkpoint_activations:
             recompute_activations(model.clip.visual)
         if options.compile:
+            if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")):
+                raise UsageError("--compile: torch.compile needs a C++ compiler, such as g++, and finds none here")
             cast(Any, model.clip).visual.compile()
         tuned = [p for p in model.clip.parameters() if p.requires_grad]
         self._original = [p.detach().clone() for p in tuned] if options.interpolate else []

@@ -424,6 +424,12 @@ def test_looking_changes_no_weight(make_trainer: MakeTrainer, shapes: Dataset) -
     assert_same(blind.model, looking.model)
 
 
+def test_compiling_without_a_compiler_is_refused(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(UsageError, match=r"--compile: torch.compile needs a C\+\+ compiler"):
+        make_trainer(compile=True)
+
+
 def test_sgd_is_torchs(make_trainer: MakeTrainer) -> None:
     """One step with its momentum empty: weights move by the learning rate times the clipped gradient."""
     trainer = make_trainer(optimizer="sgd", lr=0.5, weight_decay=0.0, warmup=0.0, max_steps=1, schedule="constant")
