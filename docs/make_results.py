@@ -57,6 +57,16 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
 }
 
 
+#: Rows of an earlier, smaller measurement, whose JSON lies in docs/results/pilot/ (docs/results.md): file names.
+PILOT = {
+    "untouched": ["untouched"],
+    "TeCoA, lr 2e-4": ["tecoa-2e-4"],
+    "TeCoA, lr 4e-4": ["tecoa", "tecoa-s1"],
+    "TeCoA at every level, lr 3e-4": ["tecoa-every"],
+    "hierarchical, lr 3e-4, β 12": ["hierarchical", "hierarchical-s1"],
+}
+
+
 @dataclass(frozen=True)
 class Job:
     """One command, and the file of docs/results/ that says it is done."""
@@ -108,8 +118,8 @@ def training(name: str) -> Path:
     return RESULTS / f"training-{name}.json"
 
 
-def evaluation(name: str, part: str) -> Path:
-    return RESULTS / f"{name}-{part}.json"
+def evaluation(name: str, part: str, folder: Path = RESULTS) -> Path:
+    return folder / f"{name}-{part}.json"
 
 
 def read(path: Path) -> Any:
@@ -242,28 +252,29 @@ def rows_of(report: dict[str, Any], attack: str, attack_level: object) -> list[d
 
 
 def direct(report: dict[str, Any], attack: str) -> list[float]:
-    """Robust accuracy of each level under the attack that aims at it."""
+    """Robust accuracy of each level under the attack that aims at it; empty if that was not run."""
     levels = range(len(rows_of(report, "none", None)))
     names = [
         ("superclass-pgd" if attack == "pgd" and level else "leaf-pgd" if attack == "pgd" else attack)
         for level in levels
     ]
-    return [
-        next(r["robust"] for r in rows_of(report, name, level) if r["level"] == level)
+    found = [
+        [r["robust"] for r in rows_of(report, name, level) if r["level"] == level]
         for level, name in zip(levels, names, strict=True)
     ]
+    return [robust for level in found for robust in level]
 
 
 def cell(seeds: list[list[float]]) -> str:
     """Percentages of each level; with several seeds their mean ± standard deviation."""
     columns = [[100 * v for v in column] for column in zip(*seeds, strict=True)]
-    return " / ".join(f"{mean(c):.1f}" + (f" ± {stdev(c):.1f}" if len(c) > 1 else "") for c in columns)
+    return " / ".join(f"{mean(c):.1f}" + (f" ± {stdev(c):.1f}" if len(c) > 1 else "") for c in columns) or "–"
 
 
-def table(rows: dict[str, list[str]], part: str) -> None:
+def table(rows: dict[str, list[str]], part: str, folder: Path = RESULTS) -> None:
     """One row for each name with results; several files are its seeds."""
     found = {
-        row: [read(evaluation(name, part)) for name in names if evaluation(name, part).exists()]
+        row: [read(evaluation(name, part, folder)) for name in names if evaluation(name, part, folder).exists()]
         for row, names in rows.items()
     }
     found = {row: reports for row, reports in found.items() if reports}
@@ -319,10 +330,15 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS), help="these rows only, so that two can share the work")
     parser.add_argument("--plan", action="store_true", help="say what is left to do, and stop")
     parser.add_argument("--tables", action="store_true", help="print what there is, and stop")
+    parser.add_argument("--pilot", action="store_true", help="print the tables of the earlier measurement, and stop")
     options = parser.parse_args()
     stages = options.stages.split(",")
     for method in set(METHODS) - set(options.methods.split(",")):
         del METHODS[method]
+    if options.pilot:
+        for part in ("seen", "unseen"):
+            table(PILOT, part, RESULTS / "pilot")
+        return
     if not (options.plan or options.tables):
         if None in (options.images, options.config, options.weights):
             parser.error("--images, --config and --weights are needed")
