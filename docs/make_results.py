@@ -21,7 +21,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 STEPS, BATCH = 80, 128
-RATES = ("1e-4", "2e-4", "4e-4")
+RATES = ("2e-4", "4e-4", "8e-4")
 SEEDS = (0, 1, 2)
 #: Images of each class: the first 5 of the validation split tune, the others report.
 TUNING, SEEN, UNSEEN, CURVE, AUTOATTACK = 5 * 150, 5 * 150, 10 * 50, 2 * 150, 2 * 150
