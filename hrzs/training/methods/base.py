@@ -73,8 +73,8 @@ class Method(ABC):
     def _tuned(self) -> Sequence[nn.Parameter]:
         clip = cast(Any, self.model.clip)
         if self.tune == "all":
-            unfrozen = set(self._unfrozen(clip.visual))
-            return [p for p in clip.parameters() if p in unfrozen or p not in set(clip.visual.parameters())]
+            frozen = set(clip.visual.parameters()) - set(self._unfrozen(clip.visual))
+            return [p for p in clip.parameters() if p not in frozen]
         image = self._unfrozen(clip.visual)
         return image + (self.model.text_projection_parameters() if self.tune == "image+projection" else [])
 
