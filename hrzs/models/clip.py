@@ -17,6 +17,7 @@ from torch.func import functional_call
 from hrzs.errors import HrzsError, UsageError
 from hrzs.models.attention import straighten
 from hrzs.models.heads import CosineHead, Head, HyperbolicHead
+from hrzs.models.layout import channels_last
 from hrzs.models.patches import embed_by_product
 
 
@@ -61,6 +62,7 @@ class ClipModel(nn.Module):
         super().__init__()
         straighten(clip)
         embed_by_product(clip)
+        channels_last(clip)
         self.clip = clip
         self.info = info
         self.geometry = geometry
