@@ -21,10 +21,13 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 STEPS, BATCH = 80, 128
+#: Tried for every method, and for as long as the best of them is an end of what was tried, one more beyond it.
 RATES = ("2e-4", "4e-4", "8e-4")
+BEYOND = ("5e-5", "1e-4", *RATES, "16e-4", "32e-4")
 SEEDS = (0, 1, 2)
-#: Images of each class: the first 5 of the validation split tune, the others report.
-TUNING, SEEN, UNSEEN, CURVE, AUTOATTACK = 5 * 150, 5 * 150, 10 * 50, 2 * 150, 2 * 150
+#: The first 5 images of each of the 200 classes in the validation split tune, the others report.
+SKIP = {"seen": 5 * 150, "unseen": 5 * 50}
+TUNING, SEEN, UNSEEN, MATRIX, CURVE, AUTOATTACK, AA2 = 5 * 150, 4 * 150, 8 * 50, 2 * 150, 2 * 150, 150, 75
 
 #: Row of the main table: options of `hrzs finetune`. tga-zsr has no row: this model's image encoder is a ResNet.
 METHODS: dict[str, tuple[str, ...]] = {
@@ -34,7 +37,6 @@ METHODS: dict[str, tuple[str, ...]] = {
     "pmg-aft": ("--method", "pmg-aft"),
     "fare": ("--method", "fare"),
     "clean": ("--method", "clean"),
-    "trades": ("--method", "trades"),
     "hierarchical-3-trees": ("--method", "hierarchical", "--tree", "{tree2}", "--tree", "{tree3}"),
 }
 #: Each differs from `hierarchical` (alignment alone: no vicinity, no gap, no HNSA) in what is named; one seed.
@@ -47,14 +49,16 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "full": ("--hnsa", "both", "--lambda-vic", "0.1", "--lambda-gap", "0.1"),
     "hypavg": ("--image-levels", "hypavg"),
     "paper": ("--image-levels", "hypavg", "--hnsa", "both", "--lambda-vic", "1", "--lambda-gap", "1"),
-    "neighbours": ("--per-class", "4"),
-    "hypavg-neighbours": ("--image-levels", "hypavg", "--per-class", "4"),
-    "mixed-neighbours": ("--image-levels", "mixed", "--per-class", "4"),
     "leaf-perturbation": ("--perturbation", "leaf"),
     "per-level-perturbation": ("--perturbation", "per-level"),
     "euclidean": ("--geometry", "euclidean"),
     "equal-weights": ("--level-weights", "equal"),
+    "leaf-weights": ("--level-weights", "1,0.3,0.2,0.1"),
 }
+#: Measured once more with attack gradients in fp32, and by aa-2 at every level; with others at larger ε.
+HEADLINE = ("untouched", "tecoa-s0", "hierarchical-s0")
+#: What takes longest, and so a stage of its own.
+SLOW = ("autoattack", "aa-2")
 
 
 #: Rows of an earlier, smaller measurement, whose JSON lies in docs/results/pilot/ (docs/results.md): file names.
@@ -130,66 +134,88 @@ def read(path: Path) -> Any:
 
 
 def train(place: Place, name: str, options: Sequence[str], rate: str, seed: int) -> None:
-    """One run, looked at once, at its end, on the images for tuning."""
+    """One run; to find a rate it is looked at, once, at its end, on the images for tuning."""
+    look = ("--validate-every", str(STEPS), "--val-limit", str(TUNING), "--val-steps", "10")
     folder = place.work / name
     filled = [o.format(tree2=place.tree(2), tree3=place.tree(3)) for o in options]
     place.hrzs(
         "finetune", *place.untouched, "--data", str(place.images), "--split", "train",
         "--classes", str(place.classes("seen")), "--tree", str(place.tree(1)), *filled,
         "--epochs", "10", "--max-steps", str(STEPS), "--batch-size", str(BATCH), "--lr", rate, "--seed", str(seed),
-        "--eps", "1/255", "--steps", "3", "--save-every", "20", "--validate-every", str(STEPS),
-        "--val-limit", str(TUNING), "--val-steps", "10", "--threads", str(place.threads), "--resume", "-o", str(folder),
+        "--eps", "1/255", "--steps", "3", "--precision", "bf16", "--save-every", "40",
+        *(look if name.startswith("tune-") else ()), "--threads", str(place.threads), "--resume", "-o", str(folder),
     )  # fmt: skip
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    took = [b["seconds"] - a["seconds"] for a, b in pairwise(log[:-1]) if b["seconds"] > a["seconds"]]
+    took = [b["seconds"] - a["seconds"] for a, b in pairwise(log) if b["seconds"] > a["seconds"]]
     summary = {"name": name, "options": list(options), "lr": rate, "seed": seed, "steps": STEPS, "batch": BATCH,
-               "step_seconds": round(median(took), 3), "last": log[-1], "validation": log[-1]["validation"]}  # fmt: skip
+               "step_seconds": round(median(took), 3), "last": log[-1]}  # fmt: skip
     training(name).write_text(json.dumps(summary, indent=1) + "\n")
 
 
-def best_rate(method: str) -> str:
-    """The learning rate of the best balanced accuracy (clean and robust, over levels) on the images for tuning."""
-    return max(RATES, key=lambda rate: read(training(f"tune-{method}-{rate}"))["validation"]["criterion"])
+def looked(method: str, rate: str) -> dict[str, Any]:
+    """What the images for tuning say of a run: `hrzs.training.validation.Validation`, and its ``criterion``."""
+    found: dict[str, Any] = read(training(f"tune-{method}-{rate}"))["last"]["validation"]
+    return found
+
+
+def best_rate(method: str) -> tuple[str, str | None]:
+    """The rate of the best balanced accuracy (clean and robust, over levels), and one to try before that is believed.
+
+    Of the rates that were tried; before any was, the middle one, with the first that is to be.
+    """
+    tried = [rate for rate in BEYOND if training(f"tune-{method}-{rate}").exists()]
+    left = [rate for rate in RATES if rate not in tried]
+    if not tried:
+        return RATES[1], left[0]
+    best = max(tried, key=lambda rate: looked(method, rate)["criterion"])
+    if not left:
+        place = BEYOND.index(best)
+        left = [rate for rate in (*BEYOND[max(place - 1, 0) : place], *BEYOND[place + 1 : place + 2])
+                if rate not in tried]  # fmt: skip
+    return best, left[0] if left else None
 
 
 # -- evaluation ------------------------------------------------------------------------------------------------------
 
 
-def units(name: str) -> Iterator[tuple[str, str, int, int, tuple[str, ...]]]:
-    """What is measured of a run: file, classes, images left out, images, options of `hrzs eval`."""
-    pgd = ("--attack", "leaf-pgd,superclass-pgd,cw", "--level", "all", "--steps", "20", "--eps", "1/255")
-    plain = (*pgd, "--no-canaries")
-    first = name == "untouched" or name in {f"{method}-s0" for method in METHODS}
-    checked = pgd if first else plain
-    yield "seen", "seen", TUNING, SEEN, checked
-    yield "unseen", "unseen", 5 * 50, UNSEEN, plain
-    if name in {"untouched", "tecoa-s0", "tecoa-every-level-s0", "hierarchical-s0"}:
-        curve = ("--attack", "leaf-pgd,superclass-pgd", "--level", "all", "--steps", "20", "--eps", "2/255,4/255")
-        yield "curve", "seen", TUNING, CURVE, (*curve, "--no-canaries", "--no-matrix")
-    if first:
-        yield "autoattack", "seen", TUNING, AUTOATTACK, (
-            "--attack", "autoattack", "--level", "0", "--eps", "1/255", "--no-canaries", "--no-matrix")  # fmt: skip
-    if name in {"untouched", "tecoa-s0", "hierarchical-s0"}:
-        yield "aa-2", "seen", TUNING, AUTOATTACK, (
-            "--attack", "aa-2", "--level", "all", "--eps", "1/255", "--no-canaries", "--no-matrix")  # fmt: skip
+def units(name: str) -> Iterator[tuple[str, str, int, tuple[str, ...]]]:
+    """What is measured of a run: file, classes, images, options of `hrzs eval`."""
+    bare = ("--no-canaries", "--no-matrix")
+    pgd = ("--attack", "leaf-pgd,superclass-pgd", "--level", "all", "--steps", "20")
+    suite = ("--attack", "leaf-pgd,superclass-pgd,hierarchical-pgd", *pgd[2:], *bare, "--precision", "bf16")
+    both = ("--attack", "leaf-pgd,superclass-pgd,hierarchical-pgd,cw", *suite[2:])
+    yield "seen", "seen", SEEN, suite if name in ABLATIONS else both
+    if name in ABLATIONS:
+        return
+    yield "unseen", "unseen", UNSEEN, both
+    if name in HEADLINE:
+        yield "fp32", "seen", SEEN, (*pgd, *bare)
+    if name in (*HEADLINE, "tecoa-every-level-s0"):
+        yield "curve", "seen", CURVE, (*pgd, *bare, "--precision", "bf16", "--eps", "2/255,4/255")
+    if name == "untouched" or name.endswith("-s0"):
+        yield "matrix", "seen", MATRIX, (*pgd, "--precision", "bf16")
+        yield "autoattack", "seen", AUTOATTACK, ("--attack", "autoattack", "--level", "0", *bare)
+    if name in HEADLINE:
+        yield "aa-2", "seen", AA2, ("--attack", "aa-2", "--level", "all", *bare)
 
 
-def missing(name: str) -> list[str]:
-    """The evaluations of this run that are left to make."""
-    return [part for part, *_ in units(name) if not evaluation(name, part).exists()]
+def missing(name: str, slow: bool = False) -> list[str]:
+    """The evaluations of this run that are left to make: those by AutoAttack (``slow``), or the others."""
+    parts = [part for part, *_ in units(name) if (part in SLOW) == slow]
+    return [part for part in parts if not evaluation(name, part).exists()]
 
 
-def evaluate(place: Place, name: str, folder: Path | None) -> None:
+def evaluate(place: Place, name: str, folder: Path | None, todo: Sequence[str]) -> None:
     model = place.untouched if folder is None else ("--model", str(folder))
-    for part, classes, skip, limit, options in units(name):
-        file = evaluation(name, part)
-        if file.exists():
+    for part, classes, limit, options in units(name):
+        if part not in todo:
             continue
+        file = evaluation(name, part)
         aside = place.work / file.name
         place.hrzs(
             "eval", *model, "--data", str(place.images), "--split", "val", "--classes", str(place.classes(classes)),
-            "--tree", str(place.tree(1)), "--skip", str(skip), "--limit", str(limit), "--scoring", "prompt", *options,
-            "--threads", str(place.threads), "--json", str(aside), "--resume",
+            "--tree", str(place.tree(1)), "--skip", str(SKIP[classes]), "--limit", str(limit), "--scoring", "prompt",
+            *options, "--threads", str(place.threads), "--json", str(aside), "--resume",
         )  # fmt: skip
         report = read(aside)
         report["config"] = {
@@ -201,13 +227,15 @@ def evaluate(place: Place, name: str, folder: Path | None) -> None:
 # -- the plan --------------------------------------------------------------------------------------------------------
 
 
-def work(place: Place | None, stages: Sequence[str]) -> list[Job]:
+def work(place: Place | None, stages: Sequence[str], rows: Sequence[str]) -> list[Job]:
     """Do what is missing, or (without a place) list it."""
     left: list[Job] = []
 
-    def run(name: str, options: Sequence[str], rate: str, seed: int, *, kept: str | None = None) -> None:
-        """Train where no record or, with evaluations left, no model is there; ``kept``: the run is one of another name."""
-        trained, todo = kept or name, [] if name.startswith("tune-") else missing(name)
+    def run(
+        name: str, options: Sequence[str], rate: str, seed: int, todo: Sequence[str], kept: str | None = None
+    ) -> None:
+        """Train where no record or, with evaluations ``todo``, no model is there; ``kept``: under another name."""
+        trained = kept or name
         if place is None:
             if not training(trained).exists():
                 left.append(Job(trained, training(trained), STEPS * (13 if "per-level" in options else 4) // 2 + 60))
@@ -217,25 +245,28 @@ def work(place: Place | None, stages: Sequence[str]) -> list[Job]:
 
     def look(name: str, folder: Path | None, todo: Sequence[str]) -> None:
         if place is not None and todo:
-            evaluate(place, name, folder)
+            evaluate(place, name, folder, todo)
         left.extend(Job(f"{name} {part}", evaluation(name, part), 240) for part in todo if place is None)
 
-    tuned = {method: all(training(f"tune-{method}-{rate}").exists() for rate in RATES) for method in METHODS}
-    if "tune" in stages:
-        for method, options in METHODS.items():
-            for rate in RATES:
-                run(f"tune-{method}-{rate}", options, rate, 0)
-            tuned[method] = place is not None or tuned[method]
-    if "main" in stages:
-        look("untouched", None, missing("untouched"))
+    methods = {method: options for method, options in METHODS.items() if method in rows}
+    for method, options in methods.items() if "tune" in stages else ():
+        _, further = best_rate(method)
+        if place is None:
+            for rate in RATES if further else ():
+                run(f"tune-{method}-{rate}", options, rate, 0, ())
+        while place is not None and further:
+            run(f"tune-{method}-{further}", options, further, 0, ())
+            _, further = best_rate(method)
+    for slow in [stage == "autoattack" for stage in stages if stage in ("main", "autoattack")]:
+        look("untouched", None, missing("untouched", slow) if "untouched" in rows else ())
         for seed in SEEDS:
-            for method, options in METHODS.items():
-                rate = best_rate(method) if tuned[method] else RATES[-1]
-                run(f"{method}-s{seed}", options, rate, seed, kept=f"tune-{method}-{rate}" if seed == 0 else None)
-    if "ablations" in stages and "hierarchical" in METHODS:
-        for ablation, changes in ABLATIONS.items():
-            rate = best_rate("hierarchical") if tuned["hierarchical"] else RATES[-1]
-            run(ablation, ("--method", "hierarchical", *changes), rate, 0)
+            for method, options in methods.items():
+                name, (rate, _) = f"{method}-s{seed}", best_rate(method)
+                run(name, options, rate, seed, missing(name, slow), f"tune-{method}-{rate}" if seed == 0 else None)
+    for ablation, changes in ABLATIONS.items() if "ablations" in stages else ():
+        if ablation in rows:
+            options = ("--method", "hierarchical", *changes)
+            run(ablation, options, best_rate("hierarchical")[0], 0, missing(ablation))
     return left
 
 
@@ -291,32 +322,29 @@ def table(rows: dict[str, list[str]], part: str, folder: Path = RESULTS) -> None
             cell([direct(report, "pgd") for report in reports]),
             cell([direct(report, "cw") for report in reports]),
             cell([[r["robust"] for r in rows_of(report, "leaf-pgd", 0)] for report in reports]),
-            cell([[report["summary"]["levels"][0]["any_level_clean"]] for report in reports]),
-            cell([[report["summary"]["levels"][0]["any_level_robust"]] for report in reports]),
+            *(
+                cell([[value] for report in reports if (value := report["summary"]["levels"][0][key]) is not None])
+                for key in ("any_level_clean", "any_level_robust")
+            ),
         ]
         print(f"| {row} | {len(reports)} | {' | '.join(cells)} |")
 
 
 def tables() -> None:
-    rates = [(m, r, training(f"tune-{m}-{r}")) for m in METHODS for r in RATES]
-    if any(path.exists() for *_, path in rates):
+    tuned = [(m, rate) for m in METHODS for rate in BEYOND if training(f"tune-{m}-{rate}").exists()]
+    if tuned:
         print("\n**tuning**: 750 images of the seen classes, PGD-10 at the level itself, seed 0\n")
-        print("| | lr | clean 0 / 1 / 2 / 3 | robust 0 / 1 / 2 / 3 | any-level robust | balanced | seconds a step |")
-        print("|---|---|---|---|---|---|---|")
-        for method, rate, path in rates:
-            if path.exists():
-                run = read(path)
-                look = run["validation"]
-                print(f"| {method} | {rate} | {cell([look['clean']])} | {cell([look['robust']])} "
-                      f"| {100 * look['any_level']:.1f} | {100 * look['criterion']:.1f} "
-                      f"| {run['step_seconds']:.2f} |")  # fmt: skip
+        print("| | lr | clean 0 / 1 / 2 / 3 | robust 0 / 1 / 2 / 3 | any-level robust | balanced |")
+        print("|---|---|---|---|---|---|")
+        for method, rate in tuned:
+            look = looked(method, rate)
+            print(f"| {method} | {rate}{' (best)' * (best_rate(method)[0] == rate)} | {cell([look['clean']])} "
+                  f"| {cell([look['robust']])} | {100 * look['any_level']:.1f} "
+                  f"| {100 * look['criterion']:.1f} |")  # fmt: skip
     main_rows = {"untouched": ["untouched"]} | {m: [f"{m}-s{seed}" for seed in SEEDS] for m in METHODS}
-    ablation_rows = {"hierarchical": ["hierarchical-s0"]} | {name: [name] for name in ABLATIONS}
-    for part in ("seen", "unseen"):
+    for part in ("seen", "unseen", "fp32", "matrix"):
         table(main_rows, part)
-    for part in ("seen", "unseen"):
-        if any(evaluation(name, part).exists() for name in ABLATIONS):
-            table(ablation_rows, part)
+    table({"hierarchical": ["hierarchical-s0"]} | {name: [name] for name in ABLATIONS}, "seen")
 
 
 def main() -> None:
@@ -326,15 +354,14 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="its weights")
     parser.add_argument("--work", type=Path, default=Path("runs/results"), help="where runs are written")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--stages", default="tune,main,ablations", help="any of these, in their order")
-    parser.add_argument("--methods", default=",".join(METHODS), help="these rows only, so that two can share the work")
+    parser.add_argument("--stages", default="tune,main,ablations,autoattack", help="any of these, in their order")
+    everything = ",".join(("untouched", *METHODS, *ABLATIONS))
+    parser.add_argument("--rows", default=everything, help="these rows only, so that several can share the work")
     parser.add_argument("--plan", action="store_true", help="say what is left to do, and stop")
     parser.add_argument("--tables", action="store_true", help="print what there is, and stop")
     parser.add_argument("--pilot", action="store_true", help="print the tables of the earlier measurement, and stop")
     options = parser.parse_args()
-    stages = options.stages.split(",")
-    for method in set(METHODS) - set(options.methods.split(",")):
-        del METHODS[method]
+    stages, rows = options.stages.split(","), options.rows.split(",")
     if options.pilot:
         for part in ("seen", "unseen"):
             table(PILOT, part, RESULTS / "pilot")
@@ -344,9 +371,9 @@ def main() -> None:
             parser.error("--images, --config and --weights are needed")
         place = Place(options.images, options.config, options.weights, options.work, options.threads)
         place.prepare()
-        work(place, stages)
+        work(place, stages, rows)
     if options.plan:
-        left = work(None, stages)
+        left = work(None, stages, rows)
         for job in left:
             print(f"{job.seconds / 60:5.0f} min  {job.name}")
         print(f"{sum(job.seconds for job in left) / 3600:.1f} h left, {len(left)} jobs")

@@ -419,11 +419,14 @@ class Evaluation:
         return summary
 
     def _any_level(self, clean: Bool[Tensor, "levels n"], units: list[Unit]) -> Bool[Tensor, "n"] | None:
-        """Which images hold everywhere; None unless the whole suite was run in full."""
+        """Which images hold everywhere; None unless the whole suite was run.
+
+        ``matrix`` or not makes no difference: an image that left early was fooled at the attack's own aim.
+        """
         wanted = {("leaf-pgd", 0), ("hierarchical-pgd", "all")}
         wanted |= {("superclass-pgd", level) for level in range(1, self.task.tree.top)}
         suite = [u for u in units if (u.attack, u.level) in wanted]
-        if not self.options.matrix or len(suite) < len(wanted):
+        if len(suite) < len(wanted):
             return None
         attacked = [
             (metrics.right(self.task.tree, self.labels, self.predictions[u.key].nodes)[0], self.predictions[u.key].won)

@@ -67,7 +67,7 @@ def test_tiny_with_random_weights() -> None:
 def test_config_with_weights(suffix: str, every_config: Path, tmp_path: Path) -> None:
     random = load_model(str(every_config), "none", seed=5)
     weights = tmp_path / f"weights.{suffix}"
-    state = {key: value.clone() for key, value in random.clip.state_dict().items()}
+    state = {key: value.contiguous().clone() for key, value in random.clip.state_dict().items()}
     save_file(state, weights) if suffix == "safetensors" else torch.save({"state_dict": state}, weights)
     loaded = load_model(str(every_config), str(weights))
     assert torch.equal(features(loaded), features(random))
