@@ -39,6 +39,7 @@ WEIGHTS ?= clip-rn-64.safetensors
 results: $(STAMP) ## What is missing of docs/results/, then its tables; IMAGES=, CONFIG=, WEIGHTS= say where things lie
 	$(BIN)/python docs/make_results.py --plan | tail -1
 	$(BIN)/python docs/make_results.py --images $(IMAGES) --config $(CONFIG) --weights $(WEIGHTS)
+	$(BIN)/python docs/show_results.py
 
 tiny: $(STAMP) ## Train the embedded model from random weights (overwrites hrzs/models/tiny/model.safetensors)
 	$(BIN)/hrzs finetune --config hrzs/models/tiny/pretrain.yaml -o runs/tiny

@@ -1,9 +1,9 @@
-"""The evidence of docs/results.md: `make results` runs what is missing, then prints the tables.
+"""The evidence of docs/results.md: `make results` runs what is missing, then prints the tables (show_results.py).
 
     python docs/make_results.py --images tiny-imagenet --config clip-rn-64.json --weights clip-rn-64.safetensors
 
 A run or evaluation whose JSON lies in docs/results/ already is not made again, so it goes on where it was stopped, on
-any machine; `--plan` says what is left and what it costs, `--tables` prints what there is.
+any machine; `--plan` says what is left and what it costs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import median
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
@@ -27,7 +27,7 @@ BEYOND = ("5e-5", "1e-4", *RATES, "16e-4", "32e-4")
 SEEDS = (0, 1, 2)
 #: The first 5 images of each of the 200 classes in the validation split tune, the others report.
 SKIP = {"seen": 5 * 150, "unseen": 5 * 50}
-TUNING, SEEN, UNSEEN, MATRIX, CURVE, AUTOATTACK, AA2 = 5 * 150, 4 * 150, 8 * 50, 2 * 150, 2 * 150, 150, 75
+TUNING, SEEN, UNSEEN, MATRIX, CURVE, AUTOATTACK, AA2 = 5 * 150, 4 * 150, 8 * 50, 150, 2 * 150, 100, 75
 
 #: Row of the main table: options of `hrzs finetune`. tga-zsr has no row: this model's image encoder is a ResNet.
 METHODS: dict[str, tuple[str, ...]] = {
@@ -52,23 +52,14 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "leaf-perturbation": ("--perturbation", "leaf"),
     "per-level-perturbation": ("--perturbation", "per-level"),
     "euclidean": ("--geometry", "euclidean"),
-    "equal-weights": ("--level-weights", "equal"),
     "leaf-weights": ("--level-weights", "1,0.3,0.2,0.1"),
 }
-#: Measured once more with attack gradients in fp32, and by aa-2 at every level; with others at larger ε.
+#: Measured once more with attack gradients in fp32, and by aa-2 at every level.
 HEADLINE = ("untouched", "tecoa-s0", "hierarchical-s0")
+#: Measured at larger ε, and with canaries.
+CURVES = (*HEADLINE, "tecoa-every-level-s0")
 #: What takes longest, and so a stage of its own.
 SLOW = ("autoattack", "aa-2")
-
-
-#: Rows of an earlier, smaller measurement, whose JSON lies in docs/results/pilot/ (docs/results.md): file names.
-PILOT = {
-    "untouched": ["untouched"],
-    "TeCoA, lr 2e-4": ["tecoa-2e-4"],
-    "TeCoA, lr 4e-4": ["tecoa", "tecoa-s1"],
-    "TeCoA at every level, lr 3e-4": ["tecoa-every"],
-    "hierarchical, lr 3e-4, β 12": ["hierarchical", "hierarchical-s1"],
-}
 
 
 @dataclass(frozen=True)
@@ -183,20 +174,24 @@ def units(name: str) -> Iterator[tuple[str, str, int, tuple[str, ...]]]:
     bare = ("--no-canaries", "--no-matrix")
     pgd = ("--attack", "leaf-pgd,superclass-pgd", "--level", "all", "--steps", "20")
     suite = ("--attack", "leaf-pgd,superclass-pgd,hierarchical-pgd", *pgd[2:], *bare, "--precision", "bf16")
-    both = ("--attack", "leaf-pgd,superclass-pgd,hierarchical-pgd,cw", *suite[2:])
-    yield "seen", "seen", SEEN, suite if name in ABLATIONS else both
     if name in ABLATIONS:
+        yield "seen", "seen", SEEN, suite
         return
-    yield "unseen", "unseen", UNSEEN, both
+    first = name == "untouched" or name.endswith("-s0")
+    if first:  # the margin loss as well
+        suite = ("--attack", "leaf-pgd,superclass-pgd,hierarchical-pgd,cw", *suite[2:])
+    yield "seen", "seen", SEEN, suite
+    yield "unseen", "unseen", UNSEEN, suite
     if name in HEADLINE:
         yield "fp32", "seen", SEEN, (*pgd, *bare)
-    if name in (*HEADLINE, "tecoa-every-level-s0"):
+    if name in CURVES:
         yield "curve", "seen", CURVE, (*pgd, *bare, "--precision", "bf16", "--eps", "2/255,4/255")
-    if name == "untouched" or name.endswith("-s0"):
-        yield "matrix", "seen", MATRIX, (*pgd, "--precision", "bf16")
+    if first:
+        checked = () if name in CURVES else ("--no-canaries",)
+        yield "matrix", "seen", MATRIX, (*pgd, *checked, "--precision", "bf16")
         yield "autoattack", "seen", AUTOATTACK, ("--attack", "autoattack", "--level", "0", *bare)
     if name in HEADLINE:
-        yield "aa-2", "seen", AA2, ("--attack", "aa-2", "--level", "all", *bare)
+        yield "aa-2", "seen", AA2, ("--attack", "aa-2", "--level", "all", *bare, "--precision", "bf16")
 
 
 def missing(name: str, slow: bool = False) -> list[str]:
@@ -270,83 +265,6 @@ def work(place: Place | None, stages: Sequence[str], rows: Sequence[str]) -> lis
     return left
 
 
-# -- tables ----------------------------------------------------------------------------------------------------------
-
-
-def rows_of(report: dict[str, Any], attack: str, attack_level: object) -> list[dict[str, Any]]:
-    found = [
-        r
-        for r in report["results"]
-        if (r["attack"], r["attack_level"], r["scoring"]) == (attack, attack_level, "prompt")
-    ]
-    return sorted(found, key=lambda row: row["level"])
-
-
-def direct(report: dict[str, Any], attack: str) -> list[float]:
-    """Robust accuracy of each level under the attack that aims at it; empty if that was not run."""
-    levels = range(len(rows_of(report, "none", None)))
-    names = [
-        ("superclass-pgd" if attack == "pgd" and level else "leaf-pgd" if attack == "pgd" else attack)
-        for level in levels
-    ]
-    found = [
-        [r["robust"] for r in rows_of(report, name, level) if r["level"] == level]
-        for level, name in zip(levels, names, strict=True)
-    ]
-    return [robust for level in found for robust in level]
-
-
-def cell(seeds: list[list[float]]) -> str:
-    """Percentages of each level; with several seeds their mean ± standard deviation."""
-    columns = [[100 * v for v in column] for column in zip(*seeds, strict=True)]
-    return " / ".join(f"{mean(c):.1f}" + (f" ± {stdev(c):.1f}" if len(c) > 1 else "") for c in columns) or "–"
-
-
-def table(rows: dict[str, list[str]], part: str, folder: Path = RESULTS) -> None:
-    """One row for each name with results; several files are its seeds."""
-    found = {
-        row: [read(evaluation(name, part, folder)) for name in names if evaluation(name, part, folder).exists()]
-        for row, names in rows.items()
-    }
-    found = {row: reports for row, reports in found.items() if reports}
-    if not found:
-        return
-    task = next(iter(found.values()))[0]["config"]["tasks"][0]
-    print(f"\n**{part}**: {task['n']} images, levels of {' / '.join(map(str, task['levels'][:-1]))} nodes\n")
-    print("| | seeds | clean, level 0 / 1 / 2 / 3 | PGD-20 at the level attacked | margin PGD-20 at the level attacked "
-          "| leaf attack, scored at 0 / 1 / 2 / 3 | any-level clean | any-level robust |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|")
-    for row, reports in found.items():
-        cells = [
-            cell([[r["clean"] for r in rows_of(report, "none", None)] for report in reports]),
-            cell([direct(report, "pgd") for report in reports]),
-            cell([direct(report, "cw") for report in reports]),
-            cell([[r["robust"] for r in rows_of(report, "leaf-pgd", 0)] for report in reports]),
-            *(
-                cell([[value] for report in reports if (value := report["summary"]["levels"][0][key]) is not None])
-                for key in ("any_level_clean", "any_level_robust")
-            ),
-        ]
-        print(f"| {row} | {len(reports)} | {' | '.join(cells)} |")
-
-
-def tables() -> None:
-    tuned = [(m, rate) for m in METHODS for rate in BEYOND if training(f"tune-{m}-{rate}").exists()]
-    if tuned:
-        print("\n**tuning**: 750 images of the seen classes, PGD-10 at the level itself, seed 0\n")
-        print("| | lr | clean 0 / 1 / 2 / 3 | robust 0 / 1 / 2 / 3 | any-level robust | balanced |")
-        print("|---|---|---|---|---|---|")
-        for method, rate in tuned:
-            look = looked(method, rate)
-            print(f"| {method} | {rate}{' (best)' * (best_rate(method)[0] == rate)} | {cell([look['clean']])} "
-                  f"| {cell([look['robust']])} | {100 * look['any_level']:.1f} "
-                  f"| {100 * look['criterion']:.1f} |")  # fmt: skip
-    main_rows = {"untouched": ["untouched"]} | {m: [f"{m}-s{seed}" for seed in SEEDS] for m in METHODS}
-    for part in ("seen", "unseen", "fp32", "matrix"):
-        table(main_rows, part)
-    table({"hierarchical": ["hierarchical-s0"]} | {name: [name] for name in ABLATIONS}, "seen")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="a folder with train/ and val/, one folder a WordNet id in each")
@@ -358,27 +276,19 @@ def main() -> None:
     everything = ",".join(("untouched", *METHODS, *ABLATIONS))
     parser.add_argument("--rows", default=everything, help="these rows only, so that several can share the work")
     parser.add_argument("--plan", action="store_true", help="say what is left to do, and stop")
-    parser.add_argument("--tables", action="store_true", help="print what there is, and stop")
-    parser.add_argument("--pilot", action="store_true", help="print the tables of the earlier measurement, and stop")
     options = parser.parse_args()
     stages, rows = options.stages.split(","), options.rows.split(",")
-    if options.pilot:
-        for part in ("seen", "unseen"):
-            table(PILOT, part, RESULTS / "pilot")
-        return
-    if not (options.plan or options.tables):
-        if None in (options.images, options.config, options.weights):
-            parser.error("--images, --config and --weights are needed")
-        place = Place(options.images, options.config, options.weights, options.work, options.threads)
-        place.prepare()
-        work(place, stages, rows)
     if options.plan:
         left = work(None, stages, rows)
         for job in left:
             print(f"{job.seconds / 60:5.0f} min  {job.name}")
         print(f"{sum(job.seconds for job in left) / 3600:.1f} h left, {len(left)} jobs")
         return
-    tables()
+    if None in (options.images, options.config, options.weights):
+        parser.error("--images, --config and --weights are needed")
+    place = Place(options.images, options.config, options.weights, options.work, options.threads)
+    place.prepare()
+    work(place, stages, rows)
 
 
 if __name__ == "__main__":

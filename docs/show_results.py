@@ -1,0 +1,304 @@
+"""The tables of docs/results.md and its figures, from the JSON in docs/results/: `python docs/show_results.py`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, TypeAlias
+
+import matplotlib
+import torch
+from make_results import ABLATIONS, BEYOND, CURVES, HEADLINE, METHODS, RESULTS, SEEDS, evaluation, read, training
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from hrzs.evaluation.metrics import from_bits
+
+Report: TypeAlias = dict[str, Any]
+
+IMAGES = Path(__file__).parent / "images"
+LEVELS = "0 / 1 / 2 / 3"
+ROWS = {"untouched": ["untouched"], **{method: [f"{method}-s{seed}" for seed in SEEDS] for method in METHODS}}
+OURS = "hierarchical"
+
+
+def reports(names: Iterable[str], part: str) -> list[Report]:
+    """What there is of these runs, as `hrzs eval --json` wrote it."""
+    return [read(evaluation(name, part)) for name in names if evaluation(name, part).exists()]
+
+
+def found(part: str) -> dict[str, list[Report]]:
+    """Row of the main table: the reports of its seeds; rows without any are left out."""
+    return {row: seeds for row, names in ROWS.items() if (seeds := reports(names, part))}
+
+
+def rows_of(report: Report, attack: str, attack_level: object, eps: str | None = None) -> list[dict[str, Any]]:
+    """One attack's rows, scored through prompts, leaves first."""
+    aim = (attack, attack_level, "prompt")
+    rows = [r for r in report["results"] if (r["attack"], r["attack_level"], r["scoring"]) == aim]
+    return sorted((r for r in rows if eps in (None, r["eps"])), key=lambda row: row["level"])
+
+
+def clean(report: Report) -> list[float]:
+    """Clean accuracy of each level."""
+    return [row["clean"] for row in rows_of(report, "none", None)]
+
+
+def direct_rows(report: Report, attack: str, eps: str | None = None) -> list[dict[str, Any]]:
+    """The row of each level under the attack that aims at it; ``pgd`` stands for leaf-pgd and superclass-pgd."""
+    names = [attack if attack != "pgd" else "superclass-pgd" if level else "leaf-pgd" for level in range(4)]
+    return [r for level, name in enumerate(names) for r in rows_of(report, name, level, eps) if r["level"] == level]
+
+
+def direct(report: Report, attack: str, eps: str | None = None) -> list[float]:
+    """Robust accuracy of each level under the attack that aims at it; empty if that was not run."""
+    return [row["robust"] for row in direct_rows(report, attack, eps)]
+
+
+def any_level(report: Report, key: str) -> list[float]:
+    """``any_level_clean`` or ``any_level_robust``; empty if the suite was not run."""
+    value = report["summary"]["levels"][0][key]
+    return [] if value is None else [value]
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
+
+
+def cell(seeds: Sequence[Sequence[float]]) -> str:
+    """Percentages; with several seeds their mean ± standard deviation."""
+    columns = [[100 * v for v in column] for column in zip(*seeds, strict=True)]
+    return " / ".join(f"{mean(c):.1f}" + (f" ± {stdev(c):.1f}" if len(c) > 1 else "") for c in columns) or "–"
+
+
+def table(title: str, head: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    print(f"\n**{title}**\n\n| | {' | '.join(head)} |\n|{'---|' * (len(head) + 1)}")
+    for line in lines:
+        print(f"| {' | '.join(line)} |")
+
+
+def size(some: dict[str, list[Report]]) -> str:
+    task = next(iter(some.values()))[0]["config"]["tasks"][0]
+    return f"{task['n']} images, levels of {' / '.join(map(str, task['levels'][:-1]))} nodes"
+
+
+def tuning(folder: Path = RESULTS) -> None:
+    """Each method at each rate that was tried, on the images for tuning."""
+    lines = []
+    for method in METHODS:
+        looks = {
+            rate: (read(path)["validation"] if "validation" in read(path) else read(path)["last"]["validation"])
+            for rate in BEYOND
+            if (path := folder / training(f"tune-{method}-{rate}").name).exists()
+        }
+        best = max(looks, key=lambda rate: looks[rate]["criterion"], default=None)
+        for rate, look in looks.items():
+            figures = [cell([look["clean"]]), cell([look["robust"]]), cell([[look["any_level"]]]),
+                       cell([[look["criterion"]]])]  # fmt: skip
+            lines.append([method, f"**{rate}**" if rate == best else rate, *figures])
+    if lines:
+        head = ["lr", f"clean {LEVELS}", f"robust {LEVELS}", "any-level robust", "balanced"]
+        table(f"Tuning{', in fp32' * (folder != RESULTS)}: 750 images, PGD-10 at the level itself, seed 0", head, lines)
+
+
+def accuracies(part: str, title: str) -> None:
+    """The main table, on seen or unseen classes."""
+    if some := found(part):
+        head = ["seeds", f"clean {LEVELS}", f"PGD-20 {LEVELS}", f"margin PGD-20 {LEVELS}", "any-level clean",
+                "any-level robust"]  # fmt: skip
+        table(f"{title}: {size(some)}", head, ([row, str(len(seeds)), *figures(seeds)] for row, seeds in some.items()))
+
+
+def figures(seeds: Sequence[Report]) -> list[str]:
+    return [
+        cell([clean(report) for report in seeds]),
+        cell([direct(report, "pgd") for report in seeds]),
+        cell([margin for report in seeds if (margin := direct(report, "cw"))]),
+        cell([any_level(report, "any_level_clean") for report in seeds]),
+        cell([any_level(report, "any_level_robust") for report in seeds]),
+    ]
+
+
+def right(report: Report, what: str) -> torch.Tensor:
+    """Which images are right, in the order of their ids: float64, shape (n,)."""
+    n = report["config"]["tasks"][0]["n"]
+    if what == "any-level robust":
+        return from_bits(report["summary"]["levels"][0]["any_level_right"], n).double()
+    rows = {
+        "clean, leaves": rows_of(report, "none", None),
+        "PGD-20, leaves": direct_rows(report, "pgd"),
+        "margin PGD-20, leaves": direct_rows(report, "cw"),
+    }
+    return from_bits(rows[what][0]["right"], n).double()
+
+
+def claim(part: str, title: str) -> None:
+    """Ours less each baseline, image by image: the mean over seeds, and its 95% interval over images."""
+    some = found(part)
+    if OURS not in some:
+        return
+    head = ["clean, leaves", "PGD-20, leaves", "margin PGD-20, leaves", "any-level robust"]
+    lines = []
+    for row, seeds in some.items():
+        if row == OURS:
+            continue
+        line = [row]
+        for what in head:
+            ours, theirs = (
+                torch.stack([right(r, what) for r in (group[:1] if "margin" in what else group)]).mean(0)
+                for group in (some[OURS], seeds)
+            )
+            differences = 100 * (ours - theirs)
+            half = 1.96 * differences.std().item() / math.sqrt(len(differences))
+            middle = differences.mean().item()
+            line.append(f"{'**' * (abs(middle) > half)}{middle:+.1f} ± {half:.1f}{'**' * (abs(middle) > half)}")
+        lines.append(line)
+    table(f"{title}: hierarchical less each other row, in points", head, lines)
+
+
+def ablations() -> None:
+    """One seed each."""
+    names = {"hierarchical": f"{OURS}-s0", **{name: name for name in ABLATIONS}}
+    some = {row: seeds for row, name in names.items() if (seeds := reports([name], "seen"))}
+    if not some:
+        return
+    lines = []
+    for row, seeds in some.items():
+        rate = read(training(row))["step_seconds"] if row in ABLATIONS else None
+        cells = figures(seeds)
+        lines.append([row, cells[0], cells[1], *cells[3:], f"{rate:.2f}" if rate else "–"])
+    head = [f"clean {LEVELS}", f"PGD-20 {LEVELS}", "any-level clean", "any-level robust", "seconds a step"]
+    table(f"Ablations, seed 0: {size(some)}", head, lines)
+
+
+def strongest() -> None:
+    """AutoAttack at the leaves, and aa-2 at every level, with the number of images."""
+    if some := found("autoattack"):
+        lines = []
+        for row, (report,) in some.items():
+            (leaf,) = rows_of(report, "autoattack", 0)
+            low, high = (100 * bound for bound in leaf["robust_ci95"])
+            lines.append([row, f"{100 * leaf['clean']:.1f}", f"{100 * leaf['robust']:.1f} ({low:.1f} to {high:.1f})"])
+        table(f"AutoAttack at the leaves, fp32, seed 0: {size(some)}", ["clean", "robust"], lines)
+    if some := found("aa-2"):
+        lines = [[row, cell([clean(report)]), cell([direct(report, "aa-2")])] for row, (report,) in some.items()]
+        table(f"aa-2 at every level, seed 0: {size(some)}", [f"clean {LEVELS}", f"robust {LEVELS}"], lines)
+
+
+def precision() -> None:
+    """The same runs and images with attack gradients in fp32 and in bf16."""
+    lines = []
+    for name in HEADLINE:
+        for label, part in (("fp32", "fp32"), ("bf16", "seen")):
+            lines += [[name, label, cell([direct(report, "pgd")])] for report in reports([name], part)]
+    if lines:
+        table("PGD-20, gradients in fp32 and in bf16 (verdicts always in fp32)", ["", f"robust {LEVELS}"], lines)
+
+
+def matrices() -> None:
+    """robust[m][l]: attacked at m, scored at l."""
+    if some := found("matrix"):
+        names = [("leaf-pgd", 0), *(("superclass-pgd", level) for level in range(1, 4))]
+        lines = [[row, *(cell([[r["robust"] for r in rows_of(report, *name)]]) for name in names)]
+                 for row, (report,) in some.items()]  # fmt: skip
+        table(
+            f"Attacked at a level, scored at levels {LEVELS}, seed 0: {size(some)}",
+            [f"attacked at {level}" for level in range(4)],
+            lines,
+        )
+
+
+def curves() -> None:
+    """Robust accuracy at the level attacked for each ε."""
+    lines = [
+        [name, eps, cell([direct(report, "pgd", eps)])]
+        for name in CURVES
+        for report in reports([name], "curve")
+        for eps in ("2/255", "4/255")
+    ]
+    if lines:
+        table("Larger ε, PGD-20, 300 images, seed 0", ["ε", f"robust {LEVELS}"], lines)
+
+
+# -- figures -------------------------------------------------------------------------------------------------------
+
+
+def save(figure: Figure, name: str) -> None:
+    """Neither date nor random ids: the same figures give the same file."""
+    FigureCanvasAgg(figure)
+    with matplotlib.rc_context({"svg.hashsalt": "hrzs"}):
+        figure.savefig(IMAGES / name, format="svg", metadata={"Date": None})
+
+
+def draw_collapse() -> None:
+    """The paper's Figure 1: accuracy of each level when clean, under attack at the leaves, and at the level itself."""
+    if not (some := found("matrix")):
+        return
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    panels = figure.subplots(2, math.ceil(len(some) / 2), sharex=True, sharey=True, squeeze=False).flat
+    for axes, (row, (report,)) in zip(panels, some.items(), strict=False):
+        axes.plot([100 * v for v in clean(report)], "o-", color="tab:grey", label="clean")
+        transfer = [100 * r["robust"] for r in rows_of(report, "leaf-pgd", 0)]
+        axes.plot(transfer, "s--", color="tab:blue", label="leaves attacked")
+        axes.plot([100 * v for v in direct(report, "pgd")], "v:", color="tab:red", label="this level attacked")
+        axes.set(title=row, ylim=(0, 100), xticks=range(4))
+        axes.grid(alpha=0.3)
+    figure.supxlabel("level scored (0: leaves)")
+    figure.supylabel("accuracy in %")
+    next(iter(figure.axes)).legend(fontsize="small")
+    save(figure, "collapse.svg")
+
+
+def draw_tradeoff() -> None:
+    """Clean accuracy at the leaves against robust accuracy, there and at any level, with the spread of seeds."""
+    parts = {part: some for part in ("seen", "unseen") if (some := found(part))}
+    if not parts:
+        return
+    figure = Figure(figsize=(10, 3.6 * len(parts)), layout="constrained")
+    panels = figure.subplots(len(parts), 2, squeeze=False)
+    for line, (part, some) in zip(panels, parts.items(), strict=True):
+        for axes, what in zip(line, ("PGD-20, leaves", "any-level robust"), strict=True):
+            for i, (row, seeds) in enumerate(some.items()):
+                x, y = ([100 * right(r, kind).mean().item() for r in seeds] for kind in ("clean, leaves", what))
+                spread = [stdev(v) if len(v) > 1 else 0.0 for v in (x, y)]
+                axes.errorbar(mean(x), mean(y), spread[1], spread[0], "osvD^P*X"[i % 8], label=row, capsize=2)
+            axes.set(xlabel=f"clean accuracy at the leaves, {part} classes", ylabel=what)
+            axes.grid(alpha=0.3)
+    panels[0][0].legend(fontsize="small")
+    save(figure, "tradeoff.svg")
+
+
+def draw_curves() -> None:
+    """Leaf-robust accuracy over ε."""
+    some = {name: (reports([name], "seen"), reports([name], "curve")) for name in CURVES}
+    some = {name: pair for name, pair in some.items() if all(pair)}
+    if not some:
+        return
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    for axes, level in zip(figure.subplots(1, 2), (0, 1), strict=True):
+        for name, ((small,), (large,)) in some.items():
+            robust = [clean(small)[level], direct(small, "pgd")[level]]
+            robust += [direct(large, "pgd", eps)[level] for eps in ("2/255", "4/255")]
+            axes.plot([0, 1, 2, 4], [100 * v for v in robust], "o-", label=name)
+        axes.set(xlabel="ε × 255", ylabel=f"accuracy at level {level} in %", xticks=[0, 1, 2, 4], ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    save(figure, "curves.svg")
+
+
+if __name__ == "__main__":
+    accuracies("seen", "Seen classes")
+    claim("seen", "Seen classes")
+    accuracies("unseen", "Unseen classes, zero-shot")
+    claim("unseen", "Unseen classes, zero-shot")
+    strongest()
+    matrices()
+    curves()
+    ablations()
+    precision()
+    tuning()
+    tuning(RESULTS / "fp32")
+    draw_collapse()
+    draw_tradeoff()
+    draw_curves()
