@@ -73,6 +73,7 @@ def finetune(
     learn_curvature: Annotated[bool, typer.Option("--learn-curvature", rich_help_panel=METHOD)] = False,
     lambda_vic: Annotated[float | None, typer.Option("--lambda-vic", help="λ1: weight of the neighbourhood term.", rich_help_panel=METHOD)] = None,
     lambda_gap: Annotated[float | None, typer.Option("--lambda-gap", help="λ2: weight of the norm-order terms.", rich_help_panel=METHOD)] = None,
+    lambda_anchor: Annotated[float | None, typer.Option("--lambda-anchor", help="Weight of the distance from the original's features on clean images, as a share of their square (not in the paper).", rich_help_panel=METHOD)] = None,
     zeta_vic: Annotated[float | None, typer.Option("--zeta-vic", help="Distance to the leaf's text that costs nothing.", rich_help_panel=METHOD)] = None,
     zeta_gap: Annotated[float | None, typer.Option("--zeta-gap", help="Norm gap wanted between parent and child.", rich_help_panel=METHOD)] = None,
     eps_text: Annotated[float | None, typer.Option("--eps-text", help="Radius of the text perturbation, relative to the mean norm.", rich_help_panel=ADVERSARY)] = None,

@@ -88,6 +88,7 @@ class TrainOptions:
     learn_curvature: bool = False
     lambda_vic: float = 0.0
     lambda_gap: float = 0.0
+    lambda_anchor: float = 0.0
     zeta_vic: float = 1.0
     zeta_gap: float = 0.01
     eps_text: float = 2e-4
@@ -134,8 +135,8 @@ class TrainOptions:
         if self.beta is not None and self.beta <= 0:
             raise UsageError(f"--beta {self.beta}: must be more than 0")
         for name in (
-            "weight_decay", "warmup", "lambda_vic", "lambda_gap", "zeta_vic", "zeta_gap", "eps_text", "validate_every",
-            "clip_grad",
+            "weight_decay", "warmup", "lambda_vic", "lambda_gap", "lambda_anchor", "zeta_vic", "zeta_gap", "eps_text",
+            "validate_every", "clip_grad",
             "pmg_original", "pmg_clean", "tga_refinement", "tga_constraint", "trades_beta",
         ):  # fmt: skip
             if not getattr(self, name) >= 0:

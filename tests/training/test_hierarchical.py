@@ -73,6 +73,28 @@ def test_a_forests_loss_is_the_sum_over_its_trees(
     assert forest == pytest.approx(sum(alone), rel=1e-5)
 
 
+def test_the_anchor_is_the_distance_from_the_original(
+    make_model: MakeModel, shapes_tree: Tree, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its formula, in float64; on clean images it is nothing until the model has moved."""
+    monkeypatch.setattr(
+        "hrzs.training.methods.hierarchical.perturb_universally",
+        lambda model, loss, images, text, seeds, **_: (images, torch.zeros_like(text)),  # noqa: ARG005
+    )
+    methods = [start(make_model(), [shapes_tree], batch, beta=5.0, lambda_anchor=weight) for weight in (0.0, 7.0)]
+    assert total(methods[1], batch) == pytest.approx(total(methods[0], batch), rel=1e-6)
+    images = batch.images
+    with torch.no_grad():
+        before = methods[0].model.encode_image(images).double()
+        for method in methods:
+            for parameter in method.model.clip.visual.parameters():  # type: ignore[union-attr]
+                parameter.mul_(1.02)
+        after = methods[0].model.encode_image(images).double()
+    expected = 7.0 * ((after - before) ** 2).sum().item() / (before**2).sum().item()
+    assert expected > 1e-3
+    assert total(methods[1], batch) - total(methods[0], batch) == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_the_image_encoder_runs_as_often_for_any_number_of_trees(
     make_model: MakeModel, shapes_tree: Tree, other_tree: Tree, batch: Batch, count: int,

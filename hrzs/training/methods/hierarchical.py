@@ -19,7 +19,9 @@ from hrzs.models.heads import CosineHead, HyperbolicHead
 from hrzs.models.text import TextBank
 from hrzs.training.alignment import ClassMeans, LevelAlignment, norm_gap, text_edges, vicinity
 from hrzs.training.methods.base import Loss, Method
+from hrzs.training.methods.fare import squared_distance
 from hrzs.training.options import LEVEL_WEIGHTS, TrainOptions, parse_level_weights
+from hrzs.training.original import Original
 from hrzs.training.perturbation import perturb_universally
 
 logger = logging.getLogger(__name__)
@@ -70,11 +72,14 @@ class _Aligned:
 class Hierarchical(Method):
     """Alignment at every level in the Poincaré ball, against one universal perturbation of images and texts.
 
-    ``L = L' + λ_vic L_vic + λ_gap (L_gap^Label + L_gap^Intra)``, summed over the trees. ``--image-levels`` says what
-    stands for a superclass's image: every image itself (``per-image``), the hyperbolic class means of the batch
-    (``hypavg``, the paper's), or the mean of both losses (``mixed``). ``--perturbation`` says what the adversary
-    maximises: ``L'`` over all levels at once (``universal``), its leaf term alone (``leaf``), or each level's term by
-    a perturbation of its own, on which that level is then trained (``per-level``; section 3).
+    ``L = L' + λ_vic L_vic + λ_gap (L_gap^Label + L_gap^Intra)``, summed over the trees. ``λ_anchor`` adds the distance
+    of attacked images' features from the original's on clean ones, as a share of the latter's square: FARE's loss,
+    which the paper does not have.
+
+    ``--image-levels`` says what stands for a superclass's image: every image itself (``per-image``), the hyperbolic
+    class means of the batch (``hypavg``, the paper's), or the mean of both losses (``mixed``). ``--perturbation`` says
+    what the adversary maximises: ``L'`` over all levels at once (``universal``), its leaf term alone (``leaf``), or
+    each level's term by a perturbation of its own, on which that level is then trained (``per-level``; section 3).
     """
 
     name = "hierarchical"
@@ -82,7 +87,7 @@ class Hierarchical(Method):
     default_tune = "image+projection"
     reads = frozenset({
         "perturbation", "geometry", "level_weights", "image_levels", "hnsa", "no_hnsa", "radius", "radius_text", "beta",
-        "curvature", "learn_curvature", "lambda_vic", "lambda_gap", "zeta_vic", "zeta_gap", "eps_text",
+        "curvature", "learn_curvature", "lambda_vic", "lambda_gap", "lambda_anchor", "zeta_vic", "zeta_gap", "eps_text",
     })  # fmt: skip
 
     def __init__(self, model: ClipModel, tree: Tree, options: TrainOptions, more_trees: Sequence[Tree] = ()) -> None:
@@ -92,6 +97,7 @@ class Hierarchical(Method):
         levels = max(t.tree.top for t in self.forest)
         if options.level_weights not in LEVEL_WEIGHTS and len(parse_level_weights(options.level_weights)) > levels:
             raise UsageError(f"--level-weights {options.level_weights!r}: more than the {levels} levels below the root")
+        self.original = Original(model) if options.lambda_anchor > 0 else None
         # What each pass attacks, and what it then trains on.
         self.passes: list[tuple[Levels, Levels]] = [(None, None)]
         if options.perturbation == "leaf":
@@ -108,7 +114,8 @@ class Hierarchical(Method):
 
     @classmethod
     def encodings(cls, options: TrainOptions, levels: int) -> float:
-        return super().encodings(options, levels) * (levels if options.perturbation == "per-level" else 1)
+        passes = levels if options.perturbation == "per-level" else 1
+        return super().encodings(options, levels) * passes + (options.lambda_anchor > 0) / 3
 
     def adopt(self, head: HyperbolicHead) -> None:
         head.requires_grad_(True)
@@ -185,12 +192,17 @@ class Hierarchical(Method):
                 self.model, adversary, images, text, further_seeds(seeds, i),
                 eps=o.eps, step_size=o.step_size, steps=o.steps, eps_text=o.eps_text,
             )  # fmt: skip
-            points = head.embed_image(self.model.encode_image(perturbed))
+            features = self.model.encode_image(perturbed)
+            points = head.embed_image(features)
             prepared = torch.split(head.prepare(text + delta), self.sizes)
             means = self._means(points, labels, averaged or (i == 0 and o.lambda_gap > 0))
             alignment = alignment + self._align(points, prepared, labels, trained, means)
             if i == 0:  # embeddings are placed at their depth once, on what was made against the leaves or against all
                 placing, log = self._placing(points, prepared, labels, means)
+                if self.original is not None:
+                    target = self.original.encode_image(images)
+                    anchor = squared_distance(features, target) / squared_distance(target, torch.zeros_like(target))
+                    placing, log["anchor"] = placing + o.lambda_anchor * anchor, anchor.detach()
         log["alignment"] = alignment.detach()
         return Loss(alignment + placing, log)
 
