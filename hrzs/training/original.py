@@ -29,3 +29,24 @@ class Original:
             features = self.visual(self.model.preprocess(images))
         features = features[0] if isinstance(features, tuple) else features  # CoCa's, with its tokens
         return cast(Tensor, features).float()
+
+
+class Anchor:
+    """``λ ‖f(x̂) - f_orig(x)‖² / ‖f_orig(x)‖²``, means over the batch: FARE's loss as a term beside another.
+
+    A share, so that λ means the same for models whose features differ in length. With λ = 0 it costs nothing.
+    """
+
+    def __init__(self, model: ClipModel, weight: float) -> None:
+        self.weight = weight
+        self.original = Original(model) if weight > 0 else None
+
+    def __call__(
+        self, features: Float[Tensor, "B D"], images: Float[Tensor, "B 3 H W"]
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """The term for features of attacked ``images``, which are given clean; and the share, for the log."""
+        if self.original is None:
+            return features.new_zeros(()), {}
+        target = self.original.encode_image(images)
+        share = (features - target).square().sum() / target.square().sum()
+        return self.weight * share, {"anchor": share.detach()}

@@ -73,26 +73,34 @@ def test_a_forests_loss_is_the_sum_over_its_trees(
     assert forest == pytest.approx(sum(alone), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["hierarchical", "tecoa"])
 def test_the_anchor_is_the_distance_from_the_original(
-    make_model: MakeModel, shapes_tree: Tree, batch: Batch, monkeypatch: pytest.MonkeyPatch
+    name: str, make_model: MakeModel, shapes_tree: Tree, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its formula, in float64; on clean images it is nothing until the model has moved."""
+    """By its formula, in float64; on images that are not attacked it is nothing until the model has moved."""
     monkeypatch.setattr(
         "hrzs.training.methods.hierarchical.perturb_universally",
         lambda model, loss, images, text, seeds, **_: (images, torch.zeros_like(text)),  # noqa: ARG005
     )
-    methods = [start(make_model(), [shapes_tree], batch, beta=5.0, lambda_anchor=weight) for weight in (0.0, 7.0)]
-    assert total(methods[1], batch) == pytest.approx(total(methods[0], batch), rel=1e-6)
+    monkeypatch.setattr(
+        "hrzs.training.methods.cross_entropy.perturb_images",
+        lambda model, loss, images, seeds, **_: images,  # noqa: ARG005
+    )
+    settings = [replace(OPTIONS, beta=5.0, lambda_anchor=weight) for weight in (0.0, 7.0)]
+    free, anchored = (method_class(name)(make_model(), shapes_tree, o) for o in settings)
+    for method in (free, anchored):
+        method.begin(batch.images)
+    assert total(anchored, batch) == pytest.approx(total(free, batch), rel=1e-6)
     images = batch.images
     with torch.no_grad():
-        before = methods[0].model.encode_image(images).double()
-        for method in methods:
+        before = free.model.encode_image(images).double()
+        for method in (free, anchored):
             for parameter in method.model.clip.visual.parameters():  # type: ignore[union-attr]
                 parameter.mul_(1.02)
-        after = methods[0].model.encode_image(images).double()
+        after = free.model.encode_image(images).double()
     expected = 7.0 * ((after - before) ** 2).sum().item() / (before**2).sum().item()
     assert expected > 1e-3
-    assert total(methods[1], batch) - total(methods[0], batch) == pytest.approx(expected, rel=1e-3)
+    assert total(anchored, batch) - total(free, batch) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

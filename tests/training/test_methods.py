@@ -29,6 +29,7 @@ CASES = {
     "hierarchical-all-terms": TrainOptions(hnsa="both", lambda_vic=1.0, lambda_gap=1.0),
     "hierarchical-hypavg-all-terms": TrainOptions(image_levels="hypavg", hnsa="both", lambda_vic=1.0, lambda_gap=1.0),
     "hierarchical-anchor": TrainOptions(lambda_anchor=1.0),
+    "tecoa-anchor": TrainOptions(method="tecoa", lambda_anchor=1.0),
     "clean-every-level": TrainOptions(method="clean", every_level=True),
     "tecoa-every-level": TrainOptions(method="tecoa", every_level=True),
     "pmg-aft-paper": TrainOptions(method="pmg-aft", pmg_direction="adversarial-first", pmg_reduction="mean"),

@@ -14,6 +14,7 @@ from hrzs.models.text import TextBank
 from hrzs.training.alignment import LevelAlignment
 from hrzs.training.methods.base import Loss, Method
 from hrzs.training.options import TrainOptions
+from hrzs.training.original import Anchor
 from hrzs.training.perturbation import perturb_images
 
 
@@ -85,15 +86,28 @@ class Clean(Method):
 class TeCoA(Clean):
     """Text-guided contrastive adversarial training (Mao et al., ICLR 2023): cross-entropy on PGD examples.
 
-    Text frozen, logits are cosines times the model's own ``logit_scale``.
+    Text frozen, logits are cosines times the model's own ``logit_scale``. ``λ_anchor`` adds FARE's loss to it, which
+    the paper does not have.
     """
 
     name = "tecoa"
     description = "cross-entropy at the leaves on PGD examples, text frozen (Mao et al., ICLR 2023)"
+    reads = Clean.reads | {"lambda_anchor"}
+
+    def __init__(self, model: ClipModel, tree: Tree, options: TrainOptions, more_trees: Sequence[Tree] = ()) -> None:
+        super().__init__(model, tree, options, more_trees)
+        self.anchor = Anchor(model, options.lambda_anchor)
 
     @classmethod
     def encodings(cls, options: TrainOptions, levels: int) -> float:  # noqa: ARG003
-        return 1.0 + options.steps
+        return 1.0 + options.steps + (options.lambda_anchor > 0) / 3
+
+    def loss(self, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
+        prepared = self.texts()
+        features = self.model.encode_image(self.adversary(images, labels, prepared.detach(), seeds))
+        ce = self.cross_entropy(features, prepared, labels)
+        anchor, share = self.anchor(features, images)
+        return Loss(ce + anchor, {"ce": ce.detach(), **share})
 
     def adversary(
         self,

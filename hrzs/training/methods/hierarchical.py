@@ -19,9 +19,8 @@ from hrzs.models.heads import CosineHead, HyperbolicHead
 from hrzs.models.text import TextBank
 from hrzs.training.alignment import ClassMeans, LevelAlignment, norm_gap, text_edges, vicinity
 from hrzs.training.methods.base import Loss, Method
-from hrzs.training.methods.fare import squared_distance
 from hrzs.training.options import LEVEL_WEIGHTS, TrainOptions, parse_level_weights
-from hrzs.training.original import Original
+from hrzs.training.original import Anchor
 from hrzs.training.perturbation import perturb_universally
 
 logger = logging.getLogger(__name__)
@@ -97,7 +96,7 @@ class Hierarchical(Method):
         levels = max(t.tree.top for t in self.forest)
         if options.level_weights not in LEVEL_WEIGHTS and len(parse_level_weights(options.level_weights)) > levels:
             raise UsageError(f"--level-weights {options.level_weights!r}: more than the {levels} levels below the root")
-        self.original = Original(model) if options.lambda_anchor > 0 else None
+        self.anchor = Anchor(model, options.lambda_anchor)
         # What each pass attacks, and what it then trains on.
         self.passes: list[tuple[Levels, Levels]] = [(None, None)]
         if options.perturbation == "leaf":
@@ -199,10 +198,8 @@ class Hierarchical(Method):
             alignment = alignment + self._align(points, prepared, labels, trained, means)
             if i == 0:  # embeddings are placed at their depth once, on what was made against the leaves or against all
                 placing, log = self._placing(points, prepared, labels, means)
-                if self.original is not None:
-                    target = self.original.encode_image(images)
-                    anchor = squared_distance(features, target) / squared_distance(target, torch.zeros_like(target))
-                    placing, log["anchor"] = placing + o.lambda_anchor * anchor, anchor.detach()
+                anchor, share = self.anchor(features, images)
+                placing, log = placing + anchor, log | share
         log["alignment"] = alignment.detach()
         return Loss(alignment + placing, log)
 

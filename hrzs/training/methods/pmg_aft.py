@@ -12,7 +12,7 @@ from torch import Tensor
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
 from hrzs.training.methods.base import Loss
-from hrzs.training.methods.cross_entropy import TeCoA, kl_divergence
+from hrzs.training.methods.cross_entropy import Clean, TeCoA, kl_divergence
 from hrzs.training.options import TrainOptions
 from hrzs.training.original import Original
 
@@ -26,7 +26,7 @@ class PMGAFT(TeCoA):
     """
 
     name = "pmg-aft"
-    reads = TeCoA.reads | {"pmg_original", "pmg_clean", "pmg_direction", "pmg_reduction"}
+    reads = Clean.reads | {"pmg_original", "pmg_clean", "pmg_direction", "pmg_reduction"}
     description = "TeCoA + divergences from the original's and from the clean prediction (Wang et al., CVPR 2024)"
 
     def __init__(self, model: ClipModel, tree: Tree, options: TrainOptions, more_trees: Sequence[Tree] = ()) -> None:

@@ -15,7 +15,7 @@ from hrzs.errors import UsageError
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
 from hrzs.training.methods.base import Loss
-from hrzs.training.methods.cross_entropy import TeCoA
+from hrzs.training.methods.cross_entropy import Clean, TeCoA
 from hrzs.training.options import TrainOptions
 from hrzs.training.original import Original
 
@@ -31,7 +31,7 @@ class TGAZSR(TeCoA):
     """
 
     name = "tga-zsr"
-    reads = TeCoA.reads | {"tga_refinement", "tga_constraint"}
+    reads = Clean.reads | {"tga_refinement", "tga_constraint"}
     description = "TeCoA + text-guided attention maps held to the original's (Yu et al., NeurIPS 2024); ViTs only"
 
     def __init__(self, model: ClipModel, tree: Tree, options: TrainOptions, more_trees: Sequence[Tree] = ()) -> None:
