@@ -37,7 +37,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "pmg-aft": ("--method", "pmg-aft"),
     "fare": ("--method", "fare"),
     "clean": ("--method", "clean"),
-    "hierarchical-anchor": ("--method", "hierarchical", "--lambda-anchor", "30"),
+    "hierarchical-anchor": ("--method", "hierarchical", "--lambda-anchor", "100"),
     "hierarchical-3-trees": ("--method", "hierarchical", "--tree", "{tree2}", "--tree", "{tree3}"),
 }
 #: Each differs from `hierarchical` (alignment alone: no vicinity, no gap, no HNSA) in what is named; one seed.
