@@ -59,6 +59,8 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
 HEADLINE = ("untouched", "tecoa-s0", "hierarchical-s0")
 #: Measured at larger ε, and with canaries.
 CURVES = (*HEADLINE, "tecoa-every-level-s0")
+#: About what each evaluation takes, in seconds of one core.
+SECONDS = {"seen": 120, "unseen": 80, "fp32": 80, "curve": 60, "matrix": 70, "autoattack": 300, "aa-2": 300}
 #: What takes longest, and so a stage of its own.
 SLOW = ("autoattack", "aa-2")
 
@@ -69,7 +71,7 @@ class Job:
 
     name: str
     done: Path
-    seconds: int  # a guess, for the plan: measured on two cores
+    seconds: int  # a guess, for the plan: of one core with fast bf16, the other as busy
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ def work(place: Place | None, stages: Sequence[str], rows: Sequence[str]) -> lis
         trained = kept or name
         if place is None:
             if not training(trained).exists():
-                left.append(Job(trained, training(trained), STEPS * (13 if "per-level" in options else 4) // 2 + 60))
+                left.append(Job(trained, training(trained), STEPS * (7 if "per-level" in options else 2) + 20))
         elif not training(trained).exists() or (todo and not (place.work / trained / "model.safetensors").exists()):
             train(place, trained, options, rate, seed)
         look(name, None if place is None else place.work / trained, todo)
@@ -242,7 +244,7 @@ def work(place: Place | None, stages: Sequence[str], rows: Sequence[str]) -> lis
     def look(name: str, folder: Path | None, todo: Sequence[str]) -> None:
         if place is not None and todo:
             evaluate(place, name, folder, todo)
-        left.extend(Job(f"{name} {part}", evaluation(name, part), 240) for part in todo if place is None)
+        left.extend(Job(f"{name} {part}", evaluation(name, part), SECONDS[part]) for part in todo if place is None)
 
     methods = {method: options for method, options in METHODS.items() if method in rows}
     for method, options in methods.items() if "tune" in stages else ():

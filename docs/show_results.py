@@ -18,7 +18,6 @@ from make_results import (
     METHODS,
     RESULTS,
     SEEDS,
-    best_rate,
     evaluation,
     read,
     training,
