@@ -43,9 +43,15 @@ _NAME_LEAVES, _MOST_NAMES = 60, 300
 _NO_LOSS = {"step", "loss", "lr", "grad_norm", "seconds", "cap_share", "scale_image", "scale_text", "beta", "curvature"}
 _NAMES = {
     "alignment": "alignment over the levels", "ce": "cross-entropy", "vic": "image to its leaf’s text",
+    "anchor": "image to the original’s features",
     "gap_label": "norm gap, texts", "gap_intra": "norm gap, image means", "loss": "total", "lr": "learning rate",
     "grad_norm": "gradient norm", "scale_image": "images", "scale_text": "texts", "beta": "β", "curvature": "r",
 }  # fmt: skip
+#: Parts of the loss with a chart of their own: its title, and what it shows.
+_APART = {
+    "vic": ("Near the leaf", "Distance of images to the text of their leaf, beyond the margin, by step"),
+    "anchor": ("Near the original", "Distance from the original's features, squared, as a share of them, by step"),
+}
 
 Row: TypeAlias = Mapping[str, Any]
 _ByLevel: TypeAlias = Sequence[tuple[int, Sequence[tuple[float, float]]]]
@@ -370,15 +376,15 @@ def _loss(run: _Run) -> list[Markup]:
     keys = dict.fromkeys(key for row in run.rows for key, value in row.items() if math.isfinite(_number(value)))
     parts = [key for key in keys if key not in _NO_LOSS and not key.startswith("radius")]
     gaps = [key for key in parts if key.startswith("gap_")]
-    main = [key for key in parts if key not in gaps and key != "vic"]
+    main = [key for key in parts if key not in gaps and key not in _APART]
     cards = []
     if total := _smoothed(run, "loss"):
         # The parts are drawn over the total, which they may equal: dashes let it show.
         over = [curve for i, key in enumerate(main, 1) for curve in _smoothed(run, key, i)[-1:]]
         cards.append(_card("Total", line_chart("The loss and its main parts by step", [*total, *over])))
-    if "vic" in parts:
-        about = "Distance of images to the text of their leaf, beyond the margin, by step"
-        cards.append(_card("Near the leaf", line_chart(about, _smoothed(run, "vic"))))
+    for key, (title, about) in _APART.items():
+        if key in parts:
+            cards.append(_card(title, line_chart(about, _smoothed(run, key))))
     if gaps:
         gap = [curve for i, key in enumerate(gaps) for curve in _smoothed(run, key, i)]
         cards.append(_card("Parents nearer the centre", line_chart("Norm gaps short of the margin by step", gap)))
