@@ -247,6 +247,13 @@ def test_validation(write: Callable[..., Page], tmp_path: Path) -> None:
     assert "30.0 % [21.9, 39.6]" in page.text
 
 
+def test_the_anchor_has_its_own_chart(write: Callable[..., Page]) -> None:
+    """It is a share of one beside a loss of ten, where its curve would lie on the axis."""
+    about = "Distance from the original's features"
+    assert [c for c in write(rows(5, anchor=0.125)).charts() if c.startswith(about)]
+    assert not [c for c in write(rows(5)).charts() if c.startswith(about)]
+
+
 def test_the_boundary_is_warned_of(write: Callable[..., Page]) -> None:
     assert "masked" not in write(rows(4, cap_share=0.01)).text
     log = rows(4)
