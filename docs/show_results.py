@@ -279,7 +279,7 @@ def draw_tradeoff() -> None:
                 x, y = ([100 * right(r, kind).mean().item() for r in seeds] for kind in ("clean, leaves", what))
                 spread = [stdev(v) if len(v) > 1 else 0.0 for v in (x, y)]
                 axes.errorbar(mean(x), mean(y), spread[1], spread[0], "osvD^P*X"[i % 8], label=row, capsize=2)
-            axes.set(xlabel=f"clean accuracy at the leaves, {part} classes", ylabel=what)
+            axes.set(xlabel=f"clean accuracy at the leaves in %, {part} classes", ylabel=f"{what}, in %")
             axes.grid(alpha=0.3)
     panels[0][0].legend(fontsize="small")
     save(figure, "tradeoff.svg")
