@@ -147,9 +147,9 @@ def train(place: Place, name: str, options: Sequence[str], rate: str, seed: int)
     training(name).write_text(json.dumps(summary, indent=1) + "\n")
 
 
-def looked(method: str, rate: str) -> dict[str, Any]:
+def looked(method: str, rate: str, folder: Path = RESULTS) -> dict[str, Any]:
     """What the images for tuning say of a run: `hrzs.training.validation.Validation`, and its ``criterion``."""
-    found: dict[str, Any] = read(training(f"tune-{method}-{rate}"))["last"]["validation"]
+    found: dict[str, Any] = read(folder / training(f"tune-{method}-{rate}").name)["last"]["validation"]
     return found
 
 
@@ -216,11 +216,16 @@ def evaluate(place: Place, name: str, folder: Path | None, todo: Sequence[str]) 
             "--tree", str(place.tree(1)), "--skip", str(SKIP[classes]), "--limit", str(limit), "--scoring", "prompt",
             *options, "--threads", str(place.threads), "--json", str(aside), "--resume",
         )  # fmt: skip
-        report = read(aside)
-        report["config"] = {
-            k: v for k, v in report["config"].items() if k not in ("model", "pretrained", "data", "tree")
-        }
-        file.write_text(json.dumps(report) + "\n")
+        file.write_text(json.dumps(without_folders(read(aside))) + "\n")
+
+
+def without_folders(value: Any) -> Any:
+    """Files by their names alone: where they lay on a machine is no result."""
+    if isinstance(value, dict):
+        return {key: without_folders(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [without_folders(v) for v in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 # -- the plan --------------------------------------------------------------------------------------------------------

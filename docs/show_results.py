@@ -19,6 +19,7 @@ from make_results import (
     RESULTS,
     SEEDS,
     evaluation,
+    looked,
     read,
     training,
 )
@@ -98,11 +99,8 @@ def tuning(folder: Path = RESULTS) -> None:
     """Each method at each rate that was tried, on the images for tuning."""
     lines = []
     for method in METHODS:
-        looks = {
-            rate: (read(path)["validation"] if "validation" in read(path) else read(path)["last"]["validation"])
-            for rate in BEYOND
-            if (path := folder / training(f"tune-{method}-{rate}").name).exists()
-        }
+        tried = [rate for rate in BEYOND if (folder / training(f"tune-{method}-{rate}").name).exists()]
+        looks = {rate: looked(method, rate, folder) for rate in tried}
         best = max(looks, key=lambda rate: looks[rate]["criterion"], default=None)
         for rate, look in looks.items():
             figures = [cell([look["clean"]]), cell([look["robust"]]), cell([[look["any_level"]]]),

@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from hrzs.models.clip import ClipModel
 
 
+def squared_distance(features: Float[Tensor, "B D"], target: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+    """``‖f - f'‖²``: summed over the dimensions, the mean over the batch."""
+    return (features - target).square().sum(dim=1).mean()
+
+
 class Original:
     """A frozen copy of ``model``'s image encoder; no module of the model, so no checkpoint has it.
 
@@ -48,5 +53,5 @@ class Anchor:
         if self.original is None:
             return features.new_zeros(()), {}
         target = self.original.encode_image(images)
-        share = (features - target).square().sum() / target.square().sum()
+        share = squared_distance(features, target) / target.square().sum(dim=1).mean()
         return self.weight * share, {"anchor": share.detach()}

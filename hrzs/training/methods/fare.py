@@ -13,13 +13,8 @@ from hrzs.models.clip import ClipModel
 from hrzs.models.heads import HyperbolicHead
 from hrzs.training.methods.base import Loss, Method
 from hrzs.training.options import TrainOptions
-from hrzs.training.original import Original
+from hrzs.training.original import Original, squared_distance
 from hrzs.training.perturbation import perturb_images
-
-
-def squared_distance(features: Float[Tensor, "B D"], target: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
-    """``‖f - f'‖²``: summed over the dimensions, the mean over the batch."""
-    return (features - target).square().sum(dim=1).mean()
 
 
 class Fare(Method):

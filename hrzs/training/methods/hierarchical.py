@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 #: β starts at this share of what would give the hyperbolic logits the spread of the model's own. Features move outwards
-#: during training, which sharpens the logits by itself; half was better than all of it (docs/results.md).
+#: during training, which sharpens the logits by itself; half was better than all of it (docs/experiments.md).
 SPREAD = 0.5
 
 
