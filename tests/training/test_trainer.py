@@ -101,6 +101,26 @@ def test_run_folder(make_trainer: MakeTrainer, shapes_tree: Tree) -> None:
     assert_same(load_model(str(trainer.folder)), trainer.model)
 
 
+def test_a_run_killed_before_its_page_makes_up_for_it(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    trainer.run()
+    page, logged = trainer.folder / "report.html", metrics(trainer.folder)
+    page.unlink()
+    assert not is_finished(trainer.folder)
+    resumed = make_trainer()
+    assert resumed.resume()
+    resumed.run()
+    assert page.is_file()
+    assert is_finished(trainer.folder)
+    assert metrics(trainer.folder) == logged
+    assert_same(load_model(str(trainer.folder)), trainer.model)
+    # Weights that stand alone are given away as they are: nothing is trained over them.
+    page.unlink()
+    checkpoint(trainer.folder).unlink()
+    (trainer.folder / "checkpoint").rmdir()
+    assert is_finished(trainer.folder)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("k", [1, 4, STEPS])
 def test_resumed_ends_with_the_same_bits(make_trainer: MakeTrainer, method: str, k: int) -> None:
