@@ -37,8 +37,14 @@ OURS, ANCHORED = "hierarchical", "hierarchical-anchor"
 
 
 def reports(names: Iterable[str], part: str) -> list[Report]:
-    """What there is of these runs, as `hrzs eval --json` wrote it."""
-    return [read(evaluation(name, part)) for name in names if evaluation(name, part).exists()]
+    """What there is of these runs, as `hrzs eval --json` wrote it; the margin loss may have a file of its own."""
+    some = []
+    for name in names:
+        if evaluation(name, part).exists():
+            some.append(read(evaluation(name, part)))
+            if (margin := evaluation(name, f"{part}-margin")).exists():
+                some[-1]["results"] += [row for row in read(margin)["results"] if row["attack"] == "cw"]
+    return some
 
 
 def found(part: str) -> dict[str, list[Report]]:
@@ -129,17 +135,19 @@ def figures(seeds: Sequence[Report]) -> list[str]:
     ]
 
 
-def right(report: Report, what: str) -> torch.Tensor:
-    """Which images are right, in the order of their ids: float64, shape (n,)."""
-    n = report["config"]["tasks"][0]["n"]
-    if what == "any-level robust":
-        return from_bits(report["summary"]["levels"][0]["any_level_right"], n).double()
-    rows = {
-        "clean, leaves": rows_of(report, "none", None),
-        "PGD-20, leaves": direct_rows(report, "pgd"),
-        "margin PGD-20, leaves": direct_rows(report, "cw"),
-    }
-    return from_bits(rows[what][0]["right"], n).double()
+def right(seeds: Sequence[Report], what: str) -> torch.Tensor:
+    """Which images are right in each report that has this, in the order of their ids: float64, shape (reports, n)."""
+    found = []
+    for report in seeds:
+        n, summary = report["config"]["tasks"][0]["n"], report["summary"]["levels"][0]
+        rows = {
+            "clean, leaves": rows_of(report, "none", None),
+            "PGD-20, leaves": direct_rows(report, "pgd"),
+            "margin PGD-20, leaves": direct_rows(report, "cw"),
+            "any-level robust": [{"right": summary["any_level_right"]}],
+        }
+        found += [from_bits(row["right"], n) for row in rows[what][:1]]
+    return torch.stack(found).double()
 
 
 def claim(part: str, title: str, ours: str) -> None:
@@ -154,10 +162,7 @@ def claim(part: str, title: str, ours: str) -> None:
             continue
         line = [row]
         for what in head:
-            first = slice(1) if "margin" in what else slice(None)  # the margin loss was run for one seed
-            mine, theirs = (
-                torch.stack([right(r, what) for r in group[first]]).mean(0) for group in (some[ours], seeds)
-            )
+            mine, theirs = (right(group, what).mean(0) for group in (some[ours], seeds))
             differences = 100 * (mine - theirs)
             half = 1.96 * differences.std().item() / math.sqrt(len(differences))
             middle = differences.mean().item()
@@ -274,7 +279,7 @@ def draw_tradeoff() -> None:
     for line, (part, some) in zip(panels, parts.items(), strict=True):
         for axes, what in zip(line, ("PGD-20, leaves", "any-level robust"), strict=True):
             for i, (row, seeds) in enumerate(some.items()):
-                x, y = ([100 * right(r, kind).mean().item() for r in seeds] for kind in ("clean, leaves", what))
+                x, y = ((100 * right(seeds, kind).mean(1)).tolist() for kind in ("clean, leaves", what))
                 spread = [stdev(v) if len(v) > 1 else 0.0 for v in (x, y)]
                 axes.errorbar(mean(x), mean(y), spread[1], spread[0], "osvD^P*X"[i % 8], label=row, capsize=2)
             axes.set(xlabel=f"clean accuracy at the leaves in %, {part} classes", ylabel=f"{what}, in %")
