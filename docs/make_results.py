@@ -56,6 +56,8 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "euclidean": ("--geometry", "euclidean"),
     "leaf-weights": ("--level-weights", "1,0.3,0.2,0.1"),
 }
+#: Trained once more for three times the steps, at the rate found for the short run: does more training change places?
+LONGER = {f"{method}-longer": method for method in ("tecoa", "pmg-aft", "fare", "hierarchical", "hierarchical-anchor")}
 #: Measured once more with attack gradients in fp32, and by aa-2 at every level.
 HEADLINE = ("untouched", "tecoa-s0", "hierarchical-s0")
 #: Measured at larger ε, and with canaries.
@@ -138,21 +140,26 @@ def read(path: Path) -> Any:
 # -- training --------------------------------------------------------------------------------------------------------
 
 
+def steps_of(name: str) -> int:
+    return 3 * STEPS if name in LONGER else STEPS
+
+
 def train(place: Place, name: str, options: Sequence[str], rate: str, seed: int) -> None:
     """One run; to find a rate it is looked at, once, at its end, on the images for tuning."""
-    look = ("--validate-every", str(STEPS), "--val-limit", str(TUNING), "--val-steps", "10")
+    steps = steps_of(name)
+    look = ("--validate-every", str(steps), "--val-limit", str(TUNING), "--val-steps", "10")
     folder = place.work / name
     filled = [o.format(tree2=place.tree(2), tree3=place.tree(3)) for o in options]
     place.hrzs(
         "finetune", *place.untouched, "--data", str(place.images), "--split", "train",
         "--classes", str(place.classes("seen")), "--tree", str(place.tree(1)), *filled,
-        "--epochs", "10", "--max-steps", str(STEPS), "--batch-size", str(BATCH), "--lr", rate, "--seed", str(seed),
+        "--epochs", "10", "--max-steps", str(steps), "--batch-size", str(BATCH), "--lr", rate, "--seed", str(seed),
         "--eps", "1/255", "--steps", "3", "--precision", "bf16", "--save-every", "40",
         *(look if name.startswith("tune-") else ()), "--threads", str(place.threads), "--resume", "-o", str(folder),
     )  # fmt: skip
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     took = [b["seconds"] - a["seconds"] for a, b in pairwise(log) if b["seconds"] > a["seconds"]]
-    summary = {"name": name, "options": list(options), "lr": rate, "seed": seed, "steps": STEPS, "batch": BATCH,
+    summary = {"name": name, "options": list(options), "lr": rate, "seed": seed, "steps": steps, "batch": BATCH,
                "step_seconds": round(median(took), 3), "last": log[-1]}  # fmt: skip
     training(name).write_text(json.dumps(summary, indent=1) + "\n")
 
@@ -188,7 +195,7 @@ def units(name: str) -> Iterator[tuple[str, str, int, tuple[str, ...]]]:
     bare = ("--no-canaries", "--no-matrix")
     pgd = ("--attack", "leaf-pgd,superclass-pgd", "--level", "all", "--steps", "20")
     suite = ("--attack", "leaf-pgd,superclass-pgd,hierarchical-pgd", *pgd[2:], *bare, "--precision", "bf16")
-    if name in ABLATIONS:
+    if name in ABLATIONS or name in LONGER:
         yield "seen", "seen", SEEN, suite
         return
     first = name == "untouched" or name.endswith("-s0")
@@ -254,7 +261,9 @@ def work(place: Place | None, stages: Sequence[str], rows: Sequence[str]) -> lis
         trained = kept or name
         if place is None:
             if not training(trained).exists():
-                left.append(Job(trained, training(trained), STEPS * (7 if "per-level" in options else 2) + 20))
+                left.append(
+                    Job(trained, training(trained), steps_of(trained) * (7 if "per-level" in options else 2) + 20)
+                )
         elif not training(trained).exists() or (todo and not (place.work / trained / "model.safetensors").exists()):
             train(place, trained, options, rate, seed)
         look(name, None if place is None else place.work / trained, todo)
@@ -283,6 +292,9 @@ def work(place: Place | None, stages: Sequence[str], rows: Sequence[str]) -> lis
         if ablation in rows:
             options = ("--method", "hierarchical", *changes)
             run(ablation, options, best_rate("hierarchical")[0], 0, missing(ablation))
+    for longer, method in LONGER.items() if "longer" in stages else ():
+        if longer in rows:
+            run(longer, METHODS[method], best_rate(method)[0], 0, missing(longer))
     return left
 
 
@@ -293,8 +305,10 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="its weights")
     parser.add_argument("--work", type=Path, default=Path("runs/results"), help="where runs are written")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--stages", default="tune,main,ablations,autoattack", help="any of these, in their order")
-    everything = ",".join(("untouched", *METHODS, *ABLATIONS))
+    parser.add_argument(
+        "--stages", default="tune,main,ablations,longer,autoattack", help="any of these, in their order"
+    )
+    everything = ",".join(("untouched", *METHODS, *ABLATIONS, *LONGER))
     parser.add_argument("--rows", default=everything, help="these rows only, so that several can share the work")
     parser.add_argument("--plan", action="store_true", help="say what is left to do, and stop")
     options = parser.parse_args()

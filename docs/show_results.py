@@ -15,6 +15,7 @@ from make_results import (
     BEYOND,
     CURVES,
     HEADLINE,
+    LONGER,
     METHODS,
     RESULTS,
     SEEDS,
@@ -193,6 +194,20 @@ def ablations() -> None:
     table(f"Ablations, seed 0: {size(some)}", head, lines)
 
 
+def longer() -> None:
+    """The short run beside the one of three times its steps."""
+    names = [name for row, method in LONGER.items() if reports([row], "seen") for name in (f"{method}-s0", row)]
+    some = {name: reports([name], "seen") for name in names}
+    if not some:
+        return
+    head = [f"clean {LEVELS}", f"PGD-20 {LEVELS}", "any-level clean", "any-level robust"]
+    lines = []
+    for name, seeds in some.items():
+        clean_there, robust_there, _, *any_levels = figures(seeds)
+        lines.append([name, clean_there, robust_there, *any_levels])
+    table(f"Three times the steps, seed 0: {size(some)}", head, lines)
+
+
 def strongest() -> None:
     """AutoAttack at the leaves, and aa-2 at every level, with the number of images."""
     if some := found("autoattack"):
@@ -323,6 +338,7 @@ if __name__ == "__main__":
     matrices()
     curves()
     ablations()
+    longer()
     precision()
     tuning()
     tuning(RESULTS / "fp32")
