@@ -39,6 +39,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "clean": ("--method", "clean"),
     "hierarchical-anchor": ("--method", "hierarchical", "--lambda-anchor", "100"),
     "tecoa-every-level-anchor": ("--method", "tecoa", "--every-level", "--lambda-anchor", "100"),
+    "tecoa-every-level-anchor-30": ("--method", "tecoa", "--every-level", "--lambda-anchor", "30"),
     "hierarchical-3-trees": ("--method", "hierarchical", "--tree", "{tree2}", "--tree", "{tree3}"),
 }
 #: Each differs from `hierarchical` (alignment alone: no vicinity, no gap, no HNSA) in what is named; one seed.
