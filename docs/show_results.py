@@ -275,18 +275,24 @@ def draw_collapse() -> None:
     """The paper's Figure 1: accuracy of each level when clean, under attack at the leaves, and at the level itself."""
     if not (some := found("matrix")):
         return
-    figure = Figure(figsize=(11, 5.2), layout="constrained")
-    panels = figure.subplots(2, math.ceil(len(some) / 2), sharex=True, sharey=True, squeeze=False).flat
+    lines = math.ceil(len(some) / 4)
+    figure = Figure(figsize=(10, 2.6 * lines + 0.4), layout="constrained")
+    panels = list(figure.subplots(lines, 4, sharex=True, sharey=True, squeeze=False).flat)
+    for axes in panels[len(some) :]:
+        axes.remove()
+    for axes in panels[: len(some)][-4:]:
+        axes.tick_params(labelbottom=True)
     for axes, (row, (report,)) in zip(panels, some.items(), strict=False):
         axes.plot([100 * v for v in clean(report)], "o-", color="tab:grey", label="clean")
         transfer = [100 * r["robust"] for r in rows_of(report, "leaf-pgd", 0)]
         axes.plot(transfer, "s--", color="tab:blue", label="leaves attacked")
         axes.plot([100 * v for v in direct(report, "pgd")], "v:", color="tab:red", label="this level attacked")
-        axes.set(title=row, ylim=(0, 100), xticks=range(4))
+        axes.set_title(row, fontsize="medium")
+        axes.set(ylim=(0, 100), xticks=range(4))
         axes.grid(alpha=0.3)
     figure.supxlabel("level scored (0: leaves)")
     figure.supylabel("accuracy in %")
-    next(iter(figure.axes)).legend(fontsize="small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize="small")
     save(figure, "collapse.svg")
 
 
@@ -295,17 +301,21 @@ def draw_tradeoff() -> None:
     parts = {part: some for part in ("seen", "unseen") if (some := found(part))}
     if not parts:
         return
-    figure = Figure(figsize=(10, 3.6 * len(parts)), layout="constrained")
-    panels = figure.subplots(len(parts), 2, squeeze=False)
+    shown = DECIDING[1], "margin PGD-20, leaves", DECIDING[2]
+    pairs = matplotlib.colormaps["tab20"].colors
+    colors = (*pairs[::2], *pairs[1::2])  # the dark ones first
+    figure = Figure(figsize=(12, 3.6 * len(parts) + 0.6), layout="constrained")
+    panels = figure.subplots(len(parts), len(shown), squeeze=False)
     for line, (part, some) in zip(panels, parts.items(), strict=True):
-        for axes, what in zip(line, ("PGD-20, leaves", "any-level robust"), strict=True):
+        for axes, what in zip(line, shown, strict=True):
             for i, (row, seeds) in enumerate(some.items()):
                 x, y = ((100 * right(seeds, kind).mean(1)).tolist() for kind in ("clean, leaves", what))
                 spread = [stdev(v) if len(v) > 1 else 0.0 for v in (x, y)]
-                axes.errorbar(mean(x), mean(y), spread[1], spread[0], "osvD^P*X"[i % 8], label=row, capsize=2)
-            axes.set(xlabel=f"clean accuracy at the leaves in %, {part} classes", ylabel=f"{what}, in %")
+                marker, color = "osvD^P*X"[i % 8], colors[i % len(colors)]
+                axes.errorbar(mean(x), mean(y), spread[1], spread[0], marker, color=color, label=row, capsize=2)
+            axes.set(xlabel=f"clean accuracy at the leaves in %, {part}", ylabel=f"{what}, in %")
             axes.grid(alpha=0.3)
-    panels[0][0].legend(fontsize="small")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize="small")
     save(figure, "tradeoff.svg")
 
 
