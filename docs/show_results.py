@@ -175,22 +175,28 @@ def claim(part: str, title: str, ours: str) -> None:
     table(f"{title}: {ours} less each other row, in points", head, lines)
 
 
+#: Columns of `single`.
+SINGLE = [f"clean {LEVELS}", f"PGD-20 {LEVELS}", "any-level clean", "any-level robust"]
+
+
+def single(seeds: Sequence[Report], ours: Sequence[Report] | None) -> list[str]:
+    """A run of one seed, and where ``ours`` is given what it has less that."""
+    clean_there, robust_there, _, *any_levels = figures(seeds)
+    less = ["" if ours is None else difference(seeds, ours, what) for what in DECIDING]
+    return [clean_there, robust_there, *any_levels, *less]
+
+
 def ablations() -> None:
     """One seed each."""
-    names = {"hierarchical": f"{OURS}-s0", **{name: name for name in ABLATIONS}}
+    names = {OURS: f"{OURS}-s0", **{name: name for name in ABLATIONS}}
     some = {row: seeds for row, name in names.items() if (seeds := reports([name], "seen"))}
     if not some:
         return
     lines = []
     for row, seeds in some.items():
-        trained = row if row in ABLATIONS else f"{OURS}-s1"
-        clean_there, robust_there, _, *any_levels = figures(seeds)
-        less = [difference(seeds, some[OURS], what) if row in ABLATIONS else "" for what in DECIDING]
-        lines.append(
-            [row, clean_there, robust_there, *any_levels, *less, f"{read(training(trained))['step_seconds']:.2f}"]
-        )
-    less = [f"{what}, less {OURS}" for what in DECIDING]
-    head = [f"clean {LEVELS}", f"PGD-20 {LEVELS}", "any-level clean", "any-level robust", *less, "seconds a step"]
+        ours, trained = (some[OURS], row) if row in ABLATIONS else (None, f"{OURS}-s1")
+        lines.append([row, *single(seeds, ours), f"{read(training(trained))['step_seconds']:.2f}"])
+    head = [*SINGLE, *(f"{what}, less {OURS}" for what in DECIDING), "seconds a step"]
     table(f"Ablations, seed 0: {size(some)}", head, lines)
 
 
@@ -198,13 +204,12 @@ def longer() -> None:
     """The short run beside the one of three times its steps."""
     names = [name for row, method in LONGER.items() if reports([row], "seen") for name in (f"{method}-s0", row)]
     some = {name: reports([name], "seen") for name in names}
-    if not some:
+    ours = f"{OURS}-longer"
+    if ours not in some:
         return
-    head = [f"clean {LEVELS}", f"PGD-20 {LEVELS}", "any-level clean", "any-level robust"]
-    lines = []
-    for name, seeds in some.items():
-        clean_there, robust_there, _, *any_levels = figures(seeds)
-        lines.append([name, clean_there, robust_there, *any_levels])
+    head = [*SINGLE, *(f"{what}, less {ours}" for what in DECIDING)]
+    lines = [[name, *single(seeds, some[ours] if name in LONGER and name != ours else None)]
+             for name, seeds in some.items()]  # fmt: skip
     table(f"Three times the steps, seed 0: {size(some)}", head, lines)
 
 

@@ -68,6 +68,11 @@ def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None
     return None
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Is there one below ``folder``, whole or not?"""
+    return bool(_latest_first(folder))
+
+
 def _whole(paths: list[Path], device: torch.device) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in paths:
         try:

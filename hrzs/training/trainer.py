@@ -26,8 +26,7 @@ from hrzs.models.clip import ClipModel
 from hrzs.models.heads import HyperbolicHead
 from hrzs.models.loading import WEIGHTS_FILE, save_model
 from hrzs.models.recompute import recompute_activations
-from hrzs.training.checkpoints import FOLDER as CHECKPOINTS
-from hrzs.training.checkpoints import load_checkpoint, save_checkpoint
+from hrzs.training.checkpoints import has_checkpoint, load_checkpoint, save_checkpoint
 from hrzs.training.methods import Method, method_class
 from hrzs.training.options import TrainOptions
 from hrzs.training.report import FILE as REPORT_FILE
@@ -380,9 +379,7 @@ def total_steps(options: TrainOptions, images: int) -> int:
 
 def is_finished(folder: Path) -> bool:
     """The model is written last but for its page, which a run that still has checkpoints can make up for."""
-    return (folder / WEIGHTS_FILE).is_file() and (
-        (folder / REPORT_FILE).is_file() or not (folder / CHECKPOINTS).is_dir()
-    )
+    return (folder / WEIGHTS_FILE).is_file() and ((folder / REPORT_FILE).is_file() or not has_checkpoint(folder))
 
 
 def lr_factor(step: int, steps: int, warmup: float, schedule: str = "cosine") -> float:

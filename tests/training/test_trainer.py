@@ -117,7 +117,6 @@ def test_a_run_killed_before_its_page_makes_up_for_it(make_trainer: MakeTrainer)
     # Weights that stand alone are given away as they are: nothing is trained over them.
     page.unlink()
     checkpoint(trainer.folder).unlink()
-    (trainer.folder / "checkpoint").rmdir()
     assert is_finished(trainer.folder)
 
 
