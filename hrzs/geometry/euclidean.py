@@ -13,12 +13,21 @@ from torch import Tensor
 
 from hrzs.geometry.poincare import Curvature, full_precision, norm
 
-__all__ = ["cap_share", "distance", "einstein_midpoint", "expmap0", "norm", "pairwise_distance"]
+__all__ = ["cap_share", "distance", "einstein_midpoint", "expmap0", "norm", "pairwise_distance", "scale"]
 
 
 def expmap0(v: Float[Tensor, "... D"], curvature: Curvature = 0.0) -> Float[Tensor, "... D"]:  # noqa: ARG001
     """Tangent vectors at the origin are the points themselves; in float32 or wider."""
     return v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
+
+
+def scale(
+    u: Float[Tensor, "... D"],
+    factor: Float[Tensor, "..."],
+    curvature: Curvature = 0.0,  # noqa: ARG001
+) -> Float[Tensor, "... D"]:
+    """``factor · u``."""
+    return u * factor.unsqueeze(-1)
 
 
 def cap_share(u: Float[Tensor, "... D"], curvature: Curvature = 0.0) -> Float[Tensor, ""]:  # noqa: ARG001

@@ -38,6 +38,7 @@ __all__ = [
     "norm",
     "pairwise_distance",
     "project",
+    "scale",
 ]
 
 Curvature: TypeAlias = float | Float[Tensor, ""]
@@ -126,6 +127,21 @@ def expmap0(v: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, ".
     """
     radius = (_root(curvature) * norm(v)).clamp_min(torch.finfo(v.dtype).tiny)
     return v * (radius.tanh().clamp_max(_cap(v.dtype)) / radius).unsqueeze(-1)
+
+
+@full_precision
+def scale(u: Float[Tensor, "... D"], factor: Float[Tensor, "..."], curvature: Curvature) -> Float[Tensor, "... D"]:
+    """Möbius scalar multiplication: the point of the geodesic from the origin through ``u``, ``factor`` times as far.
+
+    ``exp0(factor · log0(u))``, so ``d(0, scale(u, f)) = f d(0, u)``; capped at `max_norm`.
+
+    Args:
+        u: Points.
+        factor: At least 0; one for all points, or one for each.
+        curvature: r > 0.
+    """
+    radius = (_root(curvature) * norm(u)).clamp(torch.finfo(u.dtype).tiny, _cap(u.dtype))
+    return u * ((factor * radius.atanh()).tanh().clamp_max(_cap(u.dtype)) / radius).unsqueeze(-1)
 
 
 @full_precision

@@ -31,8 +31,9 @@ class ZeroShotClassifier:
         with torch.no_grad():
             texts = frozen_texts(model, tree, template, normalise=self.head.name == "cosine")
             self.prompts = texts.prompts
-            self.prepared = self.head.prepare(texts.features)
-        self.columns = [c.to(self.prepared.device) for c in texts.index.columns]
+            index = texts.index.to(model.device)
+            self.prepared = self.head.prepare(texts.features[index.owner], index.level)
+        self.columns = index.columns
         self.ancestors = tree.ancestors.to(self.prepared.device)
 
     def logits(
@@ -42,7 +43,7 @@ class ZeroShotClassifier:
         if scoring == "leaves" and level > 0:
             leaf = self.head.logits(features, self.prepared[self.columns[0]])
             return sum_leaves(leaf, self.ancestors[level], len(self.columns[level]))
-        return self.head.logits(features, self.prepared[self.columns[level]])
+        return self.head.logits(features, self.prepared[self.columns[level]], level)
 
     def labels(self, leaf_labels: Int[Tensor, "B"], level: int) -> Int[Tensor, "B"]:
         """The ancestor of each leaf label at ``level``."""
@@ -55,9 +56,8 @@ class ZeroShotClassifier:
 
     def predict(self, features: Float[Tensor, "B D"]) -> Int[Tensor, "scorings levels B"]:
         """Argmax at every level 0 … L-1 under both scorings, in the order of `SCORINGS`."""
-        nodes = self.head.logits(features, self.prepared)
-        leaf = nodes[:, self.columns[0]]
-        by_prompt = [nodes[:, c].argmax(1) for c in self.columns]
+        leaf = self.logits(features)
+        by_prompt = [leaf.argmax(1), *(self.logits(features, level).argmax(1) for level in range(1, self.tree.top))]
         by_leaves = [sum_leaves(leaf, self.ancestors[level], len(c)).argmax(1) for level, c in enumerate(self.columns)]
         return torch.stack([torch.stack(by_prompt), torch.stack(by_leaves)])
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hrzs.geometry import euclidean, poincare
@@ -20,12 +21,14 @@ class Head(nn.Module):
     name: str
 
     @abstractmethod
-    def prepare(self, text: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        """What `logits` needs of projected text features; done once, not once per batch."""
+    def prepare(self, text: Float[Tensor, "N D"], levels: Int[Tensor, "N"] | None = None) -> Float[Tensor, "N D"]:
+        """What `logits` needs of projected text features of these levels; done once, not once per batch."""
 
     @abstractmethod
-    def logits(self, image: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"]) -> Float[Tensor, "B N"]:
-        """Unnormalised log-probabilities."""
+    def logits(
+        self, image: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"], level: int = 0
+    ) -> Float[Tensor, "B N"]:
+        """Unnormalised log-probabilities of images seen at ``level``."""
 
 
 class CosineHead(Head):
@@ -38,10 +41,19 @@ class CosineHead(Head):
         self.logit_scale = logit_scale
         self.logit_bias = logit_bias
 
-    def prepare(self, text: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    def prepare(
+        self,
+        text: Float[Tensor, "N D"],
+        levels: Int[Tensor, "N"] | None = None,  # noqa: ARG002 -- a cosine knows no depth
+    ) -> Float[Tensor, "N D"]:
         return F.normalize(text, dim=-1)
 
-    def logits(self, image: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"]) -> Float[Tensor, "B N"]:
+    def logits(
+        self,
+        image: Float[Tensor, "B D"],
+        prepared: Float[Tensor, "N D"],
+        level: int = 0,  # noqa: ARG002
+    ) -> Float[Tensor, "B N"]:
         logits = self.logit_scale.exp() * F.normalize(image, dim=-1) @ prepared.T
         return logits if self.logit_bias is None else logits + self.logit_bias
 
@@ -49,19 +61,46 @@ class CosineHead(Head):
 class HyperbolicHead(Head):
     """Negative scaled Poincaré distance between ``φ = exp0(s_img f)`` and ``ψ = exp0(s_txt g)`` (method.md, section 1).
 
-    Its four positive scalars are learnt as logarithms: ``scale_image``, ``scale_text``, ``beta``, ``curvature``
-    (the last only when asked for). A curvature of 0 stays 0: flat space, the ablation, and the head is ``euclidean``.
+    Each level l of a tree has a depth factor ``a_l`` (``a_0 = 1``) and an inverse temperature ``β_l``. A text of level
+    l is ``ψ^l = exp0(a_l s_txt g)``. An image seen at level l is ``φ^l = exp0(a_l s_img f)``: the point of the geodesic
+    from the origin to ``φ`` at that level's depth. The logits of level l are ``-β_l d(φ^l, ψ^l)`` (docs/method.md).
+    Levels beyond the last factor have the last.
+
+    All of these positive scalars are learnt as logarithms; the curvature only when asked for. A curvature of 0 stays 0:
+    flat space, the ablation, and the head is ``euclidean``.
+
+    Args:
+        scale_image: ``s_img``.
+        scale_text: ``s_txt``.
+        beta: ``β_l`` from the leaves upwards, or one for all levels.
+        curvature: r ≥ 0.
+        depth: ``a_l`` from the leaves upwards; the first is 1.
+        image_depth: whether images, too, are placed at the depth of the level; if not, they stay at the leaves'.
     """
 
     log_beta: nn.Parameter
+    log_depth: nn.Parameter
     log_curvature: nn.Parameter
-    PARAMETERS = ("scale_image", "scale_text", "beta", "curvature")
 
-    def __init__(self, scale_image: float, scale_text: float, beta: float, curvature: float = 1.0) -> None:
+    def __init__(
+        self,
+        scale_image: float,
+        scale_text: float,
+        beta: float | Sequence[float],
+        curvature: float = 1.0,
+        depth: Sequence[float] = (1.0,),
+        image_depth: bool = True,
+    ) -> None:
         super().__init__()
         self.is_flat = curvature == 0
-        values = (scale_image, scale_text, beta, curvature)
-        for name, value in zip(self.PARAMETERS, values, strict=True):
+        self.image_depth = image_depth
+        betas = [beta] if isinstance(beta, (int, float)) else list(beta)
+        if depth[0] != 1:
+            raise ValueError(f"the leaves' depth factor is {depth[0]}: it is 1, their radius is that of the scales")
+        for name, value in (
+            ("scale_image", scale_image), ("scale_text", scale_text), ("beta", betas), ("curvature", curvature),
+            ("depth", list(depth[1:])),
+        ):  # fmt: skip
             self.register_parameter(f"log_{name}", nn.Parameter(torch.tensor(value).log()))
         self.log_curvature.requires_grad_(False)
 
@@ -74,32 +113,53 @@ class HyperbolicHead(Head):
         """The functions of its geometry: `hrzs.geometry.poincare` or, of the same names, `hrzs.geometry.euclidean`."""
         return euclidean if self.is_flat else poincare
 
-    def value(self, name: str) -> Float[Tensor, ""]:
-        """The positive scalar itself."""
+    def value(self, name: str) -> Float[Tensor, "..."]:
+        """The positive value itself: a 0-d tensor for scales and curvature, one entry a level for ``beta``."""
         return cast(Tensor, getattr(self, f"log_{name}")).exp()
 
-    def values(self) -> dict[str, float]:
-        """All four, as plain numbers: what a checkpoint's header keeps."""
-        return {name: self.value(name).item() for name in self.PARAMETERS}
+    @property
+    def depth(self) -> Float[Tensor, "levels"]:
+        """``a_l``, the leaves' 1 first."""
+        return torch.cat([self.log_depth.new_ones(1), self.value("depth")])
+
+    def beta(self, level: int) -> Float[Tensor, ""]:
+        """``β_l``."""
+        return self.value("beta")[min(level, len(self.log_beta) - 1)]
+
+    def image_factor(self, level: int) -> Float[Tensor, ""]:
+        """The depth factor of images seen at ``level``."""
+        return self.depth[min(level, len(self.log_depth)) if self.image_depth else 0]
+
+    def values(self) -> dict[str, Any]:
+        """The constructor's arguments, as plain values: what a checkpoint's header keeps."""
+        numbers = {name: self.value(name).item() for name in ("scale_image", "scale_text", "curvature")}
+        return {**numbers, "beta": self.value("beta").tolist(), "depth": self.depth.tolist(),
+                "image_depth": self.image_depth}  # fmt: skip
 
     def radius(self, points: Float[Tensor, "N D"]) -> Float[Tensor, "N"]:
         """How far out points lie: the share of the ball's radius, ``√r‖u‖``; in flat space the norm itself."""
         norm = cast(Tensor, self.space.norm(points))
         return norm if self.is_flat else self.value("curvature").sqrt() * norm
 
-    def embed_image(self, image: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """``φ``: points of the ball."""
-        return cast(Tensor, self.space.expmap0(self.value("scale_image") * image, self.value("curvature")))
+    def embed_image(self, image: Float[Tensor, "B D"], level: int = 0) -> Float[Tensor, "B D"]:
+        """``φ^l``: points of the ball."""
+        scale = self.image_factor(level) * self.value("scale_image")
+        return cast(Tensor, self.space.expmap0(scale * image, self.value("curvature")))
 
-    def prepare(self, text: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        """``ψ``: points of the ball."""
-        return cast(Tensor, self.space.expmap0(self.value("scale_text") * text, self.value("curvature")))
+    def prepare(self, text: Float[Tensor, "N D"], levels: Int[Tensor, "N"] | None = None) -> Float[Tensor, "N D"]:
+        """``ψ``: points of the ball, each at the depth of its level (by default the leaves')."""
+        scaled = self.value("scale_text") * text
+        if levels is not None:
+            scaled = self.depth[levels.clamp_max(len(self.log_depth))].unsqueeze(1) * scaled
+        return cast(Tensor, self.space.expmap0(scaled, self.value("curvature")))
 
-    def point_logits(self, points: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"]) -> Float[Tensor, "B N"]:
-        """``-β d`` for images that are points of the ball already (class means, for example)."""
-        return -self.value("beta") * cast(
-            Tensor, self.space.pairwise_distance(points, prepared, self.value("curvature"))
-        )
+    def point_logits(
+        self, points: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"], level: int = 0
+    ) -> Float[Tensor, "B N"]:
+        """``-β_l d`` for images that are points of the ball already (class means, for example)."""
+        return -self.beta(level) * cast(Tensor, self.space.pairwise_distance(points, prepared, self.value("curvature")))
 
-    def logits(self, image: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"]) -> Float[Tensor, "B N"]:
-        return self.point_logits(self.embed_image(image), prepared)
+    def logits(
+        self, image: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"], level: int = 0
+    ) -> Float[Tensor, "B N"]:
+        return self.point_logits(self.embed_image(image, level), prepared, level)

@@ -28,12 +28,16 @@ __all__ = ["TEMPLATES", "NodeIndex", "NodeTexts", "Prompts", "TextBank", "frozen
 
 @dataclass(frozen=True)
 class NodeIndex:
-    """The distinct nodes of a tree (the root left out), leaves first, and where each level finds its own.
+    """The texts of a tree (the root left out), and the columns of logits that they stand in.
 
-    A node that passes through several levels is one text, encoded once.
+    ``nodes`` are the distinct nodes, leaves first: one text each, encoded once. A column is a node at a level, level by
+    level, so a node that passes through several levels has a column in each of them: ``owner`` is its row of ``nodes``,
+    ``level`` its level, and ``columns[l]`` are the columns of level l.
     """
 
     nodes: tuple[Node, ...]
+    owner: Int[Tensor, "columns"]
+    level: Int[Tensor, "columns"]
     columns: tuple[Int[Tensor, "_"], ...]
 
     @staticmethod
@@ -45,8 +49,16 @@ class NodeIndex:
                 if id(node) not in position:
                     position[id(node)] = len(nodes)
                     nodes.append(node)
-        columns = tuple(torch.tensor([position[id(n)] for n in level]) for level in tree.levels[: tree.top])
-        return NodeIndex(tuple(nodes), columns)
+        standing = [(position[id(n)], i) for i, level in enumerate(tree.levels[: tree.top]) for n in level]
+        owner, levels = torch.tensor(standing).T
+        columns = torch.split(torch.arange(len(standing)), [len(level) for level in tree.levels[: tree.top]])
+        return NodeIndex(tuple(nodes), owner, levels, columns)
+
+    def to(self, device: torch.device) -> NodeIndex:
+        """The same on ``device``."""
+        return NodeIndex(
+            self.nodes, self.owner.to(device), self.level.to(device), tuple(c.to(device) for c in self.columns)
+        )
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ class TextBank:
     """The texts of a tree's nodes for one model: the transformer ran once, only the projection may still change."""
 
     def __init__(self, model: ClipModel, tree: Tree, template: str = "photo") -> None:
-        self.index = NodeIndex.of(tree)
+        self.index = NodeIndex.of(tree).to(model.device)
         self.prompts = Prompts.of(self.index.nodes, resolve_template(template))
         self.trunk = model.encode_text_trunk(self.prompts.texts)
 

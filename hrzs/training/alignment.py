@@ -1,12 +1,14 @@
 """Losses over the levels of a tree: alignment of images and texts (HITA) and the placing of depth by norm.
 
-Source: Dong et al., CVPR 2026 (method.md, sections 2 and 4). A node is a column of one matrix of logits, computed once;
-each level reads its own columns.
+Source: Dong et al., CVPR 2026 (method.md, sections 2 and 4). A column of logits is a node at a level
+(`hrzs.models.text.NodeIndex`); the logits of a level reach over its own columns and, for the negatives of its
+neighbours (HNSA), over theirs. Shapes never depend on which classes a batch holds, so nothing here waits for a device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,8 @@ class LevelAlignment:
         index: the columns of the logits.
         hnsa: which neighbours lend negatives to a level: ``none``, ``lower``, ``upper`` or ``both``.
         weights: ``ω``: ``paper``, ``equal``, or numbers from the leaves upwards, such as ``1,0.5``.
+        balance: what counts alike in the mean of a level above the leaves: each ``image``, or each ``node`` that has an
+            image in the batch, however many it has.
 
     Raises:
         UsageError: fewer weights than the tree has levels below its root.
@@ -42,22 +46,38 @@ class LevelAlignment:
         hnsa: str = "both",
         device: torch.device | str = "cpu",
         weights: str = "paper",
+        balance: str = "image",
     ) -> None:
         self.top = tree.top
         self.weights = _weights(weights, tree.top)
-        self.columns = [c.to(device) for c in index.columns]
+        self.balance = balance
         self.ancestors = tree.ancestors.to(device)
-        self.candidates = [m.to(device) for m in _candidates(tree, index, hnsa)]
+        self.reach = [_reach(index, level, hnsa, tree.top) for level in range(tree.top)]
+        self.candidates = [
+            mask[:, reach].to(device) for mask, reach in zip(_candidates(tree, index, hnsa), self.reach, strict=True)
+        ]
+        #: Where a level's own columns begin within its reach.
+        self._first = [int(index.columns[level][0]) - self.reach[level].start for level in range(tree.top)]
 
     def cross_entropy(self, logits: Float[Tensor, "M N"], nodes: Int[Tensor, "M"], level: int) -> Float[Tensor, "M"]:
-        """CE of rows against the true ``nodes`` of ``level``, over that level's columns and its negatives."""
-        allowed = self.candidates[level][nodes]
-        target = self.columns[level][nodes]
-        return F.cross_entropy(logits.masked_fill(~allowed, -torch.inf), target, reduction="none")
+        """CE of rows against the true ``nodes`` of ``level``; the logits are those of the columns ``reach[level]``."""
+        masked = logits.masked_fill(~self.candidates[level][nodes], -torch.inf)
+        return F.cross_entropy(masked, nodes + self._first[level], reduction="none")
 
     def per_image(self, logits: Float[Tensor, "B N"], labels: Int[Tensor, "B"], level: int) -> Float[Tensor, ""]:
-        """The term of one level with every image itself: ``mean_B CE(p^l, anc(y, l))``."""
-        return self.cross_entropy(logits, self.ancestors[level][labels], level).mean()
+        """The term of one level with every image itself: the mean of ``CE(p^l, anc(y, l))`` over images or nodes."""
+        nodes = self.ancestors[level][labels]
+        losses = self.cross_entropy(logits, nodes, level)
+        if self.balance == "image" or level == 0:
+            return losses.mean()
+        counts = losses.new_zeros(len(self.candidates[level])).index_add(0, nodes, torch.ones_like(losses))
+        return (losses / counts[nodes]).sum() / (counts > 0).sum()
+
+    def of_means(self, logits: Float[Tensor, "K N"], counts: Float[Tensor, "K"], level: int) -> Float[Tensor, ""]:
+        """The term of one level with class means: row k stands for node k, which has ``counts[k]`` images."""
+        nodes = torch.arange(len(counts), device=counts.device)
+        weights = (counts > 0).to(logits.dtype) if self.balance == "node" else counts
+        return (self.cross_entropy(logits, nodes, level) * weights).sum() / weights.sum()
 
     def total(self, term: Callable[[int], Float[Tensor, ""]], levels: Iterable[int] | None = None) -> Float[Tensor, ""]:
         """``Σ_l ω_l term(l)`` over ``levels``, by default all; a level of weight 0 is not computed."""
@@ -77,71 +97,100 @@ def _weights(spec: str, top: int) -> tuple[float, ...]:
     return weights[:top]
 
 
+def _reach(index: NodeIndex, level: int, hnsa: str, top: int) -> slice:
+    """The columns that a level's logits are taken of; levels lie side by side."""
+    lowest = level - 1 if hnsa in ("lower", "both") and level > 0 else level
+    highest = level + 1 if hnsa in ("upper", "both") and level + 1 < top else level
+    return slice(int(index.columns[lowest][0]), int(index.columns[highest][-1]) + 1)
+
+
 def _candidates(tree: Tree, index: NodeIndex, hnsa: str) -> list[Bool[Tensor, "_ N"]]:
-    """Per level: for each true node, which columns stand in the softmax's denominator."""
-    size = len(index.nodes)
+    """Per level: for each true node, which columns stand in the softmax's denominator.
+
+    A neighbouring level lends the nodes that share no edge with the true one. Those that pass through stand in the
+    denominator already, as nodes of the level itself.
+    """
+    size = len(index.owner)
     masks = []
     for level in range(tree.top):
-        own = torch.zeros(size, dtype=torch.bool)
-        own[index.columns[level]] = True
-        mask = own.expand(len(index.columns[level]), -1).clone()
+        mask = torch.zeros(len(index.columns[level]), size, dtype=torch.bool)
+        mask[:, index.columns[level]] = True
         if hnsa in ("upper", "both") and level + 1 < tree.top:
-            above = index.columns[level + 1]
-            shares = torch.zeros(len(mask), size, dtype=torch.bool)
-            shares[torch.arange(len(mask)), above[tree.parents(level)]] = True
-            is_above = torch.zeros(size, dtype=torch.bool)
-            is_above[above] = True
-            mask |= is_above & ~shares
+            parents, passing = tree.parents(level), tree.passes_through(level)
+            lent = torch.ones(len(mask), len(index.columns[level + 1]), dtype=torch.bool)
+            lent[torch.arange(len(mask)), parents] = False
+            lent[:, parents[passing]] = False
+            mask[:, index.columns[level + 1]] = lent
         if hnsa in ("lower", "both") and level > 0:
-            below = index.columns[level - 1]
-            shares = torch.zeros(len(mask), size, dtype=torch.bool)
-            shares[tree.parents(level - 1), below] = True
-            is_below = torch.zeros(size, dtype=torch.bool)
-            is_below[below] = True
-            mask |= is_below & ~shares
+            parents, passing = tree.parents(level - 1), tree.passes_through(level - 1)
+            lent = torch.ones(len(mask), len(index.columns[level - 1]), dtype=torch.bool)
+            lent[parents, torch.arange(len(parents))] = False
+            lent[:, passing] = False
+            mask[:, index.columns[level - 1]] = lent
         masks.append(mask)
     return masks
 
 
-class ClassMeans:
-    """HypAvg: image embeddings of the nodes present in a batch, averaged level by level (method.md, section 2);
-    in flat space their plain means.
+class Means(NamedTuple):
+    """The class means of a batch, one row for each node of a level whether it has images or not.
 
-    ``nodes[l]`` are the present nodes of level l, ``points[l]`` their means: at level 0 over a class's images, above
-    over a node's present children. ``edges[l]`` pairs rows of ``points[l + 1]`` (parents) with rows of ``points[l]``
-    (children); nodes that pass through and parents with one child present are left out.
+    ``points[l]`` lie at the depth of level l (the origin where there is no image), ``counts[l]`` are the images
+    beneath. ``edges[l]`` says which nodes of level l are children in the sense of ``L_gap^Intra``: neither a node that
+    passes through nor the only child present.
     """
 
-    def __init__(
-        self, tree: Tree, points: Float[Tensor, "B D"], labels: Int[Tensor, "B"], head: HyperbolicHead
-    ) -> None:
-        self.nodes: list[Int[Tensor, "present"]] = []
-        self.points: list[Float[Tensor, "present D"]] = []
-        self.edges: list[tuple[Int[Tensor, "edges"], Int[Tensor, "edges"]]] = []
-        owner = labels
-        for level in range(tree.top):
-            nodes, group = torch.unique(owner, return_inverse=True)
-            membership = F.one_hot(group, len(nodes)).T.to(points.dtype)
-            if level > 0:
-                real = ~tree.passes_through(level - 1).to(labels.device)[self.nodes[-1]]
-                real &= torch.bincount(group, minlength=len(nodes))[group] > 1
-                children = real.nonzero().squeeze(1)
-                self.edges.append((group[children], children))
-            points = head.space.einstein_midpoint(points, membership, head.value("curvature"))
-            self.nodes.append(nodes)
-            self.points.append(points)
-            owner = tree.parents(level).to(labels.device)[nodes]
+    points: tuple[Float[Tensor, "nodes D"], ...]
+    counts: tuple[Float[Tensor, "nodes"], ...]
+    edges: tuple[Bool[Tensor, "nodes"], ...]
+
+
+class ClassMeans:
+    """HypAvg: image embeddings of the nodes present in a batch, averaged level by level (method.md, section 2).
+
+    At level 0 a mean is over a class's images. Above, the present children's means are brought to the level's depth and
+    averaged, each child alike. In flat space they are plain means.
+    """
+
+    def __init__(self, tree: Tree, device: torch.device | str = "cpu") -> None:
+        self.classes = len(tree.classes)
+        self.parents = [tree.parents(level).to(device) for level in range(tree.top - 1)]
+        self.passing = [tree.passes_through(level).to(device) for level in range(tree.top - 1)]
+        self.sizes = [len(level) for level in tree.levels[: tree.top]]
+
+    def __call__(self, points: Float[Tensor, "B D"], labels: Int[Tensor, "B"], head: HyperbolicHead) -> Means:
+        """The means of images that lie at ``points``, at the leaves' depth."""
+        curvature = head.value("curvature")
+        membership = _membership(labels, self.classes, points)
+        means = [head.space.einstein_midpoint(points, membership, curvature)]
+        counts, edges = [membership.sum(1)], []
+        for level, parents in enumerate(self.parents):
+            present = (counts[level] > 0).to(points.dtype)
+            membership = _membership(parents, self.sizes[level + 1], points)
+            siblings = (membership @ present)[parents]
+            edges.append(~self.passing[level] & (present > 0) & (siblings > 1))
+            factor = head.image_factor(level + 1) / head.image_factor(level)
+            placed = head.space.scale(means[level], factor, curvature)
+            means.append(head.space.einstein_midpoint(placed, membership * present, curvature))
+            counts.append(membership @ counts[level])
+        return Means(tuple(means), tuple(counts), tuple(edges))
+
+    def steps_outwards(self, means: Means) -> list[Float[Tensor, "nodes"]]:
+        """Of each node below the topmost level, how much further out than its parent's its mean lies."""
+        norms = [poincare.norm(points) for points in means.points]
+        return [norms[level] - norms[level + 1][parents] for level, parents in enumerate(self.parents)]
+
+
+def _membership(owner: Int[Tensor, "N"], groups: int, like: Tensor) -> Float[Tensor, "M N"]:
+    return (owner == torch.arange(groups, device=owner.device)[:, None]).to(like.dtype)
 
 
 def text_edges(tree: Tree, index: NodeIndex) -> tuple[Int[Tensor, "edges"], Int[Tensor, "edges"]]:
     """Columns (parents, children) of every edge below the root; a node that passes through has none."""
-    parents, children = [], []
+    parents, children = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, dtype=torch.long)]
     for level in range(tree.top - 1):
         real = ~tree.passes_through(level)
-        parents.append(index.columns[level + 1][tree.parents(level)][real])
-        children.append(index.columns[level][real])
-    if not parents:
-        return torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
+        parents.append(index.columns[level + 1].cpu()[tree.parents(level)][real])
+        children.append(index.columns[level].cpu()[real])
     return torch.cat(parents), torch.cat(children)
 
 
@@ -153,8 +202,13 @@ def vicinity(
     return F.relu(distance - margin).mean()
 
 
-def norm_gap(parents: Float[Tensor, "E D"], children: Float[Tensor, "E D"], margin: float) -> Float[Tensor, ""]:
-    """``L_gap = mean max(0, ‖parent‖ - ‖child‖ + ζ_gap)`` over edges; zero where there is none."""
-    if not len(parents):
-        return parents.new_zeros(())
-    return F.relu(poincare.norm(parents) - poincare.norm(children) + margin).mean()
+def norm_gap(steps: Float[Tensor, "E"], margin: float, edges: Bool[Tensor, "E"] | None = None) -> Float[Tensor, ""]:
+    """``L_gap = mean max(0, ‖parent‖ - ‖child‖ + ζ_gap)`` over edges; zero where there is none.
+
+    Args:
+        steps: ``‖child‖ - ‖parent‖``.
+        edges: which of these are edges; by default all.
+    """
+    costs = F.relu(margin - steps)
+    weights = torch.ones_like(costs) if edges is None else edges.to(costs.dtype)
+    return (costs * weights).sum() / weights.sum().clamp_min(1)

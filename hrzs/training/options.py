@@ -57,7 +57,7 @@ class TrainOptions:
     clip_grad: float = 10.0
     warmup: float = 0.05
     schedule: str = "cosine"
-    # Of each class in a batch, whose classes are then neighbours in the tree; 1: any images at all.
+    # Images of each class in a batch, whose classes are drawn at random; 1: any images at all.
     per_class: int = 1
     # A batch is worked through in that many parts: less memory, the same mean gradient of all per-image losses.
     accumulate: int = 1
@@ -75,22 +75,28 @@ class TrainOptions:
     template: str = "photo"
     # clean, tecoa and what builds on them: cross-entropy at every level instead of the leaves alone.
     every_level: bool = False
+    # What has a loss over several levels: does the mean of a superclass level weigh its nodes or its images alike?
+    level_balance: str = "node"
     # hierarchical: what measured best (docs/results.md); the paper's own are --recipe paper
     perturbation: str = "universal"
     geometry: str = "hyperbolic"
     level_weights: str = "paper"
-    image_levels: str = "per-image"
-    hnsa: str = "none"
-    radius: float = 0.5
-    radius_text: float = 0.5
+    image_levels: str = "hypavg"
+    hnsa: str = "both"
+    depth: str = "both"
+    radius: float = 0.6
+    radius_text: float = 0.6
     beta: float | None = None
+    beta_levels: str = "own"
     curvature: float = 1.0
     learn_curvature: bool = False
-    lambda_vic: float = 0.0
-    lambda_gap: float = 0.0
+    # The head's scalars learn that many times as fast as the rest.
+    head_lr: float = 10.0
+    lambda_vic: float = 0.1
+    lambda_gap: float = 1.0
     lambda_anchor: float = 0.0
     zeta_vic: float = 1.0
-    zeta_gap: float = 0.01
+    zeta_gap: float = 0.1
     eps_text: float = 2e-4
     # pmg-aft: weights of the divergences from the original's prediction and from the one on clean images
     pmg_original: float = 1.0
@@ -115,6 +121,9 @@ class TrainOptions:
             "tune": (None, "image", "image+projection", "all"),
             "augment": ("none", "flip", "dihedral"),
             "image_levels": ("per-image", "hypavg", "mixed"),
+            "level_balance": ("node", "image"),
+            "depth": ("both", "text", "none"),
+            "beta_levels": ("own", "shared"),
             "hnsa": ("none", "lower", "upper", "both"),
             "optimizer": ("adamw", "sgd"),
             "schedule": ("cosine", "constant"),
@@ -128,8 +137,8 @@ class TrainOptions:
             if getattr(self, name) not in allowed:
                 shown = ", ".join(str(a) for a in allowed if a)
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)!r}: one of {shown}")
-        for name in ("epochs", "batch_size", "lr", "steps", "curvature", "accumulate", "per_class", "val_limit",
-                     "val_steps"):  # fmt: skip
+        for name in ("epochs", "batch_size", "lr", "steps", "curvature", "accumulate", "per_class", "head_lr",
+                     "val_limit", "val_steps"):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be more than 0")
         if self.beta is not None and self.beta <= 0:

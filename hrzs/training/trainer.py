@@ -229,7 +229,7 @@ class Trainer:
     ) -> dict[str, float]:
         factor = lr_factor(self.step, self.steps, self.options.warmup, self.options.schedule)
         for group in optimizer.param_groups:
-            group["lr"] = self.options.lr * factor
+            group["lr"] = self.options.lr * factor * group["rate"]
         seeds = sample_seeds(ids, self.options.seed, f"step{self.step}")
         optimizer.zero_grad(set_to_none=True)
         value, parts = 0.0, dict[str, float]()
@@ -257,7 +257,8 @@ class Trainer:
             decay = min(self.options.ema, self.step / (self.step + 9))
             torch._foreach_lerp_(self._mean, [p.detach() for p in self._tuned], 1 - decay)
         log = {"loss": value, "lr": self.options.lr * factor, "grad_norm": norm.item()}
-        log |= parts | self.method.after_step()
+        # NaN stands for what this batch has nothing of.
+        log |= {key: number for key, number in parts.items() if not math.isnan(number)} | self.method.after_step()
         if log.get("cap_share", 0.0) > 0.01:
             logger.warning("%.1f%% of the image embeddings are at the ball's boundary, where gradients vanish: "
                            "robustness may be masked; lower --radius", 100 * log["cap_share"])  # fmt: skip
@@ -265,11 +266,12 @@ class Trainer:
 
     def _optimizer(self) -> torch.optim.Optimizer:
         o = self.options
-        tuned = [p for p in self.model.parameters() if p.requires_grad]
+        head = [p for p in self.model.geometry.parameters() if p.requires_grad] if self.model.geometry else []
         # Weight decay is for matrices: gains, biases and the head's scalars have nothing to shrink towards.
         groups = [
-            {"params": [p for p in tuned if p.ndim >= 2], "weight_decay": o.weight_decay},
-            {"params": [p for p in tuned if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in self._tuned if p.ndim >= 2], "weight_decay": o.weight_decay, "rate": 1.0},
+            {"params": [p for p in self._tuned if p.ndim < 2], "weight_decay": 0.0, "rate": 1.0},
+            {"params": head, "weight_decay": 0.0, "rate": o.head_lr},
         ]
         groups = [g for g in groups if g["params"]]
         optimizer: torch.optim.Optimizer = (
@@ -289,9 +291,7 @@ class Trainer:
             generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + epoch)
             whole = torch.randperm(len(self.data), generator=generator).tolist()
             if self.options.per_class > 1:
-                whole = by_neighbours(
-                    whole, self.data.labels, self.tree, self.options.per_class, self.batch_size, generator
-                )
+                whole = by_class(whole, self.data.labels, self.options.per_class, generator)
             order += whole[: per_epoch * self.batch_size]
         return order[: self.steps * self.batch_size]
 
@@ -339,35 +339,19 @@ class Trainer:
         return True
 
 
-def by_neighbours(
-    order: list[int], labels: Sequence[int], tree: Tree, per_class: int, batch_size: int, generator: torch.Generator
-) -> list[int]:
-    """The images of ``order``, such that a batch holds ``per_class`` images each of classes that are neighbours.
+def by_class(order: list[int], labels: Sequence[int], per_class: int, generator: torch.Generator) -> list[int]:
+    """The images of ``order``, such that each run of ``per_class`` images is of one class, the runs in random order.
 
-    Neighbours by the tree, whose branches are turned at random; so class means have more than one image, and
-    superclasses more than one child. Each image comes once, wherever its class has a multiple of ``per_class``.
+    So a batch has ``per_class`` images each of random classes, and HypAvg has something to average. Each image comes
+    once; what is left over of a class whose number of images is no multiple of ``per_class`` comes last.
     """
     of_class: dict[int, list[int]] = {}
     for i in order:
         of_class.setdefault(labels[i], []).append(i)
-    # A random number for each node, the top level's first: sorted by it, classes below one node stay together.
-    turns = [torch.rand(len(level), generator=generator) for level in tree.levels[:-1]]
-    place = {
-        c: tuple(float(turn[tree.ancestors[level, c]]) for level, turn in reversed(list(enumerate(turns))))
-        for c in of_class
-    }
-    rounds = range(max(map(len, of_class.values())) // per_class + 1)
-    chunks = [
-        of_class[c][k * per_class : (k + 1) * per_class]
-        for k in rounds
-        for c in sorted(of_class, key=place.__getitem__)
-    ]
-    images = [i for chunk in chunks if len(chunk) == per_class for i in chunk]
-    images += [i for chunk in chunks if len(chunk) < per_class for i in chunk]
-    batches = [images[k : k + batch_size] for k in range(0, len(images), batch_size)]
-    last = batches.pop() if len(batches[-1]) < batch_size else []
-    shuffled = [batches[k] for k in torch.randperm(len(batches), generator=generator).tolist()]
-    return [i for batch in (*shuffled, last) for i in batch]
+    runs = [images[k : k + per_class] for images in of_class.values() for k in range(0, len(images), per_class)]
+    whole = [run for run in runs if len(run) == per_class]
+    shuffled = [whole[k] for k in torch.randperm(len(whole), generator=generator).tolist()]
+    return [i for run in (*shuffled, *(r for r in runs if len(r) < per_class)) for i in run]
 
 
 def total_steps(options: TrainOptions, images: int) -> int:

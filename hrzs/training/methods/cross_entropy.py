@@ -26,11 +26,14 @@ def kl_divergence(p: Float[Tensor, "B C"], q: Float[Tensor, "B C"]) -> Float[Ten
 
 
 class Clean(Method):
-    """Cross-entropy on clean images, at the leaves or (``every_level``) at every level with weights ``ω_l``."""
+    """Cross-entropy on clean images, at the leaves or (``every_level``) at every level with weights ``ω_l``.
+
+    ``level_balance`` says whether a superclass level's mean weighs its images or its nodes alike.
+    """
 
     name = "clean"
     description = "cross-entropy on clean images"
-    reads = frozenset({"every_level", "level_weights"})
+    reads = frozenset({"every_level", "level_weights", "level_balance"})
 
     def __init__(self, model: ClipModel, tree: Tree, options: TrainOptions, more_trees: Sequence[Tree] = ()) -> None:
         super().__init__(model, tree, options, more_trees)
@@ -38,7 +41,9 @@ class Clean(Method):
         model.geometry = None
         self.head = model.head("cosine")
         self.bank = TextBank(model, tree, options.template)
-        self.alignment = LevelAlignment(tree, self.bank.index, "none", model.device, options.level_weights)
+        self.alignment = LevelAlignment(
+            tree, self.bank.index, "none", model.device, options.level_weights, options.level_balance
+        )
         self.leaves = self.bank.index.columns[0].to(model.device)
         self.prepared = None if self.tune in ("all", "image+projection") else self._prepare().detach()
 
@@ -47,7 +52,7 @@ class Clean(Method):
         return 1.0
 
     def _prepare(self) -> Float[Tensor, "N D"]:
-        return self.head.prepare(self.text_features(self.bank, normalise=True))
+        return self.head.prepare(self.text_features(self.bank, normalise=True)[self.bank.index.owner])
 
     def texts(self) -> Float[Tensor, "N D"]:
         """Every node's, as the head takes them; made once where no part of the text encoder is trained."""
@@ -63,7 +68,8 @@ class Clean(Method):
         """The mean over the batch."""
         if self.options.every_level:
             logits = self.head.logits(features, prepared)
-            return self.alignment.total(lambda level: self.alignment.per_image(logits, labels, level))
+            align = self.alignment
+            return align.total(lambda level: align.per_image(logits[:, align.reach[level]], labels, level))
         return torch.nn.functional.cross_entropy(self.leaf_logits(features, prepared), labels)
 
     def loss(self, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from hrzs.attacks.base import further_seeds
 from hrzs.errors import UsageError
+from hrzs.geometry import poincare
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
+from hrzs.models.depth import text_depth
 from hrzs.models.heads import CosineHead, HyperbolicHead
 from hrzs.models.text import TextBank
-from hrzs.training.alignment import ClassMeans, LevelAlignment, norm_gap, text_edges, vicinity
+from hrzs.training.alignment import ClassMeans, LevelAlignment, Means, norm_gap, text_edges, vicinity
 from hrzs.training.methods.base import Loss, Method
 from hrzs.training.options import LEVEL_WEIGHTS, TrainOptions, parse_level_weights
 from hrzs.training.original import Anchor
@@ -31,6 +33,9 @@ logger = logging.getLogger(__name__)
 SPREAD = 0.5
 
 
+#: A class mean of so many images and more is steady enough to say where its class lies.
+STEADY = 4
+
 #: Which levels of the tree: these, or all.
 Levels: TypeAlias = Sequence[int] | None
 
@@ -41,29 +46,35 @@ class _Aligned:
     def __init__(self, model: ClipModel, tree: Tree, options: TrainOptions) -> None:
         self.tree, self.options = tree, options
         self.bank = TextBank(model, tree, options.template)
-        index = self.bank.index
-        self.size = len(index.nodes)
-        self.alignment = LevelAlignment(tree, index, options.hnsa, model.device, options.level_weights)
-        self.columns = [c.to(model.device) for c in index.columns]
-        self.edges = tuple(e.to(model.device) for e in text_edges(tree, index))
+        self.index = self.bank.index
+        self.size = len(self.index.nodes)
+        self.alignment = LevelAlignment(
+            tree, self.index, options.hnsa, model.device, options.level_weights, options.level_balance
+        )
+        self.means = ClassMeans(tree, model.device)
+        self.parents, self.children = (e.to(model.device) for e in text_edges(tree, self.index))
+
+    def place(self, head: HyperbolicHead, text: Float[Tensor, "nodes D"]) -> Float[Tensor, "N D"]:
+        """The texts of all columns, each at the depth of its level."""
+        return head.prepare(text[self.index.owner], self.index.level)
 
     def align(
-        self, head: HyperbolicHead, points: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"],
-        labels: Int[Tensor, "B"], levels: Levels, means: ClassMeans | None,
+        self, head: HyperbolicHead, features: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"],
+        labels: Int[Tensor, "B"], levels: Levels,
     ) -> Float[Tensor, ""]:  # fmt: skip
         """``L'`` of a batch at ``levels``: level 0 per image, the levels above as ``image_levels`` says."""
         align, mode = self.alignment, self.options.image_levels
-        logits = head.point_logits(points, prepared)
+        means = None if mode == "per-image" else self.means(head.embed_image(features), labels, head)
+
+        def of_images(level: int) -> Float[Tensor, ""]:
+            return align.per_image(head.logits(features, prepared[align.reach[level]], level), labels, level)
 
         def term(level: int) -> Float[Tensor, ""]:
-            if level == 0 or mode == "per-image":
-                return align.per_image(logits, labels, level)
-            assert means is not None
-            of_means = head.point_logits(means.points[level], prepared)
-            averaged = align.cross_entropy(of_means, means.nodes[level], level).mean()
-            if mode == "hypavg":
-                return averaged
-            return (averaged + align.per_image(logits, labels, level)) / 2
+            if level == 0 or means is None:
+                return of_images(level)
+            of_means = head.point_logits(means.points[level], prepared[align.reach[level]], level)
+            averaged = align.of_means(of_means, means.counts[level], level)
+            return averaged if mode == "hypavg" else (averaged + of_images(level)) / 2
 
         return align.total(term, None if levels is None else [level for level in levels if level < align.top])
 
@@ -75,8 +86,10 @@ class Hierarchical(Method):
     of attacked images' features from the original's on clean ones, as a share of the latter's square: FARE's loss,
     which the paper does not have.
 
-    ``--image-levels`` says what stands for a superclass's image: every image itself (``per-image``), the hyperbolic
-    class means of the batch (``hypavg``, the paper's), or the mean of both losses (``mixed``). ``--perturbation`` says
+    ``--depth`` says what lies at the depth of its level from the start: texts and images (``both``), texts alone, with
+    every image at the leaves' depth (``text``), or nothing (``none``). ``--image-levels`` says what stands for a
+    superclass's image: every image itself (``per-image``), the hyperbolic class means of the batch (``hypavg``, the
+    paper's), or the mean of both losses (``mixed``). ``--perturbation`` says
     what the adversary maximises: ``L'`` over all levels at once (``universal``), its leaf term alone (``leaf``), or
     each level's term by a perturbation of its own, on which that level is then trained (``per-level``; section 3).
     """
@@ -85,8 +98,9 @@ class Hierarchical(Method):
     description = "all levels at once in hyperbolic space, one universal perturbation (Dong et al., CVPR 2026)"
     default_tune = "image+projection"
     reads = frozenset({
-        "perturbation", "geometry", "level_weights", "image_levels", "hnsa", "no_hnsa", "radius", "radius_text", "beta",
-        "curvature", "learn_curvature", "lambda_vic", "lambda_gap", "lambda_anchor", "zeta_vic", "zeta_gap", "eps_text",
+        "perturbation", "geometry", "level_weights", "level_balance", "image_levels", "hnsa", "no_hnsa", "depth",
+        "radius", "radius_text", "beta", "beta_levels", "curvature", "learn_curvature", "head_lr", "lambda_vic",
+        "lambda_gap", "lambda_anchor", "zeta_vic", "zeta_gap", "eps_text",
     })  # fmt: skip
 
     def __init__(self, model: ClipModel, tree: Tree, options: TrainOptions, more_trees: Sequence[Tree] = ()) -> None:
@@ -123,56 +137,71 @@ class Hierarchical(Method):
 
     @torch.no_grad()
     def begin(self, images: Float[Tensor, "B 3 H W"]) -> None:
-        """Choose scales and β so that training starts where the model is (method.md, pilot figures).
+        """Choose scales, depth factors and β so that training starts where the model is (method.md, pilot figures).
 
         The mean image and the mean leaf text land at ``radius`` and ``radius_text`` (of the ball's; in flat space at
-        these norms); β gives the leaf logits `SPREAD` times the spread that the model's own cosine logits have.
+        these norms). With depth, the levels above fall evenly to 0 at the root: level l at ``(1 - l/L)`` of the leaves'
+        radius. ``β_l`` gives the logits of level l `SPREAD` times the spread that the model's own cosine logits have
+        there; one β for all levels has that of the leaves.
         """
         if self.model.geometry is not None:
             return
-        o, first = self.options, self.forest[0]
-        image = self.model.encode_image(images)
-        text = first.bank.features(self.model)[first.columns[0]]
+        o = self.options
         flat = o.geometry == "euclidean"
+        deepest = max(self.forest, key=lambda aligned: aligned.tree.top)
+        image, text = self.model.encode_image(images), deepest.bank.features(self.model)
+        columns = deepest.index.columns
 
-        def scale(features: Float[Tensor, "M D"], radius: float) -> float:
-            reach = radius if flat else math.atanh(radius) / math.sqrt(o.curvature)
-            return float(reach / features.norm(dim=1).mean())
+        def reach(radius: float) -> float:
+            return radius if flat else math.atanh(radius) / math.sqrt(o.curvature)
 
-        scales = scale(image, o.radius), scale(text, o.radius_text)
-        head = HyperbolicHead(*scales, 1.0, 0.0 if flat else o.curvature).to(self.model.device)
+        top = len(columns)
+        depth = (1.0,) if o.depth == "none" else tuple(
+            reach((1 - level / top) * o.radius_text) / reach(o.radius_text) for level in range(top)
+        )  # fmt: skip
+        head = HyperbolicHead(
+            float(reach(o.radius) / image.norm(dim=1).mean()),
+            float(reach(o.radius_text) / text[columns[0]].norm(dim=1).mean()),
+            [1.0] * (top if o.beta_levels == "own" else 1),
+            0.0 if flat else o.curvature,
+            depth,
+            o.depth == "both",
+        ).to(self.model.device)
         cosine = self.model.head("cosine")
         assert isinstance(cosine, CosineHead)
-        own = cosine.logits(image, cosine.prepare(text))
-        ours = head.logits(image, head.prepare(text))
-        beta = o.beta or (SPREAD * own.std(dim=1).mean() / ours.std(dim=1).mean()).item()
-        head.log_beta.fill_(math.log(beta))
-        agree = (own.argmax(1) == ours.argmax(1)).float().mean().item()
+        prepared, plain = deepest.place(head, text), cosine.prepare(text[deepest.index.owner])
+        agree = 0.0
+        for level in range(len(head.log_beta)):
+            own = cosine.logits(image, plain[columns[level]])
+            ours = head.logits(image, prepared[columns[level]], level)
+            spread = own.std(dim=1).mean() / ours.std(dim=1).mean() if len(columns[level]) > 1 else head.beta(level - 1)
+            head.log_beta[level] = math.log(o.beta or SPREAD * float(spread))
+            agree = agree or (own.argmax(1) == ours.argmax(1)).float().mean().item()
         logger.info("calibrated: %s; agrees with the cosine head on %.0f%% of %d images",
-                    {k: f"{v:.4g}" for k, v in head.values().items()}, 100 * agree, len(images))  # fmt: skip
+                    head.values(), 100 * agree, len(images))  # fmt: skip
         self.adopt(head)
 
     def _head(self) -> HyperbolicHead:
         assert self.model.geometry is not None, "begin() comes first"
         return self.model.geometry
 
-    def _means(self, points: Float[Tensor, "B D"], labels: Int[Tensor, "B"], wanted: bool) -> list[ClassMeans | None]:
-        head = self._head()
-        return [ClassMeans(t.tree, points, labels, head) if wanted else None for t in self.forest]
+    def _place(self, text: Float[Tensor, "nodes D"]) -> list[Float[Tensor, "_ D"]]:
+        """The texts of each tree at their depth, from those of all trees."""
+        parts = torch.split(text, self.sizes)
+        return [aligned.place(self._head(), part) for aligned, part in zip(self.forest, parts, strict=True)]
 
     def _align(
-        self, points: Float[Tensor, "B D"], prepared: Sequence[Float[Tensor, "_ D"]], labels: Int[Tensor, "B"],
-        levels: Levels, means: Sequence[ClassMeans | None],
+        self, features: Float[Tensor, "B D"], prepared: Sequence[Float[Tensor, "_ D"]], labels: Int[Tensor, "B"],
+        levels: Levels,
     ) -> Float[Tensor, ""]:  # fmt: skip
         terms = [
-            aligned.align(self._head(), points, texts, labels, levels, averages)
-            for aligned, texts, averages in zip(self.forest, prepared, means, strict=True)
+            aligned.align(self._head(), features, texts, labels, levels)
+            for aligned, texts in zip(self.forest, prepared, strict=True)
         ]
         return torch.stack(terms).sum()
 
     def loss(self, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
-        o, head = self.options, self._head()
-        averaged = o.image_levels != "per-image"
+        o = self.options
         # The texts of all trees are one matrix, so that one perturbation moves them together.
         text = torch.cat([self.text_features(aligned.bank) for aligned in self.forest])
         alignment = torch.zeros((), device=text.device)
@@ -183,58 +212,62 @@ class Hierarchical(Method):
             def adversary(
                 features: Float[Tensor, "B D"], texts: Float[Tensor, "N D"], levels: Levels = attacked
             ) -> Float[Tensor, ""]:
-                points = head.embed_image(features)
-                prepared = torch.split(head.prepare(texts), self.sizes)
-                return self._align(points, prepared, labels, levels, self._means(points, labels, averaged))
+                return self._align(features, self._place(texts), labels, levels)
 
             perturbed, delta = perturb_universally(
                 self.model, adversary, images, text, further_seeds(seeds, i),
                 eps=o.eps, step_size=o.step_size, steps=o.steps, eps_text=o.eps_text,
             )  # fmt: skip
             features = self.model.encode_image(perturbed)
-            points = head.embed_image(features)
-            prepared = torch.split(head.prepare(text + delta), self.sizes)
-            means = self._means(points, labels, averaged or (i == 0 and o.lambda_gap > 0))
-            alignment = alignment + self._align(points, prepared, labels, trained, means)
+            prepared = self._place(text + delta)
+            alignment = alignment + self._align(features, prepared, labels, trained)
             if i == 0:  # embeddings are placed at their depth once, on what was made against the leaves or against all
-                placing, log = self._placing(points, prepared, labels, means)
+                placing, log = self._placing(features, prepared, labels)
                 anchor, share = self.anchor(features, images)
                 placing, log = placing + anchor, log | share
         log["alignment"] = alignment.detach()
         return Loss(alignment + placing, log)
 
     def _placing(
-        self, points: Float[Tensor, "B D"], prepared: Sequence[Float[Tensor, "_ D"]], labels: Int[Tensor, "B"],
-        means: Sequence[ClassMeans | None],
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:  # fmt: skip
+        self, features: Float[Tensor, "B D"], prepared: Sequence[Float[Tensor, "_ D"]], labels: Int[Tensor, "B"]
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """``λ_vic L_vic + λ_gap (L_gap^Label + L_gap^Intra)`` (section 4), and where the embeddings lie."""
         o, head = self.options, self._head()
-        nothing = points.new_zeros(())
-        vic, gap_label, gap_intra = nothing, nothing, nothing
+        points = head.embed_image(features)
+        means = [aligned.means(points, labels, head) for aligned in self.forest]
+        vic, gap_label, gap_intra = (points.new_zeros(()) for _ in range(3))
         for aligned, texts, averages in zip(self.forest, prepared, means, strict=True):
-            vic = vic + vicinity(points, texts[aligned.columns[0]][labels], o.zeta_vic, head)
-            gap_label = gap_label + norm_gap(texts[aligned.edges[0]], texts[aligned.edges[1]], o.zeta_gap)
-            gap_intra = gap_intra + _gap_intra(averages, nothing, o.zeta_gap)
-        with torch.no_grad():
-            first = self.forest[0]
-            radii = head.radius(prepared[0])
-            radius = head.radius(points)
-            log = {"vic": vic, "gap_label": gap_label, "gap_intra": gap_intra, "radius_image": radius.mean()}
-            log["radius_text"] = radii[first.columns[0]].mean()
-            log |= {f"radius_text_{level}": radii[c].mean() for level, c in enumerate(first.columns)}
-            if means[0] is not None:
-                log |= {f"radius_image_{k}": head.radius(p).mean() for k, p in enumerate(means[0].points)}
-            log["cap_share"] = head.space.cap_share(points, head.value("curvature"))
+            vic = vic + vicinity(points, texts[aligned.index.columns[0]][labels], o.zeta_vic, head)
+            outwards = poincare.norm(texts[aligned.children]) - poincare.norm(texts[aligned.parents])
+            gap_label = gap_label + norm_gap(outwards, o.zeta_gap)
+            if averages.edges:
+                outwards = torch.cat(aligned.means.steps_outwards(averages))
+                gap_intra = gap_intra + norm_gap(outwards, o.zeta_gap, torch.cat(averages.edges))
         total = o.lambda_vic * vic + o.lambda_gap * (gap_label + gap_intra)
+        log = {"vic": vic, "gap_label": gap_label, "gap_intra": gap_intra} | self._where(points, prepared[0], means[0])
         return total, {key: value.detach() for key, value in log.items()}
 
+    @torch.no_grad()
+    def _where(self, points: Float[Tensor, "B D"], texts: Float[Tensor, "N D"], means: Means) -> dict[str, Tensor]:
+        """Where texts, images and class means of the first tree lie, level by level."""
+        head, first = self._head(), self.forest[0]
+        placed = text_depth(head, first.tree, first.index, texts)
+        log = {"radius_image": head.radius(points).mean(), "radius_text": placed.radius[0]}
+        log["edges_ordered"] = placed.edges_ordered
+        for level, (mean, count) in enumerate(zip(means.points, means.counts, strict=True)):
+            log[f"radius_text_{level}"] = placed.radius[level]
+            log[f"radius_image_{level}"] = (head.radius(mean) * (count > 0)).sum() / (count > 0).sum()
+            log[f"margin_{level}"], log[f"bound_{level}"] = placed.margin[level], placed.bound[level]
+        if means.edges:
+            outwards = torch.cat(first.means.steps_outwards(means))
+            # Means of fewer images say more of the images than of the class.
+            steady = torch.cat(means.edges) & (torch.cat(means.counts[:-1]) >= STEADY)
+            log["edges_ordered_image"] = ((outwards > 0) & steady).sum() / steady.sum()
+        log["cap_share"] = head.space.cap_share(points, head.value("curvature"))
+        return log
+
     def after_step(self) -> dict[str, float]:
-        return self._head().values()
-
-
-def _gap_intra(means: ClassMeans | None, nothing: Float[Tensor, ""], margin: float) -> Float[Tensor, ""]:
-    if means is None or not means.edges:
-        return nothing
-    parents = torch.cat([means.points[i + 1][p] for i, (p, _) in enumerate(means.edges)])
-    children = torch.cat([means.points[i][c] for i, (_, c) in enumerate(means.edges)])
-    return norm_gap(parents, children, margin)
+        head = self._head()
+        values = {name: head.value(name).item() for name in ("scale_image", "scale_text", "curvature")}
+        values |= {f"beta_{level}": beta for level, beta in enumerate(head.value("beta").tolist())}
+        return values | {f"depth_{level}": factor for level, factor in enumerate(head.depth.tolist())}
