@@ -86,8 +86,9 @@ class NodePoints:
 def node_points(model: ClipModel, tree: Tree, template: str = "photo", radius: float = 0.5) -> NodePoints:
     """Where the texts of a tree's nodes, its root among them, lie in the ball.
 
-    A hyperbolic model places them by its own head. For any other, text features before normalisation take the lift that
-    a hierarchical run starts from: ``exp0`` of curvature 1, scaled so that a leaf of mean norm lies at ``radius``.
+    A hyperbolic model places each at the depth of the lowest level it stands at, by its own head, and the root at the
+    centre if the head tells levels apart. For any other, text features before normalisation are lifted as they are:
+    ``exp0`` of curvature 1, scaled so that a leaf of mean norm lies at ``radius``.
 
     Args:
         radius: between 0 and 1.
@@ -105,7 +106,10 @@ def node_points(model: ClipModel, tree: Tree, template: str = "photo", radius: f
         lift = f"text features of a cosine model, lifted so that the mean leaf is at radius {radius:g}"
     else:
         lift = f"the model's own hyperbolic head, curvature r = {head.value('curvature').item():.3g}"
-    points = head.value("curvature").sqrt() * head.prepare(text)
+    levels = torch.tensor([node.level for node in nodes], device=text.device)
+    points = head.value("curvature").sqrt() * head.prepare(text, levels)
+    if len(head.depth) > 1:
+        points[-1] = 0
     return NodePoints(nodes, points.cpu(), lift)
 
 

@@ -39,8 +39,9 @@ _CAP = 0.01
 _MOST_NODES = 4000
 #: In a tree of so many nodes at most, leaves are named in the disk as well; and of so many nodes names are tried.
 _NAME_LEAVES, _MOST_NAMES = 60, 300
-#: What a row holds beside the parts of the loss; names that begin with "radius" belong here too.
-_NO_LOSS = {"step", "loss", "lr", "grad_norm", "seconds", "cap_share", "scale_image", "scale_text", "beta", "curvature"}
+#: What a row holds beside the parts of the loss, and beginnings of names that belong here too.
+_NO_LOSS = {"step", "loss", "lr", "grad_norm", "seconds", "cap_share", "scale_image", "scale_text", "curvature"}
+_NO_LOSS_EITHER = ("radius", "margin", "bound", "beta", "depth", "edges_ordered")
 _NAMES = {
     "alignment": "alignment over the levels", "ce": "cross-entropy", "vic": "image to its leaf’s text",
     "anchor": "image to the original’s features",
@@ -374,7 +375,7 @@ def _smoothed(run: _Run, key: str, colour: int | None = 0, kind: str = "line") -
 
 def _loss(run: _Run) -> list[Markup]:
     keys = dict.fromkeys(key for row in run.rows for key, value in row.items() if math.isfinite(_number(value)))
-    parts = [key for key in keys if key not in _NO_LOSS and not key.startswith("radius")]
+    parts = [key for key in keys if key not in _NO_LOSS and not key.startswith(_NO_LOSS_EITHER)]
     gaps = [key for key in parts if key.startswith("gap_")]
     main = [key for key in parts if key not in gaps and key not in _APART]
     cards = []
@@ -409,8 +410,9 @@ def _head(run: _Run) -> list[Markup]:
     names = [key for key in ("scale_image", "scale_text") if run.series(key)]
     if scales := [Curve(_NAMES[key], run.series(key), i) for i, key in enumerate(names)]:
         cards.append(_card("Scales", line_chart("Factors before the map into the ball by step", scales)))
-    if beta := run.series("beta"):
-        cards.append(_card("Inverse temperature β", line_chart("Inverse temperature by step", [Curve("β", beta)])))
+    one = [Curve("β", points) for points in (run.series("beta"),) if points]
+    if beta := one or [Curve(run.level(k), points, k) for k, points in run.numbered("beta")]:
+        cards.append(_card("Inverse temperature β", line_chart("Inverse temperature by step", beta)))
     curvature = [(s, v) for s, v in run.series("curvature") if math.isfinite(v)]
     note = []
     if len({v for _, v in curvature}) > 1:
@@ -454,6 +456,16 @@ def _norm(run: _Run) -> list[Markup]:
     if texts:
         curves = [Curve(run.level(k), points, k) for k, points in texts]
         cards.append(_card("Texts", line_chart("Mean radius of the text embeddings of each level by step", curves)))
+    if margins := run.numbered("margin"):
+        curves = [Curve(run.level(k), points, k) for k, points in margins]
+        curves += [Curve("", points, k, "faint") for k, points in run.numbered("bound")]
+        about = "Largest margin that the texts of each level leave room for, in logits, by step"
+        faint = "Faint: what theory allows texts so far out, if two of them were antipodal."
+        cards.append(_card("Margins", line_chart(about, curves), el("p", faint, class_="note")))
+    shares = {"texts": run.series("edges_ordered"), "class means of images": run.series("edges_ordered_image")}
+    if ordered := [Curve(name, [(s, 100 * v) for s, v in p], i) for i, (name, p) in enumerate(shares.items()) if p]:
+        about = "Share of the tree’s edges whose parent lies nearer the centre than the child, in %, by step"
+        cards.append(_card("Edges in order", line_chart(about, ordered, y=(0.0, 105.0), unit="%")))
     reach = _reach(run)
     by_level = [Curve(run.level(k), smooth(points, reach), k) for k, points in images]
     all_images = [Curve("all images", smooth(overall, reach), None, "thick" if images else "line")] if overall else []
