@@ -8,7 +8,6 @@ neighbours (HNSA), over theirs. Shapes never depend on which classes a batch hol
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from hrzs.attacks.objectives import level_weights
 from hrzs.errors import UsageError
-from hrzs.geometry import poincare
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.heads import HyperbolicHead
 from hrzs.models.text import NodeIndex
@@ -129,59 +127,6 @@ def _candidates(tree: Tree, index: NodeIndex, hnsa: str) -> list[Bool[Tensor, "_
             mask[:, index.columns[level - 1]] = lent
         masks.append(mask)
     return masks
-
-
-class Means(NamedTuple):
-    """The class means of a batch, one row for each node of a level whether it has images or not.
-
-    ``points[l]`` lie at the depth of level l (the origin where there is no image), ``counts[l]`` are the images
-    beneath. ``edges[l]`` says which nodes of level l are children in the sense of ``L_gap^Intra``: neither a node that
-    passes through nor the only child present.
-    """
-
-    points: tuple[Float[Tensor, "nodes D"], ...]
-    counts: tuple[Float[Tensor, "nodes"], ...]
-    edges: tuple[Bool[Tensor, "nodes"], ...]
-
-
-class ClassMeans:
-    """HypAvg: image embeddings of the nodes present in a batch, averaged level by level (method.md, section 2).
-
-    At level 0 a mean is over a class's images. Above, the present children's means are brought to the level's depth and
-    averaged, each child alike. In flat space they are plain means.
-    """
-
-    def __init__(self, tree: Tree, device: torch.device | str = "cpu") -> None:
-        self.classes = len(tree.classes)
-        self.parents = [tree.parents(level).to(device) for level in range(tree.top - 1)]
-        self.passing = [tree.passes_through(level).to(device) for level in range(tree.top - 1)]
-        self.sizes = [len(level) for level in tree.levels[: tree.top]]
-
-    def __call__(self, points: Float[Tensor, "B D"], labels: Int[Tensor, "B"], head: HyperbolicHead) -> Means:
-        """The means of images that lie at ``points``, at the leaves' depth."""
-        curvature = head.value("curvature")
-        membership = _membership(labels, self.classes, points)
-        means = [head.space.einstein_midpoint(points, membership, curvature)]
-        counts, edges = [membership.sum(1)], []
-        for level, parents in enumerate(self.parents):
-            present = (counts[level] > 0).to(points.dtype)
-            membership = _membership(parents, self.sizes[level + 1], points)
-            siblings = (membership @ present)[parents]
-            edges.append(~self.passing[level] & (present > 0) & (siblings > 1))
-            factor = head.image_factor(level + 1) / head.image_factor(level)
-            placed = head.space.scale(means[level], factor, curvature)
-            means.append(head.space.einstein_midpoint(placed, membership * present, curvature))
-            counts.append(membership @ counts[level])
-        return Means(tuple(means), tuple(counts), tuple(edges))
-
-    def steps_outwards(self, means: Means) -> list[Float[Tensor, "nodes"]]:
-        """Of each node below the topmost level, how much further out than its parent's its mean lies."""
-        norms = [poincare.norm(points) for points in means.points]
-        return [norms[level] - norms[level + 1][parents] for level, parents in enumerate(self.parents)]
-
-
-def _membership(owner: Int[Tensor, "N"], groups: int, like: Tensor) -> Float[Tensor, "M N"]:
-    return (owner == torch.arange(groups, device=owner.device)[:, None]).to(like.dtype)
 
 
 def text_edges(tree: Tree, index: NodeIndex) -> tuple[Int[Tensor, "edges"], Int[Tensor, "edges"]]:

@@ -16,10 +16,10 @@ from hrzs.errors import UsageError
 from hrzs.geometry import poincare
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
-from hrzs.models.depth import text_depth
+from hrzs.models.depth import ClassMeans, Means, text_depth
 from hrzs.models.heads import CosineHead, HyperbolicHead
 from hrzs.models.text import TextBank
-from hrzs.training.alignment import ClassMeans, LevelAlignment, Means, norm_gap, text_edges, vicinity
+from hrzs.training.alignment import LevelAlignment, norm_gap, text_edges, vicinity
 from hrzs.training.methods.base import Loss, Method
 from hrzs.training.options import LEVEL_WEIGHTS, TrainOptions, parse_level_weights
 from hrzs.training.original import Anchor
@@ -32,9 +32,6 @@ logger = logging.getLogger(__name__)
 #: during training, which sharpens the logits by itself; half was better than all of it (docs/experiments.md).
 SPREAD = 0.5
 
-
-#: A class mean of so many images and more is steady enough to say where its class lies.
-STEADY = 4
 
 #: Which levels of the tree: these, or all.
 Levels: TypeAlias = Sequence[int] | None
@@ -258,11 +255,7 @@ class Hierarchical(Method):
             log[f"radius_text_{level}"] = placed.radius[level]
             log[f"radius_image_{level}"] = (head.radius(mean) * (count > 0)).sum() / (count > 0).sum()
             log[f"margin_{level}"], log[f"bound_{level}"] = placed.margin[level], placed.bound[level]
-        if means.edges:
-            outwards = torch.cat(first.means.steps_outwards(means))
-            # Means of fewer images say more of the images than of the class.
-            steady = torch.cat(means.edges) & (torch.cat(means.counts[:-1]) >= STEADY)
-            log["edges_ordered_image"] = ((outwards > 0) & steady).sum() / steady.sum()
+        log["edges_ordered_image"] = first.means.edges_ordered(means)
         log["cap_share"] = head.space.cap_share(points, head.value("curvature"))
         return log
 
