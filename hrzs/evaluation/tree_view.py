@@ -12,12 +12,14 @@ import torch
 from jaxtyping import Complex128, Float
 from torch import Tensor
 
+from hrzs.data import loader
 from hrzs.evaluation import metrics
 from hrzs.evaluation.runner import EvalOptions, Evaluation, Progress
 from hrzs.hierarchy.describe import check_picture, picture_style, save_picture, visible
 from hrzs.hierarchy.tree import Node, Tree
-from hrzs.models.classifier import SCORINGS
+from hrzs.models.classifier import SCORINGS, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
+from hrzs.models.depth import ClassMeans, text_depth
 from hrzs.models.heads import HyperbolicHead
 from hrzs.models.text import NodeIndex, Prompts, resolve_template
 from hrzs.tasks import Task
@@ -67,7 +69,45 @@ def level_accuracy(
         "n": len(task.data),
         "template": template,
         "levels": levels,
+        "depth": level_depth(model, evaluation.classifier, task),
     }
+
+
+@torch.no_grad()
+def level_depth(
+    model: ClipModel, classifier: ZeroShotClassifier, task: Task, most: int = 1000
+) -> dict[str, Any] | None:
+    """Where texts and images lie, level by level, ready for JSON; None for a head that has no depth (cosine).
+
+    For each level 0 … L-1: the mean radius of its texts (``radius_text``) and of its class means of images
+    (``radius_image``), as shares of the ball's radius, in flat space as norms; the largest margin that its texts leave
+    room for (``margin``) and theory's bound on it (``bound``), in logits. For the tree: the share of edges whose parent
+    lies nearer the centre than the child, of texts (``edges_ordered``) and of class means of `STEADY` images or more
+    (``edges_ordered_image``); null where there is no such edge.
+
+    Args:
+        most: clean images that the class means are of, the first of the class-balanced order.
+    """
+    head = classifier.head
+    if not isinstance(head, HyperbolicHead):
+        return None
+    tree, index = classifier.tree, NodeIndex.of(classifier.tree)
+    placed = text_depth(head, tree, index, classifier.prepared)
+    means_of, n = ClassMeans(tree, model.device), min(most, len(task.data))
+    points, labels = [], []
+    for batch in loader(task.data, 128, 0, list(range(n))):
+        points.append(head.embed_image(model.encode_image(batch.images.to(model.device), "fp32")))
+        labels.append(batch.labels.to(model.device))
+    means = means_of(torch.cat(points), torch.cat(labels), head)
+    levels = [
+        {"level": level, "radius_text": placed.radius[level].item(),
+         "radius_image": head.radius(mean[count > 0]).mean().item(),
+         "margin": placed.margin[level].item(), "bound": placed.bound[level].item()}
+        for level, (mean, count) in enumerate(zip(means.points, means.counts, strict=True))
+    ]  # fmt: skip
+    shares = {"edges_ordered": placed.edges_ordered, "edges_ordered_image": means_of.edges_ordered(means)}
+    return {"head": head.name, "n": n, "levels": levels,
+            **{name: None if share.isnan() else share.item() for name, share in shares.items()}}  # fmt: skip
 
 
 @dataclass(frozen=True)
