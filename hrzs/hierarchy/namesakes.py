@@ -10,15 +10,15 @@ Names count as the same whatever their case and their blanks, as they are the sa
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from hrzs.hierarchy.classes import is_wnid
 from hrzs.hierarchy.tree import Node, Tree
-from hrzs.hierarchy.wordnet.names import plain
 
 #: What to write into a tree file; for the messages.
 REMEDY = "`prompts: [ANOTHER NAME]` in the tree file tells one from the other"
@@ -40,6 +40,7 @@ class Namesakes:
         return {"level": self.level, "prompt": self.prompt, "nodes": nodes}
 
 
+@runtime_checkable
 class Meanings(Protocol):
     """What `tell_apart` asks of a dictionary about a synset such as ``n02119789``; nothing where it has none."""
 
@@ -167,9 +168,9 @@ class _Work:
         left = [node for node in free if not self._give(node, self._words(node), level)]
         if first is not None and any(self._sizes[id(node)] == self._sizes[id(first)] for node in left):
             left.insert(0, first)
-        kinds = {id(node): [*self._kinds(node)] for node in group}
+        kinds = {id(node): [*self._kinds(node)] for node in group if id(node) not in self.renamed}
         for node in left:
-            others = {fold(kind) for other in group if other is not node for kind in kinds[id(other)]}
+            others = {fold(kind) for other, known in kinds.items() if other != id(node) for kind in known}
             own = [kind for kind in kinds[id(node)] if fold(kind) not in others]
             last = () if node is first else self._last_resorts(node)
             self._give(node, chain((f"{node.name}, a type of {kind}" for kind in own), last), level)
@@ -205,9 +206,9 @@ class _Work:
         else:
             if is_wnid(node.id):
                 yield from self._meanings.words(node.id)
-            words = plain(node.class_id)
-            # Numbers say nothing to a model.
-            if words and not any(map(str.isdigit, words)):
+            words = " ".join(filter(None, re.split(r"[\s_-]+", node.class_id)))
+            # Numbers and letters say nothing to a model.
+            if len(words) > 2 and not any(map(str.isdigit, words)):
                 yield words
 
 
