@@ -10,10 +10,13 @@ from typing import Any, Literal
 
 from hrzs.data import Dataset, digest, open_dataset, pick, resize_to, subset
 from hrzs.errors import UsageError
+from hrzs.hierarchy.namesakes import REMEDY, Namesakes, sentences
 from hrzs.hierarchy.published import find_tree
 from hrzs.hierarchy.tree import Tree
 from hrzs.hierarchy.yaml_form import load_tree, load_trees, parse_tree_spec
 from hrzs.models.clip import ClipModel
+from hrzs.models.templates import resolve_template, template_for
+from hrzs.models.text import same_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +27,8 @@ RESIZE = ("auto", "in-graph", "before")
 class Task:
     """``tree.classes == data.classes``; ``resize`` says where images get the model's size.
 
-    ``more_trees`` are the others of a forest, over the same classes; only training reads them.
+    ``more_trees`` are the others of a forest, over the same classes; only training reads them. ``namesakes`` are the
+    nodes of ``tree`` that the model cannot tell from another one of their level, since it reads the same prompt.
     """
 
     data: Dataset
@@ -32,10 +36,11 @@ class Task:
     tree_source: str
     resize: str
     more_trees: tuple[Tree, ...] = ()
+    namesakes: tuple[Namesakes, ...] = ()
 
     def describe(self) -> dict[str, Any]:
-        """What a report says of the data and the tree."""
-        return {
+        """What a report says of the data and the tree; ``same_prompts`` only where there are namesakes."""
+        about = {
             "dataset": self.data.name,
             "split": self.data.split,
             "n": len(self.data),
@@ -47,6 +52,7 @@ class Task:
             "tree_digest": self.tree.digest,
             "levels": [len(level) for level in self.tree.levels],
         }
+        return about | ({"same_prompts": [each.describe() for each in self.namesakes]} if self.namesakes else {})
 
 
 def open_task(
@@ -63,17 +69,22 @@ def open_task(
     resize: str = "auto",
     size: int | None = None,
     ids: Sequence[str] | None = None,
+    template: str = "photo",
 ) -> Task:
     """Open one ``--data`` value with its tree (by default the published one of the dataset's name).
+
+    Nodes of one level with the same prompt are logged as a warning: of those, the model can predict one at most.
 
     Args:
         purpose: training takes every tree of every file that is named, evaluation the first; ``FILE#2`` is one tree.
         tree: of the classes of the data; files or a tree.
         size: the side of images that are resized before; by default the model's.
         ids: only these images, in this order.
+        template: the ``--template`` that the prompts will have; here it only serves to find the same ones.
 
     Raises:
-        UsageError: no such data, no tree for it, a tree that does not belong to it, or nothing left of it.
+        UsageError: no such data, no tree for it, a tree that does not belong to it, nothing left of it, or no such
+            template.
     """
     if resize not in RESIZE:
         raise UsageError(f"--resize {resize!r}: one of {', '.join(RESIZE)}")
@@ -97,9 +108,11 @@ def open_task(
         sizes = " / ".join(str(len(level)) for level in fitted.levels)
         logger.info("%s: %d of the tree's %d classes are in the data; levels of %s nodes are left",
                     spec, len(fitted.classes), len(whole.classes), sizes)  # fmt: skip
-    return Task(
-        data, fitted, source, "in-graph" if in_graph else "before", tuple(t.restrict(data.classes) for t in more)
-    )
+    others = tuple(t.restrict(data.classes) for t in more)
+    templates = resolve_template(template_for(template, data.name))
+    same, *same_in_others = (same_tokens(t, templates, model.tokenize) for t in (fitted, *others))
+    _warn_of_namesakes(spec, [*same, *(each for found in same_in_others for each in found)])
+    return Task(data, fitted, source, "in-graph" if in_graph else "before", others, tuple(same))
 
 
 def open_validation(
@@ -116,6 +129,15 @@ def open_validation(
     if task.resize == "before" or data.native_size is None:
         return resize_to(data, model.image_size)
     return data
+
+
+def _warn_of_namesakes(spec: str, found: Sequence[Namesakes]) -> None:
+    """One warning for the dataset, with the first few."""
+    said = list(dict.fromkeys(sentences(found)))
+    if said:
+        more = f"; and {len(said) - 3} more such groups" if len(said) > 3 else ""
+        logger.warning("%s: %s%s. Of nodes with the same prompt, the model can predict one at most; %s",
+                       spec, "; ".join(said[:3]), more, REMEDY)  # fmt: skip
 
 
 def _find_trees(tree: str | Tree | Sequence[str] | None, data: Dataset, spec: str) -> tuple[list[Tree], str]:

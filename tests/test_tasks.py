@@ -124,3 +124,60 @@ def test_training_takes_all_trees_and_evaluation_the_first(model: ClipModel) -> 
     task = open_task("shapes", model, purpose="eval", tree=files)
     assert task.more_trees == ()
     assert task.tree.digest == open_task("shapes", model, purpose="eval").tree.digest
+
+
+# -- nodes with the same prompt -----------------------------------------------------------------------------------
+
+
+def twice(*names: str) -> str:
+    """A tree of four shapes whose two superclasses have the same name, or other ones."""
+    first, second = names
+    return (
+        "hrzs-tree: 1\ntree:\n- root thing:\n"
+        f"  - a {first}:\n    - circle\n    - ellipse\n  - b {second}:\n    - square\n    - star\n"
+    )
+
+
+SHAPES = ("circle", "ellipse", "square", "star")
+
+
+def test_the_same_prompt_twice_is_warned_of_and_recorded(
+    model: ClipModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Issue 14: two nodes of a level were called food, and nothing said so."""
+    (tmp_path / "t.yaml").write_text(twice("figure", "Figure"))
+    task = open_task("shapes", model, purpose="eval", tree=str(tmp_path / "t.yaml"), classes=SHAPES)
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "shapes: level 1: figure (a) and Figure (b) have the same prompt, 'a photo of a figure.'" in warning
+    assert "prompts: [ANOTHER NAME]" in warning
+    nodes = [{"node": "a", "name": "figure"}, {"node": "b", "name": "Figure"}]
+    assert task.describe()["same_prompts"] == [{"level": 1, "prompt": "a photo of a figure.", "nodes": nodes}]
+
+
+def test_nothing_is_said_of_other_trees(model: ClipModel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "t.yaml").write_text(twice("round figure", "figure with corners"))
+    task = open_task("shapes", model, purpose="eval", tree=str(tmp_path / "t.yaml"), classes=SHAPES)
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+    assert "same_prompts" not in task.describe()
+
+
+def test_prompts_are_compared_as_the_template_makes_them(
+    model: ClipModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What stands behind the end of the context tells nothing apart."""
+    (tmp_path / "t.yaml").write_text(twice("round figure", "figure with corners"))
+    template = "one of very " + "many " * 80 + "pictures of a {}"
+    open_task("shapes", model, purpose="eval", tree=str(tmp_path / "t.yaml"), classes=SHAPES, template=template)
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "level 0: circle, ellipse, square and star have the same prompt" in warning
+    assert "level 1: round figure (a) and figure with corners (b)" in warning
+
+
+def test_all_trees_that_train_are_looked_at(model: ClipModel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = []
+    for name, names in (("one", ("round figure", "figure with corners")), ("two", ("figure", "figure"))):
+        files.append(str(tmp_path / f"{name}.yaml"))
+        Path(files[-1]).write_text(twice(*names))
+    task = open_task("shapes", model, purpose="train", tree=files, classes=SHAPES)
+    assert [r.levelname for r in caplog.records if "the same prompt" in r.getMessage()] == ["WARNING"]
+    assert task.namesakes == ()

@@ -81,7 +81,8 @@ def attack(
     )  # fmt: skip
     loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=seed)
     task = open_task(data, loaded, purpose="eval", split=split, root=data_root, tree=tree,
-                     classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize)  # fmt: skip
+                     classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize,
+                     template=template)  # fmt: skip
     units = plan(task, settings)[1:]
     if dry_run:
         evaluation = Evaluation(loaded, task, settings)

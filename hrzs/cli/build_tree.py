@@ -15,6 +15,7 @@ from hrzs.cli import console, options
 from hrzs.errors import HrzsError, UsageError
 
 if TYPE_CHECKING:
+    from hrzs.hierarchy.namesakes import Namesakes
     from hrzs.hierarchy.sources import SourceOptions
     from hrzs.hierarchy.tree import Tree
 
@@ -107,6 +108,7 @@ def build_tree(
         if output is not None:
             _write(output, dump_trees(made))
     judge = _Judge(model, pretrained, data, data_root, limit) if model is not None else None
+    _warn_of_namesakes(made, judge)
     _draw(made, show, plot, judge)
     if stats:
         _print_statistics(made, judge)
@@ -171,7 +173,7 @@ def _senses(given: list[str]) -> dict[str, str]:
 
 
 def _check(file: str) -> list[Tree]:
-    """The trees of a file without a fault; of ``FILE#2`` only that one."""
+    """The trees of a file without a fault; of ``FILE#2`` only that one. (Namesakes are no fault, but warned of.)"""
     from hrzs.hierarchy.yaml_form import parse_tree_spec, read
 
     path, number = parse_tree_spec(file)
@@ -187,6 +189,16 @@ def _check(file: str) -> list[Tree]:
         sizes = " ".join(str(len(nodes)) for nodes in tree.levels)
         console.note(f"{file}: valid; nodes at each level from the leaves to the root: {sizes}")
     return trees
+
+
+def _warn_of_namesakes(trees: list[Tree], judge: _Judge | None) -> None:
+    """A tree with nodes of the same prompt is valid; a model makes less of it. With one at hand, as that one reads."""
+    from hrzs.hierarchy.namesakes import REMEDY, namesakes, sentences
+
+    for number, tree in enumerate(trees, 1):
+        where = f"tree {number}, " if len(trees) > 1 else ""
+        for sentence in sentences(namesakes(tree) if judge is None else judge.namesakes(tree)):
+            console.warn(f"{where}{sentence}: a model can predict one of them at most; {REMEDY}")
 
 
 def _draw(trees: list[Tree], show: bool, plot: Path | None, judge: _Judge | None) -> None:
@@ -228,6 +240,13 @@ class _Judge:
 
         self.model = load_model(model, pretrained)
         self.data, self.data_root, self.limit = data, data_root, limit
+
+    def namesakes(self, tree: Tree) -> list[Namesakes]:
+        """Nodes whose prompts are the same to the model."""
+        from hrzs.models.templates import resolve_template
+        from hrzs.models.text import same_tokens
+
+        return same_tokens(tree, resolve_template("photo"), self.model.tokenize)
 
     def plot_disk(self, tree: Tree, file: Path) -> None:
         from hrzs.evaluation.tree_view import plot_disk

@@ -141,7 +141,8 @@ def evaluate(
     for spec in data.split(",") if given is None else ():
         try:
             task = open_task(spec.strip(), loaded, purpose="eval", split=split, root=data_root, tree=tree,
-                             classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize)  # fmt: skip
+                             classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize,
+                             template=template)  # fmt: skip
         except DataMissingError as error:
             # Of several datasets the others go on, and no average passes over this one in silence.
             if "," not in data:
@@ -286,7 +287,7 @@ def _saved(
     from hrzs.evaluation.saved import SavedEvaluation, find_saved, task_of
 
     sets = find_saved(folder)
-    task = task_of(sets[0], model, **_source_of(context, sets[0]))
+    task = task_of(sets[0], model, **_source_of(context, sets[0]), template=settings.template)
     return SavedEvaluation(model, task, settings, sets, store)
 
 

@@ -127,7 +127,8 @@ def finetune(
         return
     loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=seed)
     task = open_task(data, loaded, purpose="train", split=split, root=data_root, tree=tree,
-                     classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize)  # fmt: skip
+                     classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize,
+                     template=settings.template)  # fmt: skip
     settings = _for_data(settings, context, recipe, task)
     held_out = _validation(context, data, task, loaded, settings, val_split, data_root)
     if dry_run:

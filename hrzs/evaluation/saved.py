@@ -148,6 +148,7 @@ def task_of(
     split: str | None = None,
     tree: str | None = None,
     classes: Sequence[str] | None = None,
+    template: str = "photo",
 ) -> Task:
     """The clean images of a saved set, in its order and at its size (see `SavedSet.source`).
 
@@ -157,7 +158,7 @@ def task_of(
     resize = saved.header["task"]["resize"]
     root = None if data_root is None else Path(data_root)
     task = open_task(data, model, purpose="eval", split=split, root=root, tree=tree, classes=classes,
-                     resize=resize, size=saved.shape[-1], ids=saved.ids)  # fmt: skip
+                     resize=resize, size=saved.shape[-1], ids=saved.ids, template=template)  # fmt: skip
     for name, label, there in zip(saved.ids, saved.labels, task.data.labels, strict=True):
         if task.data.classes[there] != label:
             raise UsageError(

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from hrzs import __version__
 from hrzs.errors import UsageError
 from hrzs.hierarchy.levelling import level_at_depths, level_tree
+from hrzs.hierarchy.namesakes import tell_apart
 from hrzs.hierarchy.sources import SOURCES, ClassSpec, SourceOptions
 from hrzs.hierarchy.tree import Tree
+from hrzs.hierarchy.wordnet.meanings import Meanings
 
 #: The level of the root unless told otherwise.
 LEVELS = 5
@@ -27,7 +29,8 @@ def build_trees(
     """Different trees over ``classes`` in their order, and what the user should know about how they were made.
 
     As many as ``options.trees`` asks for, or fewer where the source has no more; trees that levelling makes equal count
-    once, and a note says so.
+    once, and a note says so. Nodes of one level that would have the same prompt get prompts that tell them apart
+    (`hrzs.hierarchy.namesakes`), and a note says that too.
 
     Args:
         source: a name in `SOURCES`.
@@ -78,4 +81,8 @@ def build_trees(
     notes = list(grown.notes)
     if len(made) < len(grown.roots):
         notes.append(f"{len(grown.roots)} trees were grown, {len(made)} differ at the levels asked for: those are kept")
-    return list(made.values()), tuple(notes)
+    meanings = Meanings(options.wordnet)
+    told = [tell_apart(tree, meanings) for tree in made.values()]
+    # In a forest the same is said of many trees.
+    notes += dict.fromkeys(note for _, each in told for note in each)
+    return [tree for tree, _ in told], tuple(notes)

@@ -9,7 +9,7 @@ origin, before they are lifted: that keeps the norm, which there says how genera
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import open_clip
@@ -18,12 +18,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hrzs.hierarchy.namesakes import Namesakes, alike
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.cache import digest_of, kept
 from hrzs.models.clip import ClipModel
 from hrzs.models.templates import TEMPLATES, resolve_template
 
-__all__ = ["TEMPLATES", "NodeIndex", "NodeTexts", "Prompts", "TextBank", "frozen_texts", "resolve_template"]
+__all__ = [
+    "TEMPLATES", "NodeIndex", "NodeTexts", "Prompts", "TextBank", "frozen_texts", "resolve_template", "same_tokens",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,37 @@ class Prompts:
         features = F.normalize(features, dim=-1) if normalise else features
         total = features.new_zeros(self.count, features.shape[1]).index_add(0, owner, features)
         return total / torch.bincount(owner, minlength=self.count)[:, None]
+
+
+def same_tokens(
+    tree: Tree, templates: Sequence[str], tokenize: Callable[[Sequence[str]], Int[Tensor, "P T"]]
+) -> list[Namesakes]:
+    """Nodes of one level whose prompts are the same to the text encoder, whatever they are to people.
+
+    A tokenizer may not know capitals, and cuts a text to the encoder's context: two long names can begin alike.
+    The nodes are compared under each of ``templates``; the first one says which are worth it under the others.
+    """
+    nodes = NodeIndex.of(tree).nodes
+    keys = _token_sets(nodes, templates[0], tokenize)
+    suspects = {id(node): node for _, group in alike(tree, lambda node: keys[id(node)]) for node in group}
+    for template in templates[1:] if suspects else ():
+        more = _token_sets(tuple(suspects.values()), template, tokenize)
+        keys |= {i: keys[i] | more[i] for i in suspects}
+    return [
+        Namesakes(level, group, " / ".join(templates[0].replace("{}", name) for name in group[0].prompt_names))
+        for level, group in alike(tree, lambda node: keys[id(node)])
+    ]
+
+
+def _token_sets(
+    nodes: Sequence[Node], template: str, tokenize: Callable[[Sequence[str]], Int[Tensor, "P T"]]
+) -> dict[int, frozenset[tuple[object, ...]]]:
+    """The token sequences of each node, by its identity, each with its template."""
+    prompts = Prompts.of(nodes, (template,))
+    found: list[set[tuple[object, ...]]] = [set() for _ in nodes]
+    for owner, tokens in zip(prompts.owner.tolist(), tokenize(prompts.texts).tolist(), strict=True):
+        found[owner].add((template, *tokens))
+    return {id(node): frozenset(each) for node, each in zip(nodes, found, strict=True)}
 
 
 class TextBank:

@@ -219,3 +219,65 @@ def test_thousand_ids_take_less_than_five_seconds(tmp_path: Path) -> None:
     assert len(load_tree(tmp_path / "tree.yaml").classes) == 1000
     # Processor time of one thread: what else the machine does must not decide.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
+
+
+# -- nodes with the same prompt -----------------------------------------------------------------------------------
+
+TWICE = """\
+hrzs-tree: 1
+tree:
+- root thing:
+  - a food:
+    - apple
+    - pear
+  - b food:
+    - pizza
+    - soup
+"""
+
+
+def test_check_warns_of_the_same_prompt_twice(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    Path("t.yaml").write_text(TWICE)
+    result = run("--check", "t.yaml")
+    assert (result.exit_code, result.stdout) == (0, "")
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warning == (
+        "level 1: food (a) and food (b) have the same prompt, 'food': a model can predict one of them at most; "
+        "`prompts: [ANOTHER NAME]` in the tree file tells one from the other"
+    )
+
+
+def test_check_with_a_model_compares_what_it_reads(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    long = "very " * 80
+    Path("t.yaml").write_text(TWICE.replace("a food", f"a {long}good food").replace("b food", f"b {long}bad food"))
+    run("--check", "t.yaml")
+    assert "the same prompt" not in caplog.text
+    run("--check", "t.yaml", "--model", "tiny", "--pretrained", "none")
+    assert "have the same prompt, 'a photo of a very very" in caplog.text
+
+
+def test_a_built_tree_has_prompts_that_tell_apart(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    Path("list.tsv").write_text("a\tcrane\tn02012849\nb\tcrane\tn03126707\nc\theron\n")
+    run("--classes", "list.tsv", "-o", "t.yaml")
+    assert [leaf.prompts for leaf in load_tree("t.yaml").levels[0]] == [
+        ("crane, a type of wading bird",),
+        ("crane, a type of lifting device",),
+        (),
+    ]
+    assert "crane (a) is called 'crane, a type of wading bird' in prompts" in caplog.text
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+
+
+def test_a_built_tree_that_nothing_tells_apart_is_warned_of(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    Path("list.tsv").write_text("a\tcrane\tn02012849\nb\tcrane\tn02012849\nc\theron\n")
+    run("--classes", "list.tsv", "-o", "t.yaml")
+    assert "level 0: crane (a) and crane (b) have the same prompt, 'crane'" in caplog.text
+
+
+def test_a_converted_tree_is_told_apart_too(run: Run) -> None:
+    Path("t.yaml").write_text(TWICE)
+    run("--source", "file", "--tree", "t.yaml", "-o", "told.yaml")
+    assert [node.prompt_names for node in load_tree("told.yaml").levels[1]] == [
+        ("food",),
+        ("food such as pizza and soup",),
+    ]

@@ -369,6 +369,22 @@ def test_dry_run_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", [FINETUNE, ATTACK, EVAL], ids=["finetune", "attack", "eval"])
+def test_nodes_with_the_same_prompt_are_named(hrzs: Hrzs, small: Options, tmp_path: Path, command: Options) -> None:
+    """Issue 14: one of two nodes called food can never be right, and nothing said so."""
+    file = tmp_path / "t.yaml"
+    file.write_text(
+        "hrzs-tree: 1\ntree:\n- r thing:\n  - a food:\n    - circle\n    - ring\n  - b food:\n    - star\n    - square\n"
+    )
+    over = (*command, *small, "--tree", file, "--classes", "circle,ring,star,square", "--template", "a drawn {}")
+    ended = hrzs(*over, "--dry-run")
+    assert ended.status == 0, ended.err
+    assert ended.err.count("food (a) and food (b) have the same prompt, 'a drawn food'") == 1
+    plan = yaml.safe_load(ended.out)
+    (same,) = (plan["tasks"][0] if "tasks" in plan else plan["data"])["same_prompts"]
+    assert (same["level"], [node["node"] for node in same["nodes"]]) == (1, ["a", "b"])
+
+
 # -- another project's image encoder -----------------------------------------------------------------------------
 
 

@@ -1,20 +1,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 from torchvision import datasets
 
 from hrzs.data import DATASETS
 from hrzs.hierarchy.build import build_trees
 from hrzs.hierarchy.classes import dataset_classes, read_classes
 from hrzs.hierarchy.describe import agreement
+from hrzs.hierarchy.namesakes import namesakes
 from hrzs.hierarchy.published import find_tree
 from hrzs.hierarchy.sources import SourceOptions
 from hrzs.hierarchy.yaml_form import dump_trees, load_trees
+from hrzs.models.text import resolve_template, same_tokens
 
 FOLDER = Path(__file__).parents[2] / "hierarchies"
 PUBLISHED = sorted(file.stem for file in FOLDER.glob("*.yaml"))
@@ -54,6 +57,30 @@ def test_generated_trees_are_what_build_tree_makes(name: str) -> None:
     classes, label = read_classes(name)
     made, _ = build_trees(classes, label=label, options=SourceOptions(trees=len(generated)))
     assert dump_trees(made) == dump_trees(generated)
+
+
+@pytest.fixture(scope="module")
+def tokenize() -> Callable[[Sequence[str]], Tensor]:
+    """CLIP's own tokenizer, with its context of 77 tokens."""
+    import open_clip
+
+    return lambda texts: open_clip.tokenizer.tokenize(list(texts), context_length=77)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_no_level_has_two_nodes_with_one_prompt(name: str, tokenize: Callable[[Sequence[str]], Tensor]) -> None:
+    """Issue 14: ImageNet had two gowns, two cars, two missiles and two sunglasses."""
+    for tree in load_trees(FOLDER / f"{name}.yaml"):
+        assert namesakes(tree) == []
+        assert same_tokens(tree, resolve_template("photo"), tokenize) == []
+
+
+@pytest.mark.parametrize("name", ["caltech256", "imagenet"])
+def test_nor_has_one_over_a_part_of_the_classes(name: str) -> None:
+    """Levels fall away when classes do, and nodes move up."""
+    for tree in load_trees(FOLDER / f"{name}.yaml"):
+        for step in (2, 3, 10):
+            assert namesakes(tree.restrict(tree.classes[::step])) == []
 
 
 def test_cifar100_has_the_official_superclasses_as_its_second_tree() -> None:

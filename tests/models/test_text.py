@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from hrzs.geometry import poincare
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.heads import CosineHead, HyperbolicHead
-from hrzs.models.text import NodeIndex, NodeTexts, Prompts, TextBank, frozen_texts, resolve_template
+from hrzs.models.text import NodeIndex, NodeTexts, Prompts, TextBank, frozen_texts, resolve_template, same_tokens
 
 
 def test_nodes_that_pass_through_stand_once(tree: Tree) -> None:
@@ -207,3 +208,52 @@ def test_training_keeps_nothing(model: ClipModel, tree: Tree, cache: Path) -> No
 def test_an_unknown_template_is_refused(model: ClipModel, tree: Tree) -> None:
     with pytest.raises(UsageError, match="--template 'phot'"):
         frozen_texts(model, tree, "phot")
+
+
+# -- prompts that are the same to a tokenizer ----------------------------------------------------------------------
+
+
+def standing(*nodes: Node) -> Tree:
+    return Tree(Node("thing", "thing", nodes, level=1))
+
+
+def leaf(name: str, class_id: str, *prompts: str) -> Node:
+    return Node(name, class_id, class_id=class_id, prompts=prompts)
+
+
+def tokenizer(length: int) -> Callable[[Sequence[str]], torch.Tensor]:
+    return lambda texts: open_clip.tokenizer.tokenize(list(texts), context_length=length)
+
+
+def test_tokens_have_no_capitals() -> None:
+    (same,) = same_tokens(
+        standing(leaf("Turkey", "a"), leaf("turkey", "b"), leaf("duck", "c")), ("a {}.",), tokenizer(77)
+    )
+    assert (same.level, [node.id for node in same.nodes], same.prompt) == (0, ["a", "b"], "a Turkey.")
+
+
+@pytest.mark.parametrize(("length", "same"), [(77, 0), (24, 1)])
+def test_long_prompts_are_cut_to_the_context(length: int, same: int) -> None:
+    long = "very " * 25
+    tree = standing(leaf(f"{long}big dog", "a"), leaf(f"{long}small dog", "b"))
+    assert len(same_tokens(tree, ("a photo of a {}.",), tokenizer(length))) == same
+
+
+def test_every_template_is_compared() -> None:
+    tree = standing(leaf("red dog", "a"), leaf("blue dog", "b"))
+    cut = "one two three four five six seven {}."
+    assert len(same_tokens(tree, (cut,), tokenizer(8))) == 1
+    assert same_tokens(tree, (cut, "{}"), tokenizer(8)) == []
+    assert same_tokens(tree, ("{}", cut), tokenizer(8)) == []
+
+
+def test_names_in_another_order_are_the_same_prompts(tree: Tree) -> None:
+    assert same_tokens(tree, ("{}", "a {}"), tokenizer(77)) == []
+    (same,) = same_tokens(
+        standing(leaf("a", "a", "bus", "coach"), leaf("b", "b", "Coach", "bus")), ("{}",), tokenizer(9)
+    )
+    assert same.prompt == "bus / coach"
+
+
+def test_the_models_own_tokenizer_serves(model: ClipModel, tree: Tree) -> None:
+    assert same_tokens(tree, resolve_template("photo"), model.tokenize) == []

@@ -24,6 +24,7 @@ from hrzs.hierarchy.classes import is_wnid
 from hrzs.hierarchy.sources.base import ClassSpec, Grown, SourceOptions
 from hrzs.hierarchy.sources.formats import FORMATS, Contents, Fault, read
 from hrzs.hierarchy.tree import Node
+from hrzs.hierarchy.wordnet.meanings import Meanings
 from hrzs.hierarchy.yaml_form import parse_tree_spec
 
 
@@ -140,14 +141,7 @@ class _Words:
     """Names for WordNet ids; WordNet is opened only when there is one."""
 
     def __init__(self, wordnet: str | None) -> None:
-        self.wordnet = wordnet
-        self.lemmas = lru_cache(None)(self._lemmas)
-
-    def _lemmas(self, wnid: str) -> tuple[str, ...]:
-        from hrzs.hierarchy.wordnet import noun_synset, open_wordnet
-
-        synset = noun_synset(open_wordnet(self.wordnet), wnid)
-        return () if synset is None else tuple(lemma.replace("_", " ") for lemma in synset.lemma_names())
+        self.lemmas = lru_cache(None)(Meanings(wordnet).words)
 
     def name(self, node: Node) -> str:
         """What the node is called; a WordNet id is no name."""
