@@ -407,10 +407,15 @@ def augment(images: Tensor, seeds: list[int], kind: str) -> Tensor:
     if kind == "none":
         return images
     out = images.clone()
-    mirrored = [i for i, seed in enumerate(seeds) if seed & 1]
+
+    def among(chosen: Callable[[int], bool]) -> Tensor:
+        rows = [i for i, seed in enumerate(seeds) if chosen(seed)]
+        return torch.tensor(rows, dtype=torch.long).to(images.device)
+
+    mirrored = among(lambda seed: seed & 1 == 1)
     out[mirrored] = out[mirrored].flip(-1)
     for turns in (1, 2, 3) if kind == "dihedral" else ():
-        turned = [i for i, seed in enumerate(seeds) if seed >> 1 & 3 == turns]
+        turned = among(lambda seed, turns=turns: seed >> 1 & 3 == turns)  # type: ignore[misc]
         out[turned] = out[turned].rot90(turns, (-2, -1))
     return out
 
