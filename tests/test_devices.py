@@ -248,6 +248,7 @@ def test_an_evaluation(model: ClipModel, shapes: Dataset, shapes_tree: Tree) -> 
     assert run_canaries(evaluation)
 
 
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")  # "meta" is but a name here
 def test_a_run_and_its_resumption(
     model: ClipModel, shapes: Dataset, shapes_tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
