@@ -15,6 +15,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hrzs.attacks.budget import Budget
+from hrzs.attacks.counter import normal, uniform
+
+#: The same draws where there are no fast generators.
+_ON_DEVICE = {torch.rand: uniform, torch.randn: normal}
 
 
 def float_below(value: Fraction) -> float:
@@ -146,5 +150,11 @@ class L2Ball(Ball):
 
 
 def _noise(like: Tensor, seeds: Sequence[int], draw: Callable[..., Tensor]) -> Tensor:
+    """As many numbers as ``like`` has, each image's from its own seed.
+
+    On a CPU a generator per image is the fastest there is; an accelerator would wait for it at every step.
+    """
+    if like.device.type != "cpu":
+        return _ON_DEVICE[draw](seeds, like.shape[1:], like.device).to(like.dtype)
     rows = [draw(like.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows).to(like.device) if rows else torch.empty_like(like)

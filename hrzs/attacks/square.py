@@ -195,10 +195,9 @@ def _pyramid(height: int, width: int) -> Float[Tensor, "height width"]:
 def _window(corner: Float[Tensor, "B 2"], side: int, x: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B 3 pixels"]:
     """Where the pixels of a square lie in the flattened image; ``corner`` is uniform in [0, 1)."""
     height, width = x.shape[-2:]
-    free = corner.new_tensor([height - side + 1, width - side + 1])
-    first = (corner * free).long()
+    down, across = (corner[:, :1] * (height - side + 1)).long(), (corner[:, 1:] * (width - side + 1)).long()
     within = torch.arange(side, device=x.device)
-    rows, columns = first[:, :1] + within, first[:, 1:] + within
+    rows, columns = down + within, across + within
     pixels = rows[:, :, None] * width + columns[:, None, :]
     return pixels.flatten(1)[:, None].expand(-1, 3, -1)
 

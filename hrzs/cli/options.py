@@ -126,6 +126,8 @@ def prepare_torch(device: str, precision: str, threads: int | None) -> str:
     """
     import torch
 
+    from hrzs.models.exact import exact_fp32
+
     if precision not in ("fp32", "bf16"):
         raise UsageError(f"--precision {precision!r}: one of fp32, bf16")
     kind = device.split(":")[0]
@@ -145,8 +147,7 @@ def prepare_torch(device: str, precision: str, threads: int | None) -> str:
                 "--precision fp32 is faster"
             )
     torch.set_flush_denormal(True)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    exact_fp32()
     if threads is not None:
         torch.set_num_threads(threads)
     return device

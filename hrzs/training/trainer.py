@@ -28,6 +28,7 @@ from hrzs.models.loading import WEIGHTS_FILE, save_model
 from hrzs.models.recompute import recompute_activations
 from hrzs.training.checkpoints import has_checkpoint, load_checkpoint, save_checkpoint
 from hrzs.training.methods import Method, method_class
+from hrzs.training.methods.base import Loss
 from hrzs.training.options import TrainOptions
 from hrzs.training.report import FILE as REPORT_FILE
 from hrzs.training.report import write_report
@@ -134,9 +135,9 @@ class Trainer:
             with metrics_path.open("a") as metrics:
                 for batch in loader(self.data, self.batch_size, self.workers, order):
                     images, labels = batch.images.to(self.model.device), batch.labels.to(self.model.device)
-                    images = augment(
-                        images, sample_seeds(batch.ids, self.options.seed, f"a{self.step}"), self.options.augment
-                    )
+                    if self.options.augment != "none":
+                        seeds = sample_seeds(batch.ids, self.options.seed, f"a{self.step}")
+                        images = augment(images, seeds, self.options.augment)
                     if optimizer is None:
                         if self.step == 0:
                             self.method.begin(images)
@@ -232,23 +233,30 @@ class Trainer:
             group["lr"] = self.options.lr * factor * group["rate"]
         seeds = sample_seeds(ids, self.options.seed, f"step{self.step}")
         optimizer.zero_grad(set_to_none=True)
-        value, parts = 0.0, dict[str, float]()
+        found: list[tuple[float, slice, Loss]] = []
         for rows in torch.arange(len(ids)).tensor_split(self.options.accumulate):
             share = len(rows) / len(ids)
             here = slice(int(rows[0]), int(rows[-1]) + 1)
             loss = self.method.loss(images[here], labels[here], seeds[here])
-            value += share * loss.total.item()
+            (loss.total * share if share < 1 else loss.total).backward()  # type: ignore[no-untyped-call]
+            found.append((share, here, Loss(loss.total.detach(), loss.log)))
+        tuned = [p for g in optimizer.param_groups for p in g["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(tuned, self.options.clip_grad or math.inf)
+        # Every number of the step is fetched at once: each fetch waits for all that the device has been given to do.
+        numbers = iter(
+            torch.stack([n for _, _, loss in found for n in (loss.total, *loss.log.values())] + [norm]).tolist()
+        )
+        value, parts = 0.0, dict[str, float]()
+        for share, here, loss in found:
+            value += share * next(numbers)
             if not math.isfinite(value):
                 path = save_checkpoint(self.folder, self._state(optimizer), name="nonfinite")
                 raise HrzsError(
                     f"the loss is {value} at step {self.step + 1} (images {', '.join(ids[here][:4])}, …); the state "
                     f"before it is in {path}. A smaller --lr or --precision fp32 may help"
                 )
-            (loss.total * share if share < 1 else loss.total).backward()  # type: ignore[no-untyped-call]
-            for key, number in loss.log.items():
-                parts[key] = parts.get(key, 0.0) + share * number.item()
-        tuned = [p for g in optimizer.param_groups for p in g["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(tuned, self.options.clip_grad or math.inf)
+            for key in loss.log:
+                parts[key] = parts.get(key, 0.0) + share * next(numbers)
         self._mid_step = True
         optimizer.step()
         self.step += 1
@@ -256,7 +264,7 @@ class Trainer:
             # Young means are short: otherwise the first weights would stay in them for long.
             decay = min(self.options.ema, self.step / (self.step + 9))
             torch._foreach_lerp_(self._mean, [p.detach() for p in self._tuned], 1 - decay)
-        log = {"loss": value, "lr": self.options.lr * factor, "grad_norm": norm.item()}
+        log = {"loss": value, "lr": self.options.lr * factor, "grad_norm": next(numbers)}
         # NaN stands for what this batch has nothing of.
         log |= {key: number for key, number in parts.items() if not math.isnan(number)} | self.method.after_step()
         if log.get("cap_share", 0.0) > 0.01:
@@ -320,7 +328,8 @@ class Trainer:
         Raises:
             UsageError: no checkpoint is whole, or the one that is belongs to other options.
         """
-        state = load_checkpoint(self.folder, self.model.device)
+        # On the CPU, where the optimiser wants to find its count of steps; what belongs on the device gets there below.
+        state = load_checkpoint(self.folder, torch.device("cpu"))
         if state is None:
             return False
         plan: dict[str, Any] = state["plan"]
@@ -334,7 +343,8 @@ class Trainer:
             head = HyperbolicHead(**state["geometry"])
             head.load_state_dict(state["geometry_state"])
             self.method.adopt(head)
-        self.step, self.best, self._mean = state["step"], state["best"], state["mean"]
+        self.step, self.best = state["step"], state["best"]
+        self._mean = [mean.to(self.model.device) for mean in state["mean"]]
         self._optimizer_state = state["optimizer"]
         return True
 
@@ -381,11 +391,16 @@ def augment(images: Tensor, seeds: list[int], kind: str) -> Tensor:
     if kind == "none":
         return images
     out = images.clone()
-    for i, seed in enumerate(seeds):
-        if seed & 1:
-            out[i] = out[i].flip(-1)
-        if kind == "dihedral":
-            out[i] = out[i].rot90(seed >> 1 & 3, (-2, -1))
+
+    def among(chosen: Callable[[int], bool]) -> Tensor:
+        rows = [i for i, seed in enumerate(seeds) if chosen(seed)]
+        return torch.tensor(rows, dtype=torch.long).to(images.device)
+
+    mirrored = among(lambda seed: seed & 1 == 1)
+    out[mirrored] = out[mirrored].flip(-1)
+    for turns in (1, 2, 3) if kind == "dihedral" else ():
+        turned = among(lambda seed, turns=turns: seed >> 1 & 3 == turns)  # type: ignore[misc]
+        out[turned] = out[turned].rot90(turns, (-2, -1))
     return out
 
 
