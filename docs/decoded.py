@@ -1,0 +1,122 @@
+"""Images decoded once and kept as bytes, clean or corrupted, so that a hundred runs need not read them again."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from hrzs.data import Dataset, Sample
+from hrzs.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+Pixels: TypeAlias = NDArray[np.uint8]
+
+
+class Decoded(Dataset):
+    """``data`` with its pixels in memory: uint8, shape (n, H, W, 3)."""
+
+    def __init__(self, data: Dataset, pixels: Pixels, name: str | None = None) -> None:
+        self.name, self.split = name or data.name, data.split
+        self.classes, self.class_names = data.classes, data.class_names
+        self.labels, self.ids = data.labels, data.ids
+        self.native_size, self.default_eps, self.like = data.native_size, data.default_eps, data.like
+        self.pixels = pixels
+
+    def picture(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} images, there is no number {index}")
+        image = torch.from_numpy(self.pixels[index]).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
+        return Sample(image, self.labels[index], self.ids[index])
+
+
+def decode(data: Dataset, threads: int = 8) -> Decoded:
+    """Read every image of ``data``, which must all have one size."""
+    size = data.native_size
+    if size is None:
+        raise UsageError(f"{data.name}: images of one size are needed, these differ")
+    pixels = np.empty((len(data), size, size, 3), np.uint8)
+
+    def take(index: int) -> None:
+        pixels[index] = np.asarray(data.picture(index))
+
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(take, range(len(data))):
+            pass
+    return Decoded(data, pixels)
+
+
+class Opener:
+    """Stands in for `hrzs.data.open_dataset`: a split of ``folder`` is decoded once, ``FOLDER+CORRUPTION`` made of it."""
+
+    def __init__(self, inner: Callable[..., Dataset], folder: Path, threads: int) -> None:
+        self.inner, self.folder, self.threads = inner, str(folder), threads
+        self.kept: dict[tuple[str, str | None], Dataset] = {}
+
+    def __call__(self, spec: str, split: str | None = None, **options: Any) -> Dataset:
+        clean, _, corruption = spec.partition("+")
+        if clean != self.folder:
+            return self.inner(spec, split, **options)
+        key = (corruption, split)
+        if key not in self.kept:
+            if corruption:
+                data = self(clean, split, **options)
+                assert isinstance(data, Decoded)
+                self.kept[key] = Decoded(data, corrupted(data.pixels, data.ids, corruption), corruption)
+            else:
+                self.kept[key] = decode(self.inner(spec, split, **options), self.threads)
+        return self.kept[key]
+
+
+# -- corruptions: four of Hendrycks and Dietterich (ICLR 2019), at one strength each, chosen here ------------------------
+
+
+def _noise(image: Pixels, seed: int) -> Pixels:
+    noise = np.random.default_rng(seed).normal(0.0, STRENGTH["gaussian-noise"], image.shape)
+    return np.asarray(np.clip(image / 255 + noise, 0, 1) * 255).round().astype(np.uint8)
+
+
+def _blur(image: Pixels, _: int) -> Pixels:
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(STRENGTH["gaussian-blur"])))
+
+
+def _contrast(image: Pixels, _: int) -> Pixels:
+    x = image / 255
+    mean = x.mean(axis=(0, 1), keepdims=True)
+    return np.asarray(np.clip((x - mean) * STRENGTH["contrast"] + mean, 0, 1) * 255).round().astype(np.uint8)
+
+
+def _jpeg(image: Pixels, _: int) -> Pixels:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=int(STRENGTH["jpeg"]))
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+#: Standard deviation of the noise (pixels in [0, 1]); radius of the blur in pixels; what is left of the contrast; JPEG
+#: quality.
+STRENGTH = {"gaussian-noise": 0.08, "gaussian-blur": 1.0, "contrast": 0.4, "jpeg": 25.0}
+_CORRUPT: dict[str, Callable[[Pixels, int], Pixels]] = {
+    "gaussian-noise": _noise,
+    "gaussian-blur": _blur,
+    "contrast": _contrast,
+    "jpeg": _jpeg,
+}
+
+
+def corrupted(pixels: Pixels, ids: Iterable[str], name: str) -> Pixels:
+    """Each image corrupted; what is random depends on its id alone."""
+    seeds = (int.from_bytes(hashlib.blake2b(f"{name}/{i}".encode(), digest_size=8).digest(), "big") for i in ids)
+    return np.stack([_CORRUPT[name](image, seed) for image, seed in zip(pixels, seeds, strict=True)])
