@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +14,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from hrzs.data import Dataset, Sample
+from hrzs.data import Dataset, Sample, digest
 from hrzs.errors import UsageError
-
-logger = logging.getLogger(__name__)
 
 Pixels: TypeAlias = NDArray[np.uint8]
 
@@ -34,20 +31,23 @@ class Decoded(Dataset):
         self.pixels = pixels
 
     def picture(self, index: int) -> Image.Image:
-        return Image.fromarray(self.pixels[index])
+        return Image.fromarray(np.array(self.pixels[index]))
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} images, there is no number {index}")
-        image = torch.from_numpy(self.pixels[index]).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
+        image = torch.from_numpy(np.array(self.pixels[index])).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
         return Sample(image, self.labels[index], self.ids[index])
 
 
-def decode(data: Dataset, threads: int = 8) -> Decoded:
-    """Read every image of ``data``, which must all have one size."""
+def decode(data: Dataset, threads: int = 8, kept: Path | None = None) -> Decoded:
+    """Read every image of ``data``, which must all have one size; or the file that keeps what was read before."""
     size = data.native_size
     if size is None:
         raise UsageError(f"{data.name}: images of one size are needed, these differ")
+    file = kept and kept / f"{digest(data)}.npy"
+    if file and file.exists():
+        return Decoded(data, np.load(file, mmap_mode="r"))
     pixels = np.empty((len(data), size, size, 3), np.uint8)
 
     def take(index: int) -> None:
@@ -56,14 +56,18 @@ def decode(data: Dataset, threads: int = 8) -> Decoded:
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(take, range(len(data))):
             pass
+    if file:
+        aside = file.with_name(f".{file.name}")
+        np.save(aside, pixels)
+        aside.replace(file)
     return Decoded(data, pixels)
 
 
 class Opener:
-    """Stands in for `hrzs.data.open_dataset`: a split of ``folder`` is decoded once, ``FOLDER+CORRUPTION`` made of it."""
+    """Stands in for `hrzs.data.open_dataset`: a split of ``folder`` is decoded once, ``folder+corruption`` made of it."""
 
-    def __init__(self, inner: Callable[..., Dataset], folder: Path, threads: int) -> None:
-        self.inner, self.folder, self.threads = inner, str(folder), threads
+    def __init__(self, inner: Callable[..., Dataset], folder: Path, threads: int, kept: Path) -> None:
+        self.inner, self.folder, self.threads, self.at = inner, str(folder), threads, kept
         self.kept: dict[tuple[str, str | None], Dataset] = {}
 
     def __call__(self, spec: str, split: str | None = None, **options: Any) -> Dataset:
@@ -77,11 +81,11 @@ class Opener:
                 assert isinstance(data, Decoded)
                 self.kept[key] = Decoded(data, corrupted(data.pixels, data.ids, corruption), corruption)
             else:
-                self.kept[key] = decode(self.inner(spec, split, **options), self.threads)
+                self.kept[key] = decode(self.inner(spec, split, **options), self.threads, self.at)
         return self.kept[key]
 
 
-# -- corruptions: four of Hendrycks and Dietterich (ICLR 2019), at one strength each, chosen here ------------------------
+# -- corruptions: four of Hendrycks and Dietterich (ICLR 2019), at one strength each, chosen here -------------------
 
 
 def _noise(image: Pixels, seed: int) -> Pixels:

@@ -123,7 +123,7 @@ class Job:
     unit: Unit | None = None
 
 
-# -- what is left --------------------------------------------------------------------------------------------------------
+# -- what is left ---------------------------------------------------------------------------------------------------
 
 
 def jobs(place: Place, stages: Sequence[str], rows: Sequence[str], failed: Sequence[str] = ()) -> Iterator[Job]:
@@ -185,7 +185,7 @@ def _run(
 
 def _evaluations(place: Place, run: str, model: str, stages: tuple[str, ...], *, ready: bool) -> Iterator[Job]:
     for unit in place.missing(run, stages):
-        part, limit, _ = chosen(unit.images.removesuffix("-corrupted"), place.sizes, place.count("seen"))
+        _, limit, _ = chosen(unit.images.removesuffix("-corrupted"), place.sizes, place.count("seen"))
         kind = unit.part.split("-")[0] if unit.stage in ("canaries", "autoattack") else "suite"
         cost = PER_IMAGE["none"] * len(CORRUPTIONS) if "corrupted" in unit.part else PER_IMAGE[kind]
         yield Job(f"{run} {unit.part}", cost * limit, ready, run, model, unit=unit)
@@ -195,7 +195,7 @@ def _training_seconds(place: Place, options: Sequence[str]) -> float:
     return 20 + STEP * place.sizes.steps * (3.5 if "per-level" in options else 1)
 
 
-# -- doing it ------------------------------------------------------------------------------------------------------------
+# -- doing it -------------------------------------------------------------------------------------------------------
 
 
 def hrzs(*arguments: str) -> None:
@@ -220,17 +220,17 @@ def prepare(place: Place) -> None:
                  "-o", str(place.tree(number)))  # fmt: skip
 
 
-def keep_decoded(place: Place) -> None:
+def keep_decoded(place: Place, *, corrupted: bool) -> None:
     """From here on the images are read from memory, by this process and those forked from it."""
     from decoded import Opener
 
     import hrzs.tasks
 
     assert place.images is not None
-    opener = Opener(hrzs.tasks.open_dataset, place.images, 2 * (os.cpu_count() or 1))
+    opener = Opener(hrzs.tasks.open_dataset, place.images, 2 * (os.cpu_count() or 1), place.work)
     for split in ("train", "val"):
         opener(str(place.images), split)
-    for name in CORRUPTIONS:
+    for name in CORRUPTIONS if corrupted else ():
         opener(f"{place.images}+{name}", "val")
     hrzs.tasks.open_dataset = opener
 
@@ -353,7 +353,7 @@ def tidy(place: Place, rows: Sequence[str]) -> None:
                 (place.model(f"{row}-s{seed}") / "model.safetensors").unlink(missing_ok=True)
 
 
-# -- workers -------------------------------------------------------------------------------------------------------------
+# -- workers --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -381,7 +381,7 @@ def serve(place: Place, work: Callable[[Place, Job], None], orders: Connection) 
     import torch
 
     torch.set_num_threads(place.threads)
-    sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))  # noqa: PTH123, SIM115
+    sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))  # noqa: SIM115
     while (job := orders.recv()) is not None:
         began, fault = time.monotonic(), ""
         with logged(log_of(place, job)):
@@ -518,7 +518,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     torch.set_num_threads(1)  # threads of the parent would not survive the fork
     prepare(place)
-    keep_decoded(place)
+    keep_decoded(place, corrupted="new" in stages)
     write_nodes(place)
     print(f"{time.monotonic() - began:.0f} s to read the images", flush=True)
     failed = work_off(place, lambda failed: jobs(place, stages, rows, failed), options.jobs, began + options.seconds,
