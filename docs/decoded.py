@@ -64,7 +64,7 @@ def decode(data: Dataset, threads: int = 8, kept: Path | None = None) -> Decoded
 
 
 class Opener:
-    """Stands in for `hrzs.data.open_dataset`: a split of ``folder`` is decoded once, ``folder+corruption`` made of it."""
+    """Stands in for `hrzs.data.open_dataset`: a split of ``folder`` is decoded once, ``folder+corruption`` too."""
 
     def __init__(self, inner: Callable[..., Dataset], folder: Path, threads: int, kept: Path) -> None:
         self.inner, self.folder, self.threads, self.at = inner, str(folder), threads, kept

@@ -276,7 +276,7 @@ def train(place: Place, job: Job) -> None:
         "--classes", str(place.classes("seen")), "--tree", str(place.tree(1)), *filled,
         "--epochs", "1000", "--max-steps", str(sizes.steps), "--batch-size", str(sizes.batch), "--lr", job.rate,
         "--seed", str(job.seed), "--eps", "1/255", "--steps", "3", "--precision", "bf16",
-        "--save-every", str(max(1, sizes.steps // 3)), "--device", place.device,
+        "--save-every", str(max(1, sizes.steps // (1 if on_gpu(place) else 3))), "--device", place.device,
         *(look if job.run.startswith("tune-") else ("--validate-every", "0")),
         "--threads", str(place.threads), "--quiet", "--resume", "-o", str(folder),
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """The tables of docs/results.md and its figures, from the JSON in docs/results/: `python docs/show_results.py`.
 
 Balanced figures weigh the nodes of a level alike: an image counts 1 / (K · n), with K nodes in the sample and n images
-of its own node. Differences are those of paired.py: their intervals hold images and seeds. Bold: below 0.05 after Holm's
-correction over all cells of the table. ≈: the interval lies within ±1.5 points: equivalent to that margin.
+of its own node. Differences are those of paired.py: their intervals hold images and seeds. Bold: below 0.05 after
+Holm's correction over all cells of the table. ≈: the interval lies within ±1.5 points: equivalent to that margin.
 """
 
 from __future__ import annotations
