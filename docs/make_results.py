@@ -376,7 +376,7 @@ def logged(file: Path) -> Iterator[None]:
         os.close(log)
 
 
-def serve(place: Place, work: Callable[[Place, Job], None], orders: Connection) -> None:
+def serve(place: Any, work: Callable[[Any, Any], None], orders: Connection) -> None:
     """A worker: job after job, in one process, until there are no more."""
     import torch
 
@@ -398,7 +398,7 @@ def serve(place: Place, work: Callable[[Place, Job], None], orders: Connection) 
         orders.send((fault, time.monotonic() - began))
 
 
-def log_of(place: Place, job: Job) -> Path:
+def log_of(place: Any, job: Any) -> Path:
     return place.work / "logs" / f"{plain(job.name).replace(' ', '-')}.log"
 
 
@@ -409,15 +409,15 @@ def do(place: Place, job: Job) -> None:
 class Worker:
     """A forked process and what it is doing."""
 
-    def __init__(self, place: Place, work: Callable[[Place, Job], None]) -> None:
+    def __init__(self, place: Any, work: Callable[[Any, Any], None]) -> None:
         fork = multiprocessing.get_context("fork")
         self.orders, theirs = fork.Pipe()
         self.process = fork.Process(target=serve, args=(place, work, theirs), daemon=True)
         self.process.start()
         theirs.close()
-        self.job: Job | None = None
+        self.job: Any = None
 
-    def give(self, job: Job | None) -> None:
+    def give(self, job: Any) -> None:
         self.job = job
         self.orders.send(job)
 
@@ -432,16 +432,17 @@ class Worker:
 
 
 def work_off(
-    place: Place,
-    left: Callable[[Sequence[str]], Iterator[Job]],
+    place: Any,
+    left: Callable[[Sequence[str]], Iterator[Any]],
     count: int,
     deadline: float,
-    work: Callable[[Place, Job], None] = do,
+    work: Callable[[Any, Any], None] = do,
     after: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
     """Do what is left with ``count`` processes until the deadline; what failed, with the reason.
 
-    ``left`` is asked anew before every job: what is ready depends on what has been done.
+    ``left`` is asked anew before every job: what is ready depends on what has been done. ``place`` has ``work`` (a
+    folder) and ``threads``; a job has a ``name`` and is ``ready`` or not.
     """
     (place.work / "logs").mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
