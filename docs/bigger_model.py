@@ -5,8 +5,8 @@
 
 (a) The small CLIP, fine-tuned with batches of 512; (b) a ViT of about 20 M parameters, pretrained here for some minutes
 with prompts of the leaves and of their ancestors, then fine-tuned alike. Images may be a folder with train/ and val/,
-or the .tar.gz files of one, and stay on the device as bytes. What is finished lies in WORK, a file each, and is not made
-again; rows that the time did not reach are listed. `--miniature` runs the same code in a minute on a CPU.
+or the .tar.gz files of one, and stay on the device as bytes. What is finished lies in WORK, a file each, and is not
+made again; rows that the time did not reach are listed. `--miniature` runs the same code in a minute on a CPU.
 
 The question: is `hierarchical` less `tecoa`, on the leaves of unseen classes, at least +3 points clean and +2 under
 margin-loss PGD? Confirmed: both, with intervals above 0; refuted: the upper bounds lie below these; else undecided.
@@ -134,14 +134,14 @@ class Row:
         return f"{self.part}-{self.row}-s{self.seed}"
 
 
-def rows(bench: Bench, parts: Sequence[str]) -> Iterator[Row]:
+def rows(bench: Bench, parts: Sequence[str], wanted: Sequence[str]) -> Iterator[Row]:
     """What is left, in the order of its worth: the ViT is made while the small model's rows run."""
     made = (bench.vit / "model.safetensors").exists()
     if VIT in parts and not made:
         yield Row(VIT, "pretrain", 0, True)
     for seed in bench.sizes.seeds:
         for part in parts:
-            for row in BIGGER:
+            for row in wanted:
                 one = Row(part, row, seed, part == SMALL or made)
                 if not bench.file(one.name).exists() and not (row == "untouched" and seed):
                     yield one
@@ -442,7 +442,7 @@ def verdict(clean: Difference, margin: Difference) -> str:
     return "refuted" if all(d.high < wanted for d, wanted in both) else "undecided"
 
 
-def summary(bench: Bench, parts: Sequence[str], failed: dict[str, str]) -> dict[str, Any]:
+def summary(bench: Bench, parts: Sequence[str], wanted: Sequence[str], failed: dict[str, str]) -> dict[str, Any]:
     """Everything in one value, printed on the way."""
     found = [read(file) for file in sorted(bench.work.glob("*-s[0-9].json"))]
     measured = [one for one in found if "seen" in one]
@@ -470,7 +470,7 @@ def summary(bench: Bench, parts: Sequence[str], failed: dict[str, str]) -> dict[
                 entry["verdict"] = verdict(clean, margin)
             verdicts.setdefault(part, []).append(entry)
             print(f"{part}: {OURS} less {theirs}: {entry}")
-    left = [row.name for row in rows(bench, parts) if row.name not in failed]
+    left = [row.name for row in rows(bench, parts, wanted) if row.name not in failed]
     return {
         "steps": bench.sizes.steps, "batch": bench.sizes.batch, "pgd": bench.sizes.pgd, "eps": "1/255",
         "device": torch.cuda.get_device_name() if bench.device != "cpu" else "cpu",
@@ -491,6 +491,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side on the one device")
     parser.add_argument("--threads", type=int, default=2, help="of each")
     parser.add_argument("--parts", default="small,vit", help="either, or both")
+    parser.add_argument("--rows", default=",".join(BIGGER))
     parser.add_argument("--lr-small", type=float, default=8e-4)
     parser.add_argument("--lr-vit", type=float, default=3e-4)
     parser.add_argument("--steps", type=int, help="of a fine-tuning run")
@@ -517,9 +518,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         {SMALL: options.lr_small, VIT: options.lr_vit}, 1.0 if options.miniature else options.pretrain_seconds, sizes,
         data, load_tree(tree), tuple(c for i, c in enumerate(ids) if i % 4 != 3), ids[3::4],
     )  # fmt: skip
-    parts = options.parts.split(",")
-    failed = work_off(bench, lambda _: rows(bench, parts), options.jobs, began + options.seconds, do)
-    found = summary(bench, parts, failed)
+    parts, wanted = options.parts.split(","), options.rows.split(",")
+    if unknown := [*{*parts} - {SMALL, VIT}, *{*wanted} - {*BIGGER}]:
+        parser.error(f"no such part or row: {', '.join(unknown)}; there are {', '.join((SMALL, VIT, *BIGGER))}")
+    failed = work_off(bench, lambda _: rows(bench, parts, wanted), options.jobs, began + options.seconds, do)
+    found = summary(bench, parts, wanted, failed)
     write(options.output, found)
     print(f"{len(failed)} failed, {len(found['skipped'])} skipped, {time.monotonic() - began:.0f} s")
 

@@ -33,6 +33,7 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 from evidence import (
     ABLATIONS,
+    BEYOND,
     CHOSEN_BY,
     CORRUPTIONS,
     HIERARCHICAL,
@@ -285,8 +286,8 @@ def train(place: Place, job: Job) -> None:
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     took = [b["seconds"] - a["seconds"] for a, b in pairwise(log) if b["seconds"] > a["seconds"]]
     summary = {"name": job.run, "options": list(job.options), "lr": job.rate, "seed": job.seed, "steps": sizes.steps,
-               "batch": sizes.batch, "step_seconds": round(median(took), 3) if took else None, "first": log[0],
-               "last": log[-1]}  # fmt: skip
+               "batch": sizes.batch, "step_seconds": round(median(took), 3) if took else None,
+               "device": device_name(), "first": log[0], "last": log[-1]}  # fmt: skip
     write(training(job.run, place.results), summary)
 
 
@@ -321,15 +322,25 @@ def write(file: Path, value: Any) -> None:
     aside.replace(file)
 
 
-#: What no table needs of a row.
+#: What no table needs of a row; and of which attacks severity and consistency are shown.
 _DROPPED = ("split", "classes", "clean_ci95", "seconds", "transfer", "attacked_through", "norm")
+_SHOWN = ("clean", "cw at level 0", "autoattack")
 
 
 def slim(report: dict[str, Any]) -> dict[str, Any]:
-    """A report without what the tables have no use for."""
+    """A report without what the tables have no use for, and with the device that it was made on."""
     report["results"] = [{k: v for k, v in row.items() if k not in _DROPPED} for row in report["results"]]
-    report["model"].pop("config", None)
-    return report
+    for level in report["summary"]["levels"]:
+        for key in ("severity", "consistency"):
+            level[key] = {title: v for title, v in level[key].items() if title.startswith(_SHOWN)}
+    report["config"] = {k: v for k, v in report["config"].items() if v is not None}
+    return {**report, "device": device_name()}
+
+
+def device_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_initialized() else "cpu"
 
 
 def without_folders(value: Any) -> Any:
@@ -345,9 +356,9 @@ def tidy(place: Place, rows: Sequence[str]) -> None:
     """Models that nothing will be asked of any more: losers of tuning, and runs that are measured."""
     for row in rows:
         best, left = place.best_rate(row, ())
-        for folder in place.work.glob(f"tune-{plain(row)}-*e-*") if best and not left else ():
-            if folder.name != plain(f"tune-{row}-{best}"):
-                (folder / "model.safetensors").unlink(missing_ok=True)
+        for rate in BEYOND if best and not left else ():
+            if rate != best:
+                (place.model(f"tune-{row}-{rate}") / "model.safetensors").unlink(missing_ok=True)
         for seed in SEEDS[1:]:
             if not place.missing(f"{row}-s{seed}", STAGES):
                 (place.model(f"{row}-s{seed}") / "model.safetensors").unlink(missing_ok=True)

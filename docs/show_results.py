@@ -200,6 +200,7 @@ def headline(store: Store, part: str, title: str, rows: Iterable[str] = MAIN) ->
     autoattack, verdicts = store.found(rows, f"autoattack-{part}"), store.first(rows, "matrix")
     strong = Measure("AutoAttack", lambda r: right(r, "autoattack", 0), 0)
     shown = "/".join(map(str, above))
+    attacked = "".join({f" ({r['config']['tasks'][0]['n']} images)" for seeds in autoattack.values() for r in seeds})
     lines = []
     for row, seeds in some.items():
         lines.append([
@@ -215,9 +216,9 @@ def headline(store: Store, part: str, title: str, rows: Iterable[str] = MAIN) ->
     lines.append(
         ["a constant answer", "", cell(same[:1]), cell(same[:1]), cell(same[:1]), upper, upper, "0.0", "–", "–", "–"]
     )
-    head = ["seeds", "clean, leaves", "margin PGD-20, leaves", "AutoAttack, leaves", f"clean {shown}, balanced",
-            f"margin PGD-20 {shown}, balanced", "any-level robust", "severity", f"consistency {shown}",
-            "masking"]  # fmt: skip
+    head = ["seeds", "clean, leaves", "margin PGD-20, leaves", f"AutoAttack, leaves{attacked}",
+            f"clean {shown}, balanced", f"margin PGD-20 {shown}, balanced", "any-level robust", "severity",
+            f"consistency {shown}", "masking"]  # fmt: skip
     table(f"{title}: {size(store, some)}", head, lines)
     lines = []
     every = list(store.levels(report))
