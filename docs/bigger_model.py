@@ -24,7 +24,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,15 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 import numpy as np
 import torch
 import torch.nn.functional as F
-from decoded import Decoded, Pixels, decode
+from decoded import Decoded, Pixels, decode, load_from_device, on_device
 from evidence import ABLATIONS, HIERARCHICAL, ROWS, read
 from make_results import hrzs as hrzs_command
 from make_results import work_off, write
 from paired import Difference, paired
 from torch import Tensor
 
-import hrzs.evaluation.runner
 import hrzs.training.trainer
-from hrzs.data import Batch, Dataset, open_dataset, subset
-from hrzs.data.base import _View
+from hrzs.data import open_dataset, subset
 from hrzs.data.folder import decode as decode_image
 from hrzs.evaluation.metrics import from_bits
 from hrzs.evaluation.runner import EvalOptions, Evaluation
@@ -198,46 +196,6 @@ class Photos(Decoded):
         self.like = None
 
 
-#: The bytes of each split on this process's device, by the array they are on the host.
-_ON_DEVICE: dict[int, Tensor] = {}
-
-
-def on_device(data: Decoded, device: torch.device | str) -> Tensor:
-    """uint8, shape (n, 3, H, W)."""
-    if id(data.pixels) not in _ON_DEVICE:
-        pixels = torch.from_numpy(np.array(data.pixels)).to(device)
-        _ON_DEVICE[id(data.pixels)] = pixels.permute(0, 3, 1, 2).contiguous()
-    return _ON_DEVICE[id(data.pixels)]
-
-
-def places(data: Dataset) -> tuple[Decoded, list[int]]:
-    """Where the images of a view lie."""
-    indices = list(range(len(data)))
-    while isinstance(data, _View):
-        indices = [data.indices[i] for i in indices]
-        data = data.parent
-    assert isinstance(data, Decoded)
-    return data, indices
-
-
-def load(
-    data: Dataset, batch_size: int, workers: int = 0, order: Sequence[int] | None = None, *, device: str
-) -> Iterator[Batch]:
-    """As `hrzs.data.loader`, from bytes on the device."""
-    del workers
-    root, where = places(data)
-    pixels = on_device(root, device)
-    chosen = range(len(data)) if order is None else order
-    for start in range(0, len(chosen), batch_size):
-        some = chosen[start : start + batch_size]
-        index = torch.tensor([where[i] for i in some]).to(pixels.device)
-        yield Batch(
-            pixels[index].to(torch.float32).div_(255),
-            torch.tensor([data.labels[i] for i in some], dtype=torch.int64),
-            tuple(data.ids[i] for i in some),
-        )
-
-
 # -- the ViT --------------------------------------------------------------------------------------------------------
 
 
@@ -358,7 +316,7 @@ def do(bench: Bench, job: Row) -> None:
     from hrzs.cli.options import prepare_torch
 
     prepare_torch(bench.device, "bf16", bench.threads)
-    hrzs.training.trainer.loader = hrzs.evaluation.runner.loader = _loader(bench.device)
+    load_from_device(bench.device)
     hrzs.training.trainer.write_report = lambda *_, **__: None
     if job.row == "pretrain":
         pretrain(bench)
@@ -384,10 +342,6 @@ def do(bench: Bench, job: Row) -> None:
         found[name] = measure(bench, model, classes)
     found["seconds"] = [round(trained - began, 1), round(time.monotonic() - trained, 1)]
     write(bench.file(job.name), found)
-
-
-def _loader(device: str) -> Any:
-    return lambda data, batch_size, workers=0, order=None: load(data, batch_size, workers, order, device=device)
 
 
 def measure(bench: Bench, model: ClipModel, classes: Sequence[str]) -> dict[str, Any]:
@@ -501,7 +455,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)  # threads of the parent would not survive the fork
     sizes = MINIATURE if options.miniature else Sizes()
     if options.steps:
-        sizes = Sizes(**{**vars(sizes), "steps": options.steps})
+        sizes = replace(sizes, steps=options.steps)
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,8 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+from torch import Tensor
 
-from hrzs.data import Dataset, Sample, digest
+import hrzs.data
+import hrzs.evaluation.canaries
+import hrzs.evaluation.runner
+import hrzs.training.trainer
+import hrzs.training.validation
+from hrzs.data import Batch, Dataset, Sample, digest
+from hrzs.data.base import _Resized, _View
 from hrzs.errors import UsageError
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -83,6 +90,52 @@ class Opener:
             else:
                 self.kept[key] = decode(self.inner(spec, split, **options), self.threads, self.at)
         return self.kept[key]
+
+
+# -- on the device -----------------------------------------------------------------------------------------------------
+
+#: The bytes of a dataset on this process's device, by its array on the host.
+_ON_DEVICE: dict[int, Tensor] = {}
+
+
+def on_device(data: Decoded, device: torch.device | str) -> Tensor:
+    """uint8, shape (n, 3, H, W)."""
+    if id(data.pixels) not in _ON_DEVICE:
+        pixels = torch.from_numpy(np.array(data.pixels)).to(device)
+        _ON_DEVICE[id(data.pixels)] = pixels.permute(0, 3, 1, 2).contiguous()
+    return _ON_DEVICE[id(data.pixels)]
+
+
+def places(data: Dataset) -> tuple[Decoded, list[int]] | None:
+    """Where the images of a view lie; None if they are not as they lie there, or not decoded."""
+    indices = list(range(len(data)))
+    while isinstance(data, _View) and not isinstance(data, _Resized):
+        indices = [data.indices[i] for i in indices]
+        data = data.parent
+    return (data, indices) if isinstance(data, Decoded) else None
+
+
+def load_from_device(device: str) -> None:
+    """From here on this process trains and evaluates on batches that are put together on the device."""
+
+    def load(data: Dataset, batch_size: int, workers: int = 0, order: Sequence[int] | None = None) -> Iterator[Batch]:
+        found = places(data)
+        if found is None:
+            yield from hrzs.data.loader(data, batch_size, workers, order)
+            return
+        root, where = found
+        pixels = on_device(root, device)
+        chosen = range(len(data)) if order is None else order
+        for start in range(0, len(chosen), batch_size):
+            some = chosen[start : start + batch_size]
+            yield Batch(
+                pixels[torch.tensor([where[i] for i in some]).to(pixels.device)].to(torch.float32).div_(255),
+                torch.tensor([data.labels[i] for i in some], dtype=torch.int64),
+                tuple(data.ids[i] for i in some),
+            )
+
+    for module in (hrzs.training.trainer, hrzs.training.validation, hrzs.evaluation.runner, hrzs.evaluation.canaries):
+        module.loader = load  # type: ignore[attr-defined]
 
 
 # -- corruptions: four of Hendrycks and Dietterich (ICLR 2019), at one strength each, chosen here -------------------

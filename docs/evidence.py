@@ -100,7 +100,7 @@ class Sizes:
     new_unseen: int = 1250
     matrix: int = 150
     curve: int = 300
-    autoattack: int = 500  # of seen and of unseen classes each
+    autoattack: int = 250  # of seen and of unseen classes each; a GPU has time for 500 (`--autoattack 500`)
     pgd: int = 20
     look: int = 10  # PGD steps of the look at the images for tuning
     tuning: int | None = None  # how many these are; None: all

@@ -21,7 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -414,6 +414,11 @@ def log_of(place: Any, job: Any) -> Path:
 
 
 def do(place: Place, job: Job) -> None:
+    """One job of a worker."""
+    if on_gpu(place):
+        from decoded import load_from_device
+
+        load_from_device("cuda")
     train(place, job) if job.unit is None else evaluate(place, job)
 
 
@@ -504,6 +509,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", help="these rows only, separated by semicolons")
     parser.add_argument("--plan", action="store_true", help="say what is left to do, and stop")
     parser.add_argument("--steps", type=int, help="optimiser steps of a run, for trying")
+    parser.add_argument("--autoattack", type=int, help="images of seen and of unseen classes that AutoAttack gets")
     parser.add_argument("--miniature", action="store_true", help="next to no steps and images, for trying")
     options = parser.parse_args(arguments)
     began = time.monotonic()
@@ -512,8 +518,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := [*{*stages} - {*STAGES}, *{*rows} - {*everything}]:
         parser.error(f"no such stage or row: {', '.join(unknown)}; there are {', '.join((*STAGES, *everything))}")
     sizes = MINIATURE if options.miniature else Sizes()
-    if options.steps:
-        sizes = Sizes(**{**vars(sizes), "steps": options.steps})
+    given = {"steps": options.steps, "autoattack": options.autoattack}
+    sizes = replace(sizes, **{name: value for name, value in given.items() if value})
     place = Place(options.work, options.results, options.images, options.config, options.weights or "", options.device,
                   options.threads, sizes)  # fmt: skip
     if options.plan:

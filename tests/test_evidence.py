@@ -19,7 +19,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 #: WordNet ids; every fourth is unseen.
-CLASSES = ("n01443537", "n01629819", "n01774384", "n02085620", "n02099601", "n02123045", "n02504458", "n02769748")
+CLASSES = ("n01443537", "n01629819", "n01774384", "n02094433", "n02099601", "n02099712", "n02106662", "n02113799",
+           "n02123045", "n02123394", "n02410509", "n02814533")  # fmt: skip
 CONFIG = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
@@ -139,3 +140,32 @@ def test_differences_hold_images_and_seeds() -> None:
     assert three.middle == pytest.approx(20, abs=5)
     assert three.half < alone.half
     assert paired.paired(a, a, weights).is_equivalence
+
+
+def test_images_from_the_device_are_those_of_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = load("decoded")
+    from hrzs.data import loader, open_dataset, subset
+    from hrzs.evaluation import canaries, runner
+    from hrzs.training import trainer, validation
+
+    for module in (canaries, runner, trainer, validation):
+        monkeypatch.setattr(module, "loader", loader)  # so that it is put back
+    decoded.load_from_device("cpu")
+    data = subset(open_dataset("shapes", "val"), limit=12)
+    kept = decoded.decode(data)
+    for view, whole in ((subset(kept, limit=7, skip=2), subset(data, limit=7, skip=2)), (kept, data)):
+        for order in (None, [3, 1, 4, 1]):
+            for ours, theirs in zip(runner.loader(view, 3, 0, order), loader(whole, 3, 0, order), strict=True):
+                assert torch.equal(ours.images, theirs.images)
+                assert torch.equal(ours.labels, theirs.labels)
+                assert ours.ids == theirs.ids
+
+
+def test_corruptions_depend_on_the_image_alone() -> None:
+    decoded = load("decoded")
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    for name in decoded.STRENGTH:
+        whole = decoded.corrupted(pixels, "abcd", name)
+        assert whole.dtype == np.uint8
+        assert (whole != pixels).any()
+        assert (decoded.corrupted(pixels[2:], "cd", name) == whole[2:]).all()
