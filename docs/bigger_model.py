@@ -28,15 +28,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from decoded import Decoded, Pixels, decode, load_from_device, on_device
 from evidence import ABLATIONS, HIERARCHICAL, ROWS, read
+from make_results import gpu_is_here, work_off, write
 from make_results import hrzs as hrzs_command
-from make_results import work_off, write
 from paired import Difference, paired
 from torch import Tensor
 
@@ -458,7 +456,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sizes = replace(sizes, steps=options.steps)
     device = options.device
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if gpu_is_here() else "cpu"
     options.work.mkdir(parents=True, exist_ok=True)
     data = read_images(options.images, sizes.read)
     ids = data["val"].classes

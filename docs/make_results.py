@@ -28,9 +28,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-# Asking torch for a GPU must not start CUDA in the process that the workers are forked from.
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-
 from evidence import (
     ABLATIONS,
     BEYOND,
@@ -314,6 +311,14 @@ def on_gpu(place: Place) -> bool:
     import torch
 
     return place.device == "cuda" or (place.device == "auto" and torch.cuda.is_available())
+
+
+def gpu_is_here() -> bool:
+    """Asked of a process of its own: whoever has once looked for a GPU cannot fork workers that use it."""
+    import torch
+
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return bool(pool.apply(torch.cuda.is_available))
 
 
 def write(file: Path, value: Any) -> None:
