@@ -212,9 +212,9 @@ def headline(store: Store, part: str, title: str, rows: Iterable[str] = MAIN) ->
             verdict(verdicts[row]) if row in verdicts else "–",
         ])  # fmt: skip
     same = [[v] for v in constant(store, report, balanced=True)]
-    upper = cell([[same[level][0] for level in above]])
+    upper, path = cell([[same[level][0] for level in above]]), cell(same[:1])  # a leaf and what lies above it
     lines.append(
-        ["a constant answer", "", cell(same[:1]), cell(same[:1]), cell(same[:1]), upper, upper, "0.0", "–", "–", "–"]
+        ["a constant answer", "", cell(same[:1]), cell(same[:1]), cell(same[:1]), upper, upper, path, "–", "–", "–"]
     )
     head = ["seeds", "clean, leaves", "margin PGD-20, leaves", f"AutoAttack, leaves{attacked}",
             f"clean {shown}, balanced", f"margin PGD-20 {shown}, balanced", "any-level robust", "severity",
