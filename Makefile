@@ -36,9 +36,10 @@ bench: $(STAMP) ## Speed and memory, as ratios in one run; HRZS_AUTOATTACK=a che
 IMAGES ?= tiny-imagenet
 CONFIG ?= clip-rn-64.json
 WEIGHTS ?= clip-rn-64.safetensors
-results: $(STAMP) ## What is missing of docs/results/, then its tables; IMAGES=, CONFIG=, WEIGHTS= say where things lie
+JOBS ?= 1
+results: $(STAMP) ## What is missing of docs/results/, then its tables; IMAGES=, CONFIG=, WEIGHTS= say where things lie, JOBS= how many run side by side
 	$(BIN)/python docs/make_results.py --plan | tail -1
-	$(BIN)/python docs/make_results.py --images $(IMAGES) --config $(CONFIG) --weights $(WEIGHTS)
+	$(BIN)/python docs/make_results.py --images $(IMAGES) --config $(CONFIG) --weights $(WEIGHTS) --jobs $(JOBS)
 	$(BIN)/python docs/show_results.py
 
 tiny: $(STAMP) ## Train the embedded model from random weights (overwrites hrzs/models/tiny/model.safetensors)

@@ -2,96 +2,81 @@
 
     python docs/make_results.py --images tiny-imagenet --config clip-rn-64.json --weights clip-rn-64.safetensors
 
-A run or evaluation whose JSON lies in docs/results/ already is not made again, so it goes on where it was stopped, on
-any machine; `--plan` says what is left and what it costs.
+What is run stands in evidence.py. A run or evaluation whose JSON lies in docs/results/ already is not made again, so it
+goes on where it was stopped, on any machine; `--plan` says what is left and what it costs. `--jobs N` works with N
+processes side by side; what fails is named at the end, its log lies in WORK/logs, and the rest goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import subprocess
+import multiprocessing
+import os
+import re
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
-STEPS, BATCH = 80, 128
-#: Tried for every method, and for as long as the best of them is an end of what was tried, one more beyond it.
-RATES = ("2e-4", "4e-4", "8e-4")
-BEYOND = ("5e-5", "1e-4", *RATES, "16e-4", "32e-4")
-SEEDS = (0, 1, 2)
-#: The first 5 images of each of the 200 classes in the validation split tune, the others report.
-SKIP = {"seen": 5 * 150, "unseen": 5 * 50}
-TUNING, SEEN, UNSEEN, MATRIX, CURVE, AUTOATTACK, AA2 = 5 * 150, 4 * 150, 8 * 50, 150, 2 * 150, 150, 150
+from evidence import (
+    ABLATIONS,
+    BEYOND,
+    CHOSEN_BY,
+    CORRUPTIONS,
+    HIERARCHICAL,
+    MINIATURE,
+    NEW,
+    NEW_EACH,
+    NEW_OPTIONS,
+    RATES,
+    RESULTS,
+    ROWS,
+    SAME,
+    SEEDS,
+    TUNE_EACH,
+    Sizes,
+    Unit,
+    best_rate,
+    chosen,
+    evaluation,
+    plain,
+    read,
+    training,
+    units,
+)
 
-#: Row of the main table: options of `hrzs finetune`. tga-zsr has no row: this model's image encoder is a ResNet.
-METHODS: dict[str, tuple[str, ...]] = {
-    "tecoa": ("--method", "tecoa"),
-    "hierarchical": ("--method", "hierarchical"),
-    "tecoa-every-level": ("--method", "tecoa", "--every-level"),
-    "pmg-aft": ("--method", "pmg-aft"),
-    "fare": ("--method", "fare"),
-    "clean": ("--method", "clean"),
-    "hierarchical-anchor": ("--method", "hierarchical", "--lambda-anchor", "100"),
-    "tecoa-every-level-anchor": ("--method", "tecoa", "--every-level", "--lambda-anchor", "100"),
-    "tecoa-every-level-anchor-30": ("--method", "tecoa", "--every-level", "--lambda-anchor", "30"),
-    "hierarchical-3-trees": ("--method", "hierarchical", "--tree", "{tree2}", "--tree", "{tree3}"),
-}
-#: Each differs from `hierarchical` (alignment alone: no vicinity, no gap, no HNSA) in what is named; one seed.
-ABLATIONS: dict[str, tuple[str, ...]] = {
-    "vic": ("--lambda-vic", "0.1"),
-    "gap": ("--lambda-gap", "0.1"),
-    "hnsa-lower": ("--hnsa", "lower"),
-    "hnsa-upper": ("--hnsa", "upper"),
-    "hnsa-both": ("--hnsa", "both"),
-    "full": ("--hnsa", "both", "--lambda-vic", "0.1", "--lambda-gap", "0.1"),
-    "hypavg": ("--image-levels", "hypavg"),
-    "paper": ("--image-levels", "hypavg", "--hnsa", "both", "--lambda-vic", "1", "--lambda-gap", "1"),
-    "leaf-perturbation": ("--perturbation", "leaf"),
-    "per-level-perturbation": ("--perturbation", "per-level"),
-    "euclidean": ("--geometry", "euclidean"),
-    "leaf-weights": ("--level-weights", "1,0.3,0.2,0.1"),
-}
-#: Trained once more for three times the steps, at the rate found for the short run: does more training change places?
-LONGER = {f"{method}-longer": method for method in ("tecoa", "pmg-aft", "fare", "hierarchical", "hierarchical-anchor")}
-#: Measured once more with attack gradients in fp32, and by aa-2 at every level.
-HEADLINE = ("untouched", "tecoa-s0", "hierarchical-s0")
-#: Measured at larger ε, and with canaries.
-CURVES = (*HEADLINE, "tecoa-every-level-s0")
-#: About what each evaluation takes, in seconds of one core.
-SECONDS = {"seen": 120, "unseen": 80, "seen-margin": 60, "unseen-margin": 40, "fp32": 80, "curve": 60, "matrix": 70,
-           "autoattack": 540, "aa-2": 720}  # fmt: skip
-#: What takes longest, and so a stage of its own.
-SLOW = ("autoattack", "aa-2")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One command, and the file of docs/results/ that says it is done."""
-
-    name: str
-    done: Path
-    seconds: int  # a guess, for the plan: of one core with fast bf16, the other as busy
+STAGES = ("tune", "main", "new", "ablations", "canaries", "autoattack")
+#: For the plan, of one core with fast bf16: seconds of a training step, and of an image in each kind of evaluation.
+STEP = 1.2
+PER_IMAGE = {"suite": 0.25, "none": 0.02, "matrix": 1.2, "curve": 0.2, "autoattack": 3.6}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where things lie, and how they are run."""
+    """Where things lie, how much is done, and how."""
 
-    images: Path
-    config: Path
-    weights: Path
     work: Path
-    threads: int
+    results: Path = RESULTS
+    images: Path | None = None
+    config: Path | None = None
+    weights: str = ""
+    device: str = "auto"
+    threads: int = 1
+    sizes: Sizes = field(default_factory=Sizes)
 
     @property
     def untouched(self) -> tuple[str, ...]:
-        return ("--model", str(self.config), "--pretrained", str(self.weights))
+        return ("--model", str(self.config), "--pretrained", self.weights)
 
     def tree(self, number: int) -> Path:
         return self.work / f"tree{number}.yaml"
@@ -99,135 +84,268 @@ class Place:
     def classes(self, part: str) -> Path:
         return self.work / f"{part}.txt"
 
-    def hrzs(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "hrzs", *arguments]
-        print("$ hrzs", *arguments, file=sys.stderr, flush=True)
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    def count(self, part: str) -> int:
+        """How many classes are seen or unseen; before it is known, as in Tiny-ImageNet."""
+        file = self.classes(part)
+        return len(file.read_text().split()) if file.is_file() else {"seen": 150, "unseen": 50}[part]
 
-    def prepare(self) -> None:
-        """Lists of classes and trees: WordNet depths, because the model knows the words of depths 8, 6 and 4."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        RESULTS.mkdir(exist_ok=True)
-        ids = sorted(folder.name for folder in (self.images / "val").iterdir())
-        for part, chosen in (("unseen", ids[3::4]), ("seen", [c for i, c in enumerate(ids) if i % 4 != 3])):
-            self.classes(part).write_text("".join(f"{c}\n" for c in chosen))
-        for number, depths in ((1, "8,6,4"), (2, "7,5"), (3, "9,6,3")):
-            if not self.tree(number).exists():
-                self.hrzs("build-tree", "--classes", str(self.images / "val"), "--depths", depths, "--quiet",
-                          "-o", str(self.tree(number)))  # fmt: skip
+    def model(self, run: str) -> Path:
+        return self.work / plain(run)
 
+    def has_model(self, run: str) -> bool:
+        return run == "untouched" or (self.model(run) / "model.safetensors").is_file()
 
-def training(name: str) -> Path:
-    return RESULTS / f"training-{name}.json"
+    def best_rate(self, row: str, failed: Sequence[str]) -> tuple[str | None, list[str]]:
+        """`evidence.best_rate`; ``failed`` are names of runs."""
+        prefix = f"tune-{row}-"
+        return best_rate(row, self.results, [name.removeprefix(prefix) for name in failed if name.startswith(prefix)])
 
-
-def evaluation(name: str, part: str, folder: Path = RESULTS) -> Path:
-    return folder / f"{name}-{part}.json"
+    def missing(self, run: str, stages: Sequence[str]) -> list[Unit]:
+        """The evaluations of this run that are left to make."""
+        return [u for u in units(run, self.sizes)
+                if u.stage in stages and not evaluation(run, u.part, self.results).exists()]  # fmt: skip
 
 
-def read(path: Path) -> Any:
-    return json.loads(path.read_text())
+@dataclass(frozen=True)
+class Job:
+    """One piece of work: a training run (``unit`` None) or one evaluation of one."""
+
+    name: str
+    seconds: float  # a guess, for the plan
+    ready: bool  # what it needs is there
+    run: str  # the run that it trains, or whose numbers it takes
+    model: str  # the run whose model that is: seed 0 is the tuning run of the best rate
+    options: tuple[str, ...] = ()
+    rate: str = ""
+    seed: int = 0
+    unit: Unit | None = None
 
 
-# -- training --------------------------------------------------------------------------------------------------------
+# -- what is left ---------------------------------------------------------------------------------------------------
 
 
-def steps_of(name: str) -> int:
-    return 3 * STEPS if name in LONGER else STEPS
+def jobs(place: Place, stages: Sequence[str], rows: Sequence[str], failed: Sequence[str] = ()) -> Iterator[Job]:
+    """Everything that is left, in the order of its worth; of two models that need the same run, once."""
+    given: set[str] = set()
+    for job in _jobs(place, stages, rows, failed):
+        if job.name not in given:
+            given.add(job.name)
+            yield job
 
 
-def train(place: Place, name: str, options: Sequence[str], rate: str, seed: int) -> None:
+def _jobs(place: Place, stages: Sequence[str], rows: Sequence[str], failed: Sequence[str]) -> Iterator[Job]:
+    own = {row: options for row, options in ROWS.items() if row in rows and row not in SAME}
+    for stage in stages:
+        if stage == "tune":
+            for row, options in own.items():
+                for rate in place.best_rate(row, failed)[1]:
+                    run = f"tune-{row}-{rate}"
+                    yield Job(run, _training_seconds(place, options), True, run, run, options, rate)
+        elif stage == "main":
+            if "untouched" in rows:
+                yield from _evaluations(place, "untouched", "untouched", ("main",), ready=True)
+            for seed in SEEDS:
+                for row, options in own.items():
+                    yield from _run(place, row, f"{row}-s{seed}", options, seed, ("main",), failed)
+        elif stage == "new":
+            if "untouched" in rows:
+                yield from _evaluations(place, "untouched-new", "untouched", ("new",), ready=True)
+            for seed in SEEDS:
+                for row in NEW:
+                    if row in own:
+                        options = (*own[row], *NEW_OPTIONS)
+                        yield from _run(place, row, f"{row}-new-s{seed}", options, seed, ("new",), failed)
+        elif stage == "ablations":
+            for name, changes in ABLATIONS.items():
+                if name in rows:
+                    options = (*HIERARCHICAL, *changes)
+                    yield from _run(place, "hierarchical", name, options, 0, ("ablations",), failed)
+        else:  # of seed 0 alone
+            if "untouched" in rows:
+                yield from _evaluations(place, "untouched", "untouched", (stage,), ready=True)
+            for row, options in own.items():
+                yield from _run(place, row, f"{row}-s0", options, 0, (stage,), failed)
+
+
+def _run(
+    place: Place, row: str, run: str, options: tuple[str, ...], seed: int, stages: tuple[str, ...],
+    failed: Sequence[str],
+) -> Iterator[Job]:  # fmt: skip
+    """Training at the rate of ``row`` where record or model is missing, and then what is measured."""
+    best, left = place.best_rate(row, failed)
+    settled, rate = best is not None and not left, best or RATES[1]
+    model = f"tune-{row}-{rate}" if run == f"{row}-s0" else run
+    todo = place.missing(run, stages)
+    if not training(model, place.results).exists() or (todo and not place.has_model(model)):
+        yield Job(model, _training_seconds(place, options), settled, model, model, options, rate, seed)
+    yield from _evaluations(place, run, model, stages, ready=settled and place.has_model(model))
+
+
+def _evaluations(place: Place, run: str, model: str, stages: tuple[str, ...], *, ready: bool) -> Iterator[Job]:
+    for unit in place.missing(run, stages):
+        _, limit, _ = chosen(unit.images.removesuffix("-corrupted"), place.sizes, place.count("seen"))
+        kind = unit.part.split("-")[0] if unit.stage in ("canaries", "autoattack") else "suite"
+        cost = PER_IMAGE["none"] * len(CORRUPTIONS) if "corrupted" in unit.part else PER_IMAGE[kind]
+        yield Job(f"{run} {unit.part}", cost * limit, ready, run, model, unit=unit)
+
+
+def _training_seconds(place: Place, options: Sequence[str]) -> float:
+    return 20 + STEP * place.sizes.steps * (3.5 if "per-level" in options else 1)
+
+
+# -- doing it -------------------------------------------------------------------------------------------------------
+
+
+def hrzs(*arguments: str) -> None:
+    """`hrzs` on the command line, but in this process, where torch is loaded and images are decoded."""
+    from hrzs.cli import app
+
+    print("$ hrzs", *arguments, file=sys.stderr, flush=True)
+    app(args=list(arguments), standalone_mode=False)
+
+
+def prepare(place: Place) -> None:
+    """Lists of classes and trees: WordNet depths, because the model knows the words of depths 8, 6 and 4."""
+    assert place.images is not None
+    place.work.mkdir(parents=True, exist_ok=True)
+    place.results.mkdir(parents=True, exist_ok=True)
+    ids = sorted(folder.name for folder in (place.images / "val").iterdir() if folder.is_dir())
+    for part, some in (("unseen", ids[3::4]), ("seen", [c for i, c in enumerate(ids) if i % 4 != 3])):
+        place.classes(part).write_text("".join(f"{c}\n" for c in some))
+    for number, depths in ((1, "8,6,4"), (2, "7,5"), (3, "9,6,3")):
+        if not place.tree(number).exists():
+            hrzs("build-tree", "--classes", str(place.images / "val"), "--depths", depths, "--quiet",
+                 "-o", str(place.tree(number)))  # fmt: skip
+
+
+def keep_decoded(place: Place, *, corrupted: bool) -> None:
+    """From here on the images are read from memory, by this process and those forked from it."""
+    from decoded import Opener
+
+    import hrzs.tasks
+
+    assert place.images is not None
+    opener = Opener(hrzs.tasks.open_dataset, place.images, 2 * (os.cpu_count() or 1), place.work)
+    for split in ("train", "val"):
+        opener(str(place.images), split)
+    for name in CORRUPTIONS if corrupted else ():
+        opener(f"{place.images}+{name}", "val")
+    hrzs.tasks.open_dataset = opener
+
+
+def write_nodes(place: Place) -> None:
+    """Which node each reported image belongs to, at every level, in the order of the ids: what is balanced by."""
+    import hrzs.tasks
+    from hrzs.data import digest, subset
+    from hrzs.hierarchy.yaml_form import load_tree
+
+    found: dict[str, Any] = {}
+    whole = load_tree(place.tree(1))
+    val = hrzs.tasks.open_dataset(str(place.images), "val")
+    for images in ("seen", "unseen", "new-seen", "new-unseen", "matrix", "curve", "autoattack-seen",
+                   "autoattack-unseen"):  # fmt: skip
+        part, limit, skip = chosen(images, place.sizes, place.count(_part(images)))
+        data = subset(val, limit=limit, skip=skip, classes=place.classes(part).read_text().split())
+        tree = whole.restrict(data.classes)
+        labels = [label for _, label in sorted(zip(data.ids, data.labels, strict=True))]
+        nodes = [tree.ancestors[level][labels].tolist() for level in range(tree.top)]
+        found[digest(data)] = {"images": images, "sizes": [len(level) for level in tree.levels[: tree.top]],
+                               "nodes": nodes}  # fmt: skip
+    (place.results / "nodes.json").write_text(json.dumps(found, separators=(",", ":")) + "\n")
+
+
+def _part(images: str) -> str:
+    return "unseen" if "unseen" in images else "seen"
+
+
+def train(place: Place, job: Job) -> None:
     """One run; to find a rate it is looked at, once, at its end, on the images for tuning."""
-    steps = steps_of(name)
-    look = ("--validate-every", str(steps), "--val-limit", str(TUNING), "--val-steps", "10")
-    folder = place.work / name
-    filled = [o.format(tree2=place.tree(2), tree3=place.tree(3)) for o in options]
-    place.hrzs(
-        "finetune", *place.untouched, "--data", str(place.images), "--split", "train",
+    sizes, folder, seen = place.sizes, place.model(job.run), place.count("seen")
+    if (folder / "model.safetensors").exists():  # of other options, perhaps; what was interrupted goes on
+        shutil.rmtree(folder)
+    filled = [o.format(tree2=place.tree(2), tree3=place.tree(3)) for o in job.options]
+    row = re.sub(r"^tune-|-[^-]*e-\d+$", "", job.run)
+    look = ("--validate-every", str(sizes.steps), "--val-limit", str(sizes.tuning or TUNE_EACH * seen),
+            "--val-steps", str(sizes.look), "--best-by", CHOSEN_BY.get(row, "balanced"))  # fmt: skip
+    new = "-new-" in job.run
+    source = ("--split", "val", "--limit", str(NEW_EACH * seen)) if new else ("--split", "train")
+    hrzs(
+        "finetune", *place.untouched, "--data", str(place.images), *source,
         "--classes", str(place.classes("seen")), "--tree", str(place.tree(1)), *filled,
-        "--epochs", "10", "--max-steps", str(steps), "--batch-size", str(BATCH), "--lr", rate, "--seed", str(seed),
-        "--eps", "1/255", "--steps", "3", "--precision", "bf16", "--save-every", "40",
-        *(look if name.startswith("tune-") else ()), "--threads", str(place.threads), "--resume", "-o", str(folder),
+        "--epochs", "1000", "--max-steps", str(sizes.steps), "--batch-size", str(sizes.batch), "--lr", job.rate,
+        "--seed", str(job.seed), "--eps", "1/255", "--steps", "3", "--precision", "bf16",
+        "--save-every", str(max(1, sizes.steps // (1 if on_gpu(place) else 3))), "--device", place.device,
+        *(look if job.run.startswith("tune-") else ("--validate-every", "0")),
+        "--threads", str(place.threads), "--quiet", "--resume", "-o", str(folder),
     )  # fmt: skip
+    for waste in ("checkpoint", "best"):
+        shutil.rmtree(folder / waste, ignore_errors=True)
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     took = [b["seconds"] - a["seconds"] for a, b in pairwise(log) if b["seconds"] > a["seconds"]]
-    summary = {"name": name, "options": list(options), "lr": rate, "seed": seed, "steps": steps, "batch": BATCH,
-               "step_seconds": round(median(took), 3), "last": log[-1]}  # fmt: skip
-    training(name).write_text(json.dumps(summary, indent=1) + "\n")
+    summary = {"name": job.run, "options": list(job.options), "lr": job.rate, "seed": job.seed, "steps": sizes.steps,
+               "batch": sizes.batch, "step_seconds": round(median(took), 3) if took else None,
+               "device": device_name(), "first": log[0], "last": log[-1]}  # fmt: skip
+    write(training(job.run, place.results), summary)
 
 
-def looked(method: str, rate: str, folder: Path = RESULTS) -> dict[str, Any]:
-    """What the images for tuning say of a run: `hrzs.training.validation.Validation`, and its ``criterion``."""
-    found: dict[str, Any] = read(folder / training(f"tune-{method}-{rate}").name)["last"]["validation"]
-    return found
+def evaluate(place: Place, job: Job) -> None:
+    assert job.unit is not None
+    unit = job.unit
+    model = place.untouched if job.model == "untouched" else ("--model", str(place.model(job.model)))
+    images = unit.images.removesuffix("-corrupted")
+    part, limit, skip = chosen(images, place.sizes, place.count(_part(images)))
+    corrupt = "corrupted" in unit.part
+    data = ",".join(f"{place.images}+{name}" for name in CORRUPTIONS) if corrupt else str(place.images)
+    aside = place.work / f"{plain(job.run)}-{unit.part}.json"
+    hrzs(
+        "eval", *model, "--data", data, "--split", "val", "--classes", str(place.classes(part)),
+        "--tree", str(place.tree(1)), "--skip", str(skip), "--limit", str(limit), "--scoring", "prompt",
+        *unit.options, "--batch-size", "512" if on_gpu(place) else "128", "--device", place.device,
+        "--threads", str(place.threads), "--quiet", "--json", str(aside), "--resume",
+    )  # fmt: skip
+    write(evaluation(job.run, unit.part, place.results), slim(without_folders(read(aside))))
+    aside.unlink()
 
 
-def best_rate(method: str) -> tuple[str, str | None]:
-    """The rate of the best balanced accuracy (clean and robust, over levels), and one to try before that is believed.
+def on_gpu(place: Place) -> bool:
+    import torch
 
-    Of the rates that were tried; before any was, the middle one, with the first that is to be.
-    """
-    tried = [rate for rate in BEYOND if training(f"tune-{method}-{rate}").exists()]
-    left = [rate for rate in RATES if rate not in tried]
-    if not tried:
-        return RATES[1], left[0]
-    best = max(tried, key=lambda rate: looked(method, rate)["criterion"])
-    if not left:
-        place = BEYOND.index(best)
-        left = [rate for rate in (*BEYOND[max(place - 1, 0) : place], *BEYOND[place + 1 : place + 2])
-                if rate not in tried]  # fmt: skip
-    return best, left[0] if left else None
+    return place.device == "cuda" or (place.device == "auto" and torch.cuda.is_available())
 
 
-# -- evaluation ------------------------------------------------------------------------------------------------------
+def gpu_is_here() -> bool:
+    """Asked of a process of its own: whoever has once looked for a GPU cannot fork workers that use it."""
+    import torch
+
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return bool(pool.apply(torch.cuda.is_available))
 
 
-def units(name: str) -> Iterator[tuple[str, str, int, tuple[str, ...]]]:
-    """What is measured of a run: file, classes, images, options of `hrzs eval`."""
-    bare = ("--no-canaries", "--no-matrix")
-    pgd = ("--attack", "leaf-pgd,superclass-pgd", "--level", "all", "--steps", "20")
-    suite = ("--attack", "leaf-pgd,superclass-pgd,hierarchical-pgd", *pgd[2:], *bare, "--precision", "bf16")
-    if name in ABLATIONS or name in LONGER:
-        yield "seen", "seen", SEEN, suite
-        return
-    first = name == "untouched" or name.endswith("-s0")
-    if first:  # the margin loss in the same run; it was added to the other seeds later
-        suite = ("--attack", "leaf-pgd,superclass-pgd,hierarchical-pgd,cw", *suite[2:])
-    for part, images in (("seen", SEEN), ("unseen", UNSEEN)):
-        yield part, part, images, suite
-        if not first:
-            yield f"{part}-margin", part, images, ("--attack", "cw", *suite[2:])
-    if name in HEADLINE:
-        yield "fp32", "seen", SEEN, (*pgd, *bare)
-    if name in CURVES:
-        yield "curve", "seen", CURVE, (*pgd, *bare, "--precision", "bf16", "--eps", "2/255,4/255")
-    if first:
-        checked = () if name in CURVES else ("--no-canaries",)
-        yield "matrix", "seen", MATRIX, (*pgd, *checked, "--precision", "bf16")
-        yield "autoattack", "seen", AUTOATTACK, ("--attack", "autoattack", "--level", "0", *bare)
-    if name in HEADLINE:
-        yield "aa-2", "seen", AA2, ("--attack", "aa-2", "--level", "all", *bare, "--precision", "bf16")
+def write(file: Path, value: Any) -> None:
+    aside = file.with_name(f".{file.name}")
+    aside.write_text(json.dumps(value, separators=(",", ":")) + "\n")
+    aside.replace(file)
 
 
-def missing(name: str, slow: bool = False) -> list[str]:
-    """The evaluations of this run that are left to make: those by AutoAttack (``slow``), or the others."""
-    parts = [part for part, *_ in units(name) if (part in SLOW) == slow]
-    return [part for part in parts if not evaluation(name, part).exists()]
+#: What no table needs of a row; and of which attacks severity and consistency are shown.
+_DROPPED = ("split", "classes", "clean_ci95", "seconds", "transfer", "attacked_through", "norm")
+_SHOWN = ("clean", "cw at level 0", "autoattack")
 
 
-def evaluate(place: Place, name: str, folder: Path | None, todo: Sequence[str]) -> None:
-    model = place.untouched if folder is None else ("--model", str(folder))
-    for part, classes, limit, options in units(name):
-        if part not in todo:
-            continue
-        file = evaluation(name, part)
-        aside = place.work / file.name
-        place.hrzs(
-            "eval", *model, "--data", str(place.images), "--split", "val", "--classes", str(place.classes(classes)),
-            "--tree", str(place.tree(1)), "--skip", str(SKIP[classes]), "--limit", str(limit), "--scoring", "prompt",
-            *options, "--threads", str(place.threads), "--json", str(aside), "--resume",
-        )  # fmt: skip
-        file.write_text(json.dumps(without_folders(read(aside))) + "\n")
+def slim(report: dict[str, Any]) -> dict[str, Any]:
+    """A report without what the tables have no use for, and with the device that it was made on."""
+    report["results"] = [{k: v for k, v in row.items() if k not in _DROPPED} for row in report["results"]]
+    for level in report["summary"]["levels"]:
+        for key in ("severity", "consistency"):
+            level[key] = {title: v for title, v in level[key].items() if title.startswith(_SHOWN)}
+    report["config"] = {k: v for k, v in report["config"].items() if v is not None}
+    return {**report, "device": device_name()}
+
+
+def device_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_initialized() else "cpu"
 
 
 def without_folders(value: Any) -> Any:
@@ -236,86 +354,202 @@ def without_folders(value: Any) -> Any:
         return {key: without_folders(v) for key, v in value.items()}
     if isinstance(value, list):
         return [without_folders(v) for v in value]
-    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+    return re.sub(r"/\S*/", "", value) if isinstance(value, str) and value.startswith("/") else value
 
 
-# -- the plan --------------------------------------------------------------------------------------------------------
+def tidy(place: Place, rows: Sequence[str]) -> None:
+    """Models that nothing will be asked of any more: losers of tuning, and runs that are measured."""
+    for row in rows:
+        best, left = place.best_rate(row, ())
+        for rate in BEYOND if best and not left else ():
+            if rate != best:
+                (place.model(f"tune-{row}-{rate}") / "model.safetensors").unlink(missing_ok=True)
+        for seed in SEEDS[1:]:
+            if not place.missing(f"{row}-s{seed}", STAGES):
+                (place.model(f"{row}-s{seed}") / "model.safetensors").unlink(missing_ok=True)
 
 
-def work(place: Place | None, stages: Sequence[str], rows: Sequence[str]) -> list[Job]:
-    """Do what is missing, or (without a place) list it."""
-    left: list[Job] = []
-
-    def run(
-        name: str, options: Sequence[str], rate: str, seed: int, todo: Sequence[str], kept: str | None = None
-    ) -> None:
-        """Train where no record or, with evaluations ``todo``, no model is there; ``kept``: under another name."""
-        trained = kept or name
-        if place is None:
-            if not training(trained).exists():
-                left.append(
-                    Job(trained, training(trained), steps_of(trained) * (7 if "per-level" in options else 2) + 20)
-                )
-        elif not training(trained).exists() or (todo and not (place.work / trained / "model.safetensors").exists()):
-            train(place, trained, options, rate, seed)
-        look(name, None if place is None else place.work / trained, todo)
-
-    def look(name: str, folder: Path | None, todo: Sequence[str]) -> None:
-        if place is not None and todo:
-            evaluate(place, name, folder, todo)
-        left.extend(Job(f"{name} {part}", evaluation(name, part), SECONDS[part]) for part in todo if place is None)
-
-    methods = {method: options for method, options in METHODS.items() if method in rows}
-    for method, options in methods.items() if "tune" in stages else ():
-        _, further = best_rate(method)
-        if place is None:
-            for rate in RATES if further else ():
-                run(f"tune-{method}-{rate}", options, rate, 0, ())
-        while place is not None and further:
-            run(f"tune-{method}-{further}", options, further, 0, ())
-            _, further = best_rate(method)
-    for slow in [stage == "autoattack" for stage in stages if stage in ("main", "autoattack")]:
-        look("untouched", None, missing("untouched", slow) if "untouched" in rows else ())
-        for seed in SEEDS:
-            for method, options in methods.items():
-                name, (rate, _) = f"{method}-s{seed}", best_rate(method)
-                run(name, options, rate, seed, missing(name, slow), f"tune-{method}-{rate}" if seed == 0 else None)
-    for ablation, changes in ABLATIONS.items() if "ablations" in stages else ():
-        if ablation in rows:
-            options = ("--method", "hierarchical", *changes)
-            run(ablation, options, best_rate("hierarchical")[0], 0, missing(ablation))
-    for longer, method in LONGER.items() if "longer" in stages else ():
-        if longer in rows:
-            run(longer, METHODS[method], best_rate(method)[0], 0, missing(longer))
-    return left
+# -- workers --------------------------------------------------------------------------------------------------------
 
 
-def main() -> None:
+@contextmanager
+def logged(file: Path) -> Iterator[None]:
+    """Both streams of this process, below Python too, go to the end of ``file`` inside."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for old, stream in zip(kept, (1, 2), strict=True):
+            os.dup2(old, stream)
+            os.close(old)
+        os.close(log)
+
+
+def serve(place: Any, work: Callable[[Any, Any], None], orders: Connection) -> None:
+    """A worker: job after job, in one process, until there are no more."""
+    import torch
+
+    torch.set_num_threads(place.threads)
+    sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))  # noqa: SIM115
+    while (job := orders.recv()) is not None:
+        began, fault = time.monotonic(), ""
+        with logged(log_of(place, job)):
+            try:
+                work(place, job)
+            except KeyboardInterrupt:
+                return
+            except BaseException as error:
+                traceback.print_exc()
+                fault = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        orders.send((fault, time.monotonic() - began))
+
+
+def log_of(place: Any, job: Any) -> Path:
+    return place.work / "logs" / f"{plain(job.name).replace(' ', '-')}.log"
+
+
+def do(place: Place, job: Job) -> None:
+    """One job of a worker."""
+    if on_gpu(place):
+        from decoded import load_from_device
+
+        load_from_device("cuda")
+    train(place, job) if job.unit is None else evaluate(place, job)
+
+
+class Worker:
+    """A forked process and what it is doing."""
+
+    def __init__(self, place: Any, work: Callable[[Any, Any], None]) -> None:
+        fork = multiprocessing.get_context("fork")
+        self.orders, theirs = fork.Pipe()
+        self.process = fork.Process(target=serve, args=(place, work, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.job: Any = None
+
+    def give(self, job: Any) -> None:
+        self.job = job
+        self.orders.send(job)
+
+    def answer(self) -> tuple[str, float]:
+        """What came of the job; a process that died says that."""
+        try:
+            fault, seconds = self.orders.recv()
+        except EOFError:
+            self.process.join()
+            return f"the process ended with {self.process.exitcode}", 0.0
+        return fault, seconds
+
+
+def work_off(
+    place: Any,
+    left: Callable[[Sequence[str]], Iterator[Any]],
+    count: int,
+    deadline: float,
+    work: Callable[[Any, Any], None] = do,
+    after: Callable[[], None] = lambda: None,
+) -> dict[str, str]:
+    """Do what is left with ``count`` processes until the deadline; what failed, with the reason.
+
+    ``left`` is asked anew before every job: what is ready depends on what has been done. ``place`` has ``work`` (a
+    folder) and ``threads``; a job has a ``name`` and is ``ready`` or not.
+    """
+    (place.work / "logs").mkdir(parents=True, exist_ok=True)
+    failed: dict[str, str] = {}
+    workers = [Worker(place, work) for _ in range(count)]
+    done = 0
+    while True:
+        busy = [w for w in workers if w.job is not None]
+        taken = {w.job.name for w in busy if w.job is not None}
+        late = time.monotonic() >= deadline
+        able = [] if late else [j for j in left(tuple(failed)) if j.ready and j.name not in {*taken, *failed}]
+        for worker in [w for w in workers if w.job is None][: len(able)]:
+            worker.give(able.pop(0))
+            busy.append(worker)
+        if not busy:
+            break
+        for orders in wait([w.orders for w in busy]):
+            worker = next(w for w in workers if w.orders is orders)
+            fault, seconds = worker.answer()
+            assert worker.job is not None
+            done += 1
+            print(f"{time.strftime('%H:%M:%S')} {seconds:6.1f} s  {worker.job.name}{'  FAILED: ' * bool(fault)}{fault}",
+                  flush=True)  # fmt: skip
+            if fault:
+                failed[worker.job.name] = fault
+            worker.job = None
+            if not worker.process.is_alive():
+                workers[workers.index(worker)] = Worker(place, work)
+            after()
+    for worker in workers:
+        worker.give(None)
+        worker.process.join()
+    return failed
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="a folder with train/ and val/, one folder a WordNet id in each")
     parser.add_argument("--config", type=Path, help="the model's open_clip config")
-    parser.add_argument("--weights", type=Path, help="its weights")
+    parser.add_argument("--weights", help="its weights: a file, or none")
     parser.add_argument("--work", type=Path, default=Path("runs/results"), help="where runs are written")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--stages", default="tune,main,ablations,longer,autoattack", help="any of these, in their order"
-    )
-    everything = ",".join(("untouched", *METHODS, *ABLATIONS, *LONGER))
-    parser.add_argument("--rows", default=everything, help="these rows only, so that several can share the work")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON goes")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--jobs", type=int, default=1, help="processes that work side by side")
+    parser.add_argument("--threads", type=int, default=1, help="of each")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no job is begun")
+    parser.add_argument("--stages", default=",".join(STAGES), help="any of these, in their order")
+    everything = ("untouched", *ROWS, *ABLATIONS)
+    parser.add_argument("--rows", help="these rows only, separated by semicolons")
     parser.add_argument("--plan", action="store_true", help="say what is left to do, and stop")
-    options = parser.parse_args()
-    stages, rows = options.stages.split(","), options.rows.split(",")
+    parser.add_argument("--steps", type=int, help="optimiser steps of a run, for trying")
+    parser.add_argument("--autoattack", type=int, help="images of seen and of unseen classes that AutoAttack gets")
+    parser.add_argument("--miniature", action="store_true", help="next to no steps and images, for trying")
+    options = parser.parse_args(arguments)
+    began = time.monotonic()
+    stages = options.stages.split(",")
+    rows = options.rows.split(";") if options.rows else everything
+    if unknown := [*{*stages} - {*STAGES}, *{*rows} - {*everything}]:
+        parser.error(f"no such stage or row: {', '.join(unknown)}; there are {', '.join((*STAGES, *everything))}")
+    sizes = MINIATURE if options.miniature else Sizes()
+    given = {"steps": options.steps, "autoattack": options.autoattack}
+    sizes = replace(sizes, **{name: value for name, value in given.items() if value})
+    place = Place(options.work, options.results, options.images, options.config, options.weights or "", options.device,
+                  options.threads, sizes)  # fmt: skip
     if options.plan:
-        left = work(None, stages, rows)
-        for job in left:
+        todo = list(jobs(place, stages, rows))
+        for job in todo:
             print(f"{job.seconds / 60:5.0f} min  {job.name}")
-        print(f"{sum(job.seconds for job in left) / 3600:.1f} h left, {len(left)} jobs")
+        steps = sum(place.sizes.steps for job in todo if job.unit is None)
+        print(f"{sum(job.seconds for job in todo) / 3600:.1f} h of one core left: {len(todo)} jobs, {steps} steps "
+              "(without rates beyond the ends)")  # fmt: skip
         return
     if None in (options.images, options.config, options.weights):
         parser.error("--images, --config and --weights are needed")
-    place = Place(options.images, options.config, options.weights, options.work, options.threads)
-    place.prepare()
-    work(place, stages, rows)
+    import torch
+
+    torch.set_num_threads(1)  # threads of the parent would not survive the fork
+    prepare(place)
+    keep_decoded(place, corrupted="new" in stages)
+    write_nodes(place)
+    print(f"{time.monotonic() - began:.0f} s to read the images", flush=True)
+    failed = work_off(place, lambda failed: jobs(place, stages, rows, failed), options.jobs, began + options.seconds,
+                      after=lambda: tidy(place, [r for r in ROWS if r in rows and r not in SAME]))  # fmt: skip
+    left = list(jobs(place, stages, rows, tuple(failed)))
+    print(f"{len(failed)} failed, {len([j for j in left if j.name not in failed])} left to do")
+    for name, fault in failed.items():
+        print(f"failed: {name}: {fault}")
 
 
 if __name__ == "__main__":

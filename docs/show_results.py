@@ -1,58 +1,93 @@
-"""The tables of docs/results.md and its figures, from the JSON in docs/results/: `python docs/show_results.py`."""
+"""The tables of docs/results.md and its figures, from the JSON in docs/results/: `python docs/show_results.py`.
+
+Balanced figures weigh the nodes of a level alike: an image counts 1 / (K · n), with K nodes in the sample and n images
+of its own node. Differences are those of paired.py: their intervals hold images and seeds. Bold: below 0.05 after
+Holm's correction over all cells of the table. ≈: the interval lies within ±1.5 points: equivalent to that margin.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, TypeAlias
 
 import matplotlib
 import torch
-from make_results import (
+from evidence import (
     ABLATIONS,
-    BEYOND,
+    CORRUPTIONS,
     CURVES,
-    HEADLINE,
-    LONGER,
-    METHODS,
+    NEW,
     RESULTS,
-    SEEDS,
+    ROWS,
+    SAME,
+    SQUARE,
+    best_rate,
     evaluation,
     looked,
     read,
+    runs,
     training,
+    tried,
 )
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from paired import Difference, holm, paired
+from torch import Tensor
 
 from hrzs.evaluation.metrics import from_bits
 
 Report: TypeAlias = dict[str, Any]
+Some: TypeAlias = dict[str, list[Report]]
 
 IMAGES = Path(__file__).parent / "images"
-LEVELS = "0 / 1 / 2 / 3"
-ROWS = {"untouched": ["untouched"], **{method: [f"{method}-s{seed}" for seed in SEEDS] for method in METHODS}}
-#: What the claim is about.
-DECIDING = ("clean, leaves", "PGD-20, leaves", "any-level robust")
-OURS, ANCHORED = "hierarchical", "hierarchical-anchor"
+OURS = "hierarchical"
+SQUARED = [row for line in SQUARE for row in line]
+MAIN = ["untouched", *(row for row in ROWS if row not in SQUARED)]
 
 
-def reports(names: Iterable[str], part: str) -> list[Report]:
-    """What there is of these runs, as `hrzs eval --json` wrote it; the margin loss may have a file of its own."""
-    some = []
-    for name in names:
-        if evaluation(name, part).exists():
-            some.append(read(evaluation(name, part)))
-            if (margin := evaluation(name, f"{part}-margin")).exists():
-                some[-1]["results"] += [row for row in read(margin)["results"] if row["attack"] == "cw"]
-    return some
+class Store:
+    """Where the JSON lies, and which node each image belongs to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        file = folder / "nodes.json"
+        self.nodes: dict[str, Any] = read(file) if file.exists() else {}
+
+    def reports(self, names: Iterable[str], part: str) -> list[Report]:
+        """What there is of these runs, as `hrzs eval --json` wrote it."""
+        return [read(file) for name in names if (file := evaluation(name, part, self.folder)).exists()]
+
+    def found(self, rows: Iterable[str], part: str) -> Some:
+        """Row: the reports of its seeds; rows without any are left out."""
+        return {row: seeds for row in rows if (seeds := self.reports(runs(row), part))}
+
+    def first(self, rows: Iterable[str], part: str) -> dict[str, Report]:
+        """Row: the report of its seed 0."""
+        return {row: seeds[0] for row in rows if (seeds := self.reports(runs(row)[:1], part))}
+
+    def weights(self, report: Report, level: int) -> Tensor:
+        """What each image counts in a balanced figure, in the order of their ids; together 1."""
+        nodes = self.of_images(report)["nodes"][level]
+        _, place, count = torch.tensor(nodes).unique(return_inverse=True, return_counts=True)
+        return 1 / (len(count) * count[place].double())
+
+    def of_images(self, report: Report) -> dict[str, Any]:
+        digest = report["config"]["tasks"][0]["image_ids"]
+        if digest not in self.nodes:
+            raise SystemExit(f"{self.folder}/nodes.json does not know the images {digest}; make_results.py writes it")
+        found: dict[str, Any] = self.nodes[digest]
+        return found
+
+    def levels(self, report: Report) -> range:
+        return range(len(self.of_images(report)["sizes"]))
 
 
-def found(part: str) -> dict[str, list[Report]]:
-    """Row of the main table: the reports of its seeds; rows without any are left out."""
-    return {row: seeds for row, names in ROWS.items() if (seeds := reports(names, part))}
+# -- figures of one report ------------------------------------------------------------------------------------------
 
 
 def rows_of(report: Report, attack: str, attack_level: object, eps: str | None = None) -> list[dict[str, Any]]:
@@ -62,29 +97,70 @@ def rows_of(report: Report, attack: str, attack_level: object, eps: str | None =
     return sorted((r for r in rows if eps in (None, r["eps"])), key=lambda row: row["level"])
 
 
-def clean(report: Report) -> list[float]:
-    """Clean accuracy of each level."""
-    return [row["clean"] for row in rows_of(report, "none", None)]
+def right(report: Report, what: str, level: int, eps: str | None = None) -> Tensor | None:
+    """Which images are right at ``level``: clean, or under ``pgd`` or ``margin`` PGD aimed at it. None: not run."""
+    attack = {"clean": "none", "margin": "cw", "pgd": "superclass-pgd" if level else "leaf-pgd"}.get(what, what)
+    aim = None if what == "clean" else level
+    rows = [r for r in rows_of(report, attack, aim, eps) if r["level"] == level]
+    return from_bits(rows[0]["right"], rows[0]["n"]) if rows else None
 
 
-def direct_rows(report: Report, attack: str, eps: str | None = None) -> list[dict[str, Any]]:
-    """The row of each level under the attack that aims at it; ``pgd`` stands for leaf-pgd and superclass-pgd."""
-    names = [attack if attack != "pgd" else "superclass-pgd" if level else "leaf-pgd" for level in range(4)]
-    return [r for level, name in enumerate(names) for r in rows_of(report, name, level, eps) if r["level"] == level]
+def any_level(report: Report) -> Tensor | None:
+    """Right at every level under the suite and under the margin loss at every level."""
+    summary = report["summary"]["levels"]
+    if not summary or summary[0].get("any_level_right") is None:
+        return None
+    held = from_bits(summary[0]["any_level_right"], report["config"]["tasks"][0]["n"])
+    for level in range(len(report["config"]["tasks"][0]["levels"]) - 1):
+        margin = right(report, "margin", level)
+        if margin is None:
+            return None
+        held = held & margin
+    return held
 
 
-def direct(report: Report, attack: str, eps: str | None = None) -> list[float]:
-    """Robust accuracy of each level under the attack that aims at it; empty if that was not run."""
-    return [row["robust"] for row in direct_rows(report, attack, eps)]
+@dataclass(frozen=True)
+class Measure:
+    """A figure of a report: which images are right, and by the nodes of which level they are weighed (None: alike)."""
+
+    title: str
+    bits: Callable[[Report], Tensor | None]
+    level: int | None
+
+    def parts(self, store: Store, report: Report) -> Tensor | None:
+        """What each image adds to the figure."""
+        bits = self.bits(report)
+        if bits is None:
+            return None
+        return bits.double() * self.weigh(store, report)
+
+    def weigh(self, store: Store, report: Report) -> Tensor:
+        n = report["config"]["tasks"][0]["n"]
+        if self.level is None:
+            return torch.full((n,), 1 / n, dtype=torch.float64)
+        return store.weights(report, self.level)
 
 
-def any_level(report: Report, key: str) -> list[float]:
-    """``any_level_clean`` or ``any_level_robust``; empty if the suite was not run."""
-    value = report["summary"]["levels"][0][key]
-    return [] if value is None else [value]
+def at(what: str, level: int, *, balanced: bool = True) -> Measure:
+    names = {"clean": "clean", "margin": "margin PGD-20", "pgd": "PGD-20"}
+    title = f"{names[what]}, {'leaves' if level == 0 else f'level {level}'}"
+    return Measure(title, lambda report: right(report, what, level), level if balanced else None)
 
 
-# -- tables --------------------------------------------------------------------------------------------------------
+ANY = Measure("any-level robust", any_level, 0)
+#: What rows are compared by.
+DECIDING = (at("clean", 0), at("margin", 0), *(at("margin", level) for level in (1, 2, 3)), ANY)
+LEAVES = (at("clean", 0), at("margin", 0), ANY)
+
+
+def values(store: Store, seeds: Sequence[Report], measures: Iterable[Measure]) -> list[list[float]]:
+    """The figures of each report that has them all."""
+    measures = list(measures)
+    found = [[m.parts(store, report) for m in measures] for report in seeds]
+    return [[p.sum().item() for p in parts if p is not None] for parts in found if all(p is not None for p in parts)]
+
+
+# -- tables ---------------------------------------------------------------------------------------------------------
 
 
 def cell(seeds: Sequence[Sequence[float]]) -> str:
@@ -99,186 +175,265 @@ def table(title: str, head: Sequence[str], lines: Iterable[Sequence[str]]) -> No
         print(f"| {' | '.join(line)} |")
 
 
-def size(some: dict[str, list[Report]]) -> str:
-    task = next(iter(some.values()))[0]["config"]["tasks"][0]
-    return f"{task['n']} images, levels of {' / '.join(map(str, task['levels'][:-1]))} nodes"
+def size(store: Store, some: Some) -> str:
+    report = next(iter(some.values()))[0]
+    n, sizes = report["config"]["tasks"][0]["n"], store.of_images(report)["sizes"]
+    return f"{n} images, levels of {' / '.join(map(str, sizes))} nodes"
 
 
-def tuning(folder: Path = RESULTS) -> None:
-    """Each method at each rate that was tried, on the images for tuning."""
-    lines = []
-    for method in METHODS:
-        tried = [rate for rate in BEYOND if (folder / training(f"tune-{method}-{rate}").name).exists()]
-        looks = {rate: looked(method, rate, folder) for rate in tried}
-        best = max(looks, key=lambda rate: looks[rate]["criterion"], default=None)
-        for rate, look in looks.items():
-            figures = [cell([look["clean"]]), cell([look["robust"]]), cell([[look["any_level"]]]),
-                       cell([[look["criterion"]]])]  # fmt: skip
-            lines.append([method, f"**{rate}**" if rate == best else rate, *figures])
-    if lines:
-        head = ["lr", f"clean {LEVELS}", f"robust {LEVELS}", "any-level robust", "balanced"]
-        table(f"Tuning{', in fp32' * (folder != RESULTS)}: 750 images, PGD-10 at the level itself, seed 0", head, lines)
-
-
-def accuracies(part: str, title: str) -> None:
-    """The main table, on seen or unseen classes."""
-    if some := found(part):
-        head = ["seeds", f"clean {LEVELS}", f"PGD-20 {LEVELS}", f"margin PGD-20 {LEVELS}", "any-level clean",
-                "any-level robust"]  # fmt: skip
-        table(f"{title}: {size(some)}", head, ([row, str(len(seeds)), *figures(seeds)] for row, seeds in some.items()))
-
-
-def figures(seeds: Sequence[Report]) -> list[str]:
-    return [
-        cell([clean(report) for report in seeds]),
-        cell([direct(report, "pgd") for report in seeds]),
-        cell([margin for report in seeds if (margin := direct(report, "cw"))]),
-        cell([any_level(report, "any_level_clean") for report in seeds]),
-        cell([any_level(report, "any_level_robust") for report in seeds]),
-    ]
-
-
-def right(seeds: Sequence[Report], what: str) -> torch.Tensor:
-    """Which images are right in each report that has this, in the order of their ids: float64, shape (reports, n)."""
+def constant(store: Store, report: Report, *, balanced: bool) -> list[float]:
+    """What always naming a level's most frequent node scores, clean or attacked."""
     found = []
-    for report in seeds:
-        n, summary = report["config"]["tasks"][0]["n"], report["summary"]["levels"][0]
-        rows = {
-            "clean, leaves": rows_of(report, "none", None),
-            "PGD-20, leaves": direct_rows(report, "pgd"),
-            "margin PGD-20, leaves": direct_rows(report, "cw"),
-            "any-level robust": [{"right": summary["any_level_right"]}],
-        }
-        found += [from_bits(row["right"], n) for row in rows[what][:1]]
-    return torch.stack(found).double()
+    for nodes in store.of_images(report)["nodes"]:
+        _, count = torch.tensor(nodes).unique(return_counts=True)
+        found.append(1 / len(count) if balanced else count.max().item() / len(nodes))
+    return found
 
 
-def difference(ours: Sequence[Report], theirs: Sequence[Report], what: str) -> str:
-    """Image by image: the mean over seeds, with its 95% interval over images; bold beyond that."""
-    points = 100 * (right(ours, what).mean(0) - right(theirs, what).mean(0))
-    half, middle = 1.96 * points.std().item() / math.sqrt(len(points)), points.mean().item()
-    bold = "**" * (abs(middle) > half)
-    return f"{bold}{middle:+.1f} ± {half:.1f}{bold}"
-
-
-def claim(part: str, title: str, ours: str) -> None:
-    """``ours`` less each other row."""
-    some = found(part)
-    if ours not in some:
-        return
-    head = ["clean, leaves", "PGD-20, leaves", "margin PGD-20, leaves", "any-level robust"]
-    lines = []
-    for row, seeds in some.items():
-        if row.startswith("hierarchical"):
-            continue
-        lines.append([row, *(difference(some[ours], seeds, what) for what in head)])
-    table(f"{title}: {ours} less each other row, in points", head, lines)
-
-
-#: Columns of `single`.
-SINGLE = [f"clean {LEVELS}", f"PGD-20 {LEVELS}", "any-level clean", "any-level robust"]
-
-
-def single(seeds: Sequence[Report], ours: Sequence[Report] | None) -> list[str]:
-    """A run of one seed, and where ``ours`` is given what it has less that."""
-    clean_there, robust_there, _, *any_levels = figures(seeds)
-    less = ["" if ours is None else difference(seeds, ours, what) for what in DECIDING]
-    return [clean_there, robust_there, *any_levels, *less]
-
-
-def ablations() -> None:
-    """One seed each."""
-    names = {OURS: f"{OURS}-s0", **{name: name for name in ABLATIONS}}
-    some = {row: seeds for row, name in names.items() if (seeds := reports([name], "seen"))}
+def headline(store: Store, part: str, title: str, rows: Iterable[str] = MAIN) -> None:
+    """Under attacks that do not flatter, balanced; then the rest."""
+    some = store.found(rows, part)
     if not some:
         return
+    report = next(iter(some.values()))[0]
+    above = [level for level in store.levels(report) if level]
+    autoattack, verdicts = store.found(rows, f"autoattack-{part}"), store.first(rows, "matrix")
+    strong = Measure("AutoAttack", lambda r: right(r, "autoattack", 0), 0)
+    shown = "/".join(map(str, above))
+    attacked = "".join({f" ({r['config']['tasks'][0]['n']} images)" for seeds in autoattack.values() for r in seeds})
     lines = []
     for row, seeds in some.items():
-        ours, trained = (some[OURS], row) if row in ABLATIONS else (None, f"{OURS}-s1")
-        lines.append([row, *single(seeds, ours), f"{read(training(trained))['step_seconds']:.2f}"])
-    head = [*SINGLE, *(f"{what}, less {OURS}" for what in DECIDING), "seconds a step"]
-    table(f"Ablations, seed 0: {size(some)}", head, lines)
+        lines.append([
+            row, str(len(seeds)), cell(values(store, seeds, [at("clean", 0)])),
+            cell(values(store, seeds, [at("margin", 0)])), cell(values(store, autoattack.get(row, ()), [strong])),
+            cell(values(store, seeds, [at("clean", level) for level in above])),
+            cell(values(store, seeds, [at("margin", level) for level in above])),
+            cell(values(store, seeds, [ANY])), *mistakes(seeds),
+            verdict(verdicts[row]) if row in verdicts else "–",
+        ])  # fmt: skip
+    same = [[v] for v in constant(store, report, balanced=True)]
+    upper, path = cell([[same[level][0] for level in above]]), cell(same[:1])  # a leaf and what lies above it
+    lines.append(
+        ["a constant answer", "", cell(same[:1]), cell(same[:1]), cell(same[:1]), upper, upper, path, "–", "–", "–"]
+    )
+    head = ["seeds", "clean, leaves", "margin PGD-20, leaves", f"AutoAttack, leaves{attacked}",
+            f"clean {shown}, balanced", f"margin PGD-20 {shown}, balanced", "any-level robust", "severity",
+            f"consistency {shown}", "masking"]  # fmt: skip
+    table(f"{title}: {size(store, some)}", head, lines)
+    lines = []
+    every = list(store.levels(report))
+    for row, seeds in some.items():
+        alike = [[at(what, level, balanced=False) for level in every] for what in ("clean", "pgd", "margin")]
+        lines.append([row, cell(values(store, seeds, [at("pgd", level) for level in every])),
+                      *(cell(values(store, seeds, measures)) for measures in alike)])  # fmt: skip
+    by_image = cell([constant(store, report, balanced=False)])
+    lines.append(["a constant answer", cell([constant(store, report, balanced=True)]), by_image, by_image, by_image])
+    levels = " / ".join(map(str, every))
+    head = [f"PGD-20 {levels}, balanced", *(f"{w} {levels}, by image" for w in ("clean", "PGD-20", "margin PGD-20"))]
+    table(f"{title}: cross-entropy, and images counted alike", head, lines)
 
 
-def longer() -> None:
-    """The short run beside the one of three times its steps."""
-    names = [name for row, method in LONGER.items() if reports([row], "seen") for name in (f"{method}-s0", row)]
-    some = {name: reports([name], "seen") for name in names}
-    ours = f"{OURS}-longer"
+def mistakes(seeds: Sequence[Report]) -> list[str]:
+    """Severity (mean height of the common ancestor over all images, margin loss at the leaves) and consistency."""
+    summaries = [report["summary"]["levels"][0] for report in seeds if report["summary"]["levels"]]
+    heights, agree = [], []
+    for summary in summaries:
+        for title, found in summary["severity"].items():
+            if title.startswith("cw at level 0"):
+                heights.append(found["lca_height_all"])
+                agree.append([share for share in summary["consistency"][title] if share is not None])
+    if not heights:
+        return ["–", "–"]
+    spread = f" ± {stdev(heights):.2f}" if len(heights) > 1 else ""
+    return [f"{mean(heights):.2f}{spread}", cell(agree)]
+
+
+def verdict(report: Report) -> str:
+    found = report["summary"]["masking"]
+    return ", ".join(m["verdict"] for m in found) if isinstance(found, list) else "not run"
+
+
+def masking(store: Store) -> None:
+    """The verdicts with their reasons."""
+    lines = []
+    for row, report in store.first([*MAIN, *SQUARED], "matrix").items():
+        found = report["summary"]["masking"]
+        for m in found if isinstance(found, list) else ():
+            lines.append([row, m["verdict"], "; ".join(m["reasons"])])
+    if lines:
+        table("Are gradients masked? Seed 0", ["verdict", "reasons"], lines)
+
+
+# -- differences ----------------------------------------------------------------------------------------------------
+
+
+def difference(store: Store, ours: Sequence[Report], theirs: Sequence[Report], measure: Measure) -> Difference | None:
+    a, b = ([bits for r in seeds if (bits := measure.bits(r)) is not None] for seeds in (ours, theirs))
+    if not a or not b or len(a[0]) != len(b[0]):
+        return None
+    return paired(a, b, measure.weigh(store, ours[0]))
+
+
+def differences(title: str, head: Sequence[str], lines: Sequence[tuple[str, Sequence[Difference | None]]]) -> None:
+    """A table of them, corrected for how many it holds."""
+    cells = [d for _, line in lines for d in line if d is not None]
+    if not cells:
+        return
+    corrected = dict(zip(map(id, cells), holm([d.p for d in cells]), strict=True))
+
+    def show(d: Difference | None) -> str:
+        if d is None:
+            return "–"
+        bold = "**" * (corrected[id(d)] < 0.05)
+        return f"{bold}{d}{bold}{' ≈' * d.is_equivalence}"
+
+    table(f"{title}, in points ({len(cells)} comparisons)", head, ([row, *map(show, line)] for row, line in lines))
+
+
+def claim(store: Store, part: str, title: str, rows: Iterable[str] = MAIN, suffix: str = "") -> None:
+    """`hierarchical` less each other row."""
+    some = store.found(rows, part)
+    ours = OURS + suffix
     if ours not in some:
         return
-    head = [*SINGLE, *(f"{what}, less {ours}" for what in DECIDING)]
-    lines = [[name, *single(seeds, some[ours] if name in LONGER and name != ours else None)]
-             for name, seeds in some.items()]  # fmt: skip
-    table(f"Three times the steps, seed 0: {size(some)}", head, lines)
+    lines = [(row, [difference(store, some[ours], seeds, m) for m in DECIDING])
+             for row, seeds in some.items() if row != ours]  # fmt: skip
+    differences(f"{title}: {ours} less each other row", [m.title for m in DECIDING], lines)
 
 
-def strongest() -> None:
-    """AutoAttack at the leaves, and aa-2 at every level, with the number of images."""
-    if some := found("autoattack"):
-        lines = []
-        for row, (report,) in some.items():
-            (leaf,) = rows_of(report, "autoattack", 0)
-            low, high = (100 * bound for bound in leaf["robust_ci95"])
-            lines.append([row, f"{100 * leaf['clean']:.1f}", f"{100 * leaf['robust']:.1f} ({low:.1f} to {high:.1f})"])
-        table(f"AutoAttack at the leaves, fp32, seed 0: {size(some)}", ["clean", "robust"], lines)
-    if some := found("aa-2"):
-        lines = [[row, cell([clean(report)]), cell([direct(report, "aa-2")])] for row, (report,) in some.items()]
-        table(
-            f"aa-2 at every level, gradients in bf16, seed 0: {size(some)}",
-            [f"clean {LEVELS}", f"robust {LEVELS}"],
-            lines,
-        )
+def square(store: Store, part: str, title: str) -> None:
+    """What is averaged × what is weighed, and the effect of each."""
+    some = store.found(SQUARED, part)
+    if not some:
+        return
+    headline(store, part, f"What is averaged × what is weighed. {title}", SQUARED)
+    (a, b), (c, d) = SQUARE
+    pairs = {"means less per-image, by image": (c, a), "means less per-image, by node": (d, b),
+             "node less image weights, per image": (b, a), "node less image weights, means": (d, c)}  # fmt: skip
+    lines = [(name, [difference(store, some[x], some[y], m) for m in DECIDING])
+             for name, (x, y) in pairs.items() if x in some and y in some]  # fmt: skip
+    differences(f"The 2 × 2. {title}", [m.title for m in DECIDING], lines)
 
 
-def precision() -> None:
-    """The same runs and images with attack gradients in fp32 and in bf16."""
+def ablations(store: Store, part: str, title: str) -> None:
+    """One seed each: its figures, and what it has less than `hierarchical`."""
+    names = {OURS: runs(OURS)[0], **{name: name for name in ABLATIONS}}
+    some = {row: seeds for row, name in names.items() if (seeds := store.reports([name], part))}
+    if OURS not in some or len(some) < 2:
+        return
+    above = (1, 2, 3)
     lines = []
-    for name in HEADLINE:
-        for label, part in (("fp32", "fp32"), ("bf16", "seen")):
-            lines += [[name, label, cell([direct(report, "pgd")])] for report in reports([name], part)]
+    for row, seeds in some.items():
+        name = row if row in ABLATIONS else f"tune-{OURS}-{best_rate(OURS, store.folder)[0]}"
+        record = training(name, store.folder)
+        step = read(record)["step_seconds"] if record.exists() else None
+        lines.append([
+            row, *(cell(values(store, seeds, [m])) for m in LEAVES),
+            cell(values(store, seeds, [at("clean", level) for level in above])),
+            cell(values(store, seeds, [at("margin", level) for level in above])), f"{step:.2f}" if step else "–",
+        ])  # fmt: skip
+    head = [*(m.title for m in LEAVES), "clean 1/2/3, balanced", "margin PGD-20 1/2/3, balanced", "seconds a step"]
+    table(f"Ablations, seed 0. {title}: {size(store, some)}", head, lines)
+    lessened = [(row, [difference(store, seeds, some[OURS], m) for m in DECIDING])
+                for row, seeds in some.items() if row != OURS]  # fmt: skip
+    differences(f"Ablations, seed 0. {title}: each less {OURS}", [m.title for m in DECIDING], lessened)
+
+
+def corruptions(store: Store, part: str, title: str) -> None:
+    """Clean accuracy of the leaves on corrupted images."""
+    names = ["untouched-new", *(f"{row}-new" for row in NEW)]
+    lines = []
+    for row in names:
+        seeds = store.reports(runs(row), f"{part}-corrupted")
+        found = [{r["dataset"]: r["clean"] for r in report["results"] if r["level"] == 0} for report in seeds]
+        if found:
+            means = [[mean(one[name] for name in CORRUPTIONS)] for one in found]
+            lines.append([row, str(len(found)), *(cell([[one[name]] for one in found]) for name in CORRUPTIONS),
+                          cell(means)])  # fmt: skip
     if lines:
-        table("PGD-20, gradients in fp32 and in bf16 (verdicts always in fp32)", ["", f"robust {LEVELS}"], lines)
+        table(f"Corrupted images, clean accuracy of the leaves. {title}", ["seeds", *CORRUPTIONS, "mean"], lines)
 
 
-def matrices() -> None:
+def tuning(store: Store) -> None:
+    """Each row at each rate that was tried, on the images for tuning."""
+    lines = []
+    for row in ROWS:
+        best = best_rate(row, store.folder)[0]
+        for rate in tried(row, store.folder):
+            look = looked(row, rate, store.folder)
+            shown = [look.get("clean_balanced", look["clean"]), look.get("robust_balanced", look["robust"])]
+            lines.append([row, f"**{rate}**" if rate == best else rate, *(cell([v]) for v in shown),
+                          cell([[look["criterion"]]])])  # fmt: skip
+    if lines:
+        head = ["lr", "clean by level", "robust by level", "criterion"]
+        table("Tuning: the first 5 images of each seen class, PGD-10 at the level itself, seed 0", head, lines)
+
+
+def depth(store: Store) -> None:
+    """Where the embeddings of each level lie at the end, in the order of levels; what the log of a run has of it."""
+    lines = []
+    for row in ROWS:
+        record = training(f"tune-{row}-{best_rate(row, store.folder)[0]}", store.folder)
+        if not record.exists():
+            continue
+        found = read(record)
+        logs = [found["first"], found["last"]]
+        cells = []
+        for prefix in ("radius_text_", "radius_image_", "margin_"):
+            keys = sorted(k for k in logs[1] if k.startswith(prefix) and k.removeprefix(prefix).isdecimal())
+            shown = [" / ".join(f"{log[k]:.2f}" for k in keys if k in log) for log in logs]
+            cells.append(" → ".join(shown) if keys else "–")
+        ordered = [logs[1][k] for k in logs[1] if k.startswith("edges_ordered")]
+        cells.append(" / ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in ordered) or "–")
+        if any(c != "–" for c in cells):
+            lines.append([row, *cells])
+    if lines:
+        head = ["radius of texts by level, start → end", "of images", "largest realised margin", "edges ordered"]
+        table("Depth, seed 0", head, lines)
+
+
+def matrices(store: Store) -> None:
     """robust[m][l]: attacked at m, scored at l."""
-    if some := found("matrix"):
-        names = [("leaf-pgd", 0), *(("superclass-pgd", level) for level in range(1, 4))]
-        lines = [[row, *(cell([[r["robust"] for r in rows_of(report, *name)]]) for name in names)]
-                 for row, (report,) in some.items()]  # fmt: skip
-        table(
-            f"Attacked at a level, scored at levels {LEVELS}, seed 0: {size(some)}",
-            [f"attacked at {level}" for level in range(4)],
-            lines,
-        )
+    some = store.first([*MAIN, *SQUARED], "matrix")
+    if not some:
+        return
+    levels = list(store.levels(next(iter(some.values()))))
+    names = [("leaf-pgd", 0), *(("superclass-pgd", level) for level in levels[1:])]
+    lines = [[row, *(cell([[r["robust"] for r in rows_of(report, *name)]]) for name in names)]
+             for row, report in some.items()]  # fmt: skip
+    shown = " / ".join(map(str, levels))
+    table(
+        f"Attacked at a level, scored at levels {shown}, by image, seed 0", [f"attacked at {m}" for m in levels], lines
+    )
 
 
-def curves() -> None:
-    """Robust accuracy at the level attacked for each ε."""
-    lines = [
-        [name, eps, cell([direct(report, "pgd", eps)])]
-        for name in CURVES
-        for report in reports([name], "curve")
-        for eps in ("2/255", "4/255")
-    ]
+def curves(store: Store) -> None:
+    """Balanced robust accuracy at the level attacked for each ε."""
+    lines = []
+    for name in CURVES:
+        for report in store.reports([name], "curve"):
+            for eps in ("2/255", "4/255"):
+                levels = store.levels(report)
+                measures = [Measure("", lambda r, m=m, e=eps: right(r, "pgd", m, e), m) for m in levels]
+                lines.append([name, eps, cell(values(store, [report], measures))])
     if lines:
-        table("Larger ε, PGD-20, 300 images, seed 0", ["ε", f"robust {LEVELS}"], lines)
+        table("Larger ε, PGD-20, balanced, seed 0", ["ε", "robust by level"], lines)
 
 
-# -- figures -------------------------------------------------------------------------------------------------------
+# -- figures --------------------------------------------------------------------------------------------------------
 
 
-def save(figure: Figure, name: str) -> None:
+def save(figure: Figure, file: Path) -> None:
     """Neither date nor random ids: the same figures give the same file."""
     FigureCanvasAgg(figure)
     with matplotlib.rc_context({"svg.hashsalt": "hrzs"}):
-        figure.savefig(IMAGES / name, format="svg", metadata={"Date": None})
+        figure.savefig(file, format="svg", metadata={"Date": None})
 
 
-def draw_collapse() -> None:
+def draw_collapse(store: Store, images: Path) -> None:
     """The paper's Figure 1: accuracy of each level when clean, under attack at the leaves, and at the level itself."""
-    if not (some := found("matrix")):
+    some = store.first(MAIN, "matrix")
+    if not some:
         return
     lines = math.ceil(len(some) / 4)
     figure = Figure(figsize=(10, 2.6 * lines + 0.4), layout="constrained")
@@ -287,76 +442,91 @@ def draw_collapse() -> None:
         axes.remove()
     for axes in panels[: len(some)][-4:]:
         axes.tick_params(labelbottom=True)
-    for axes, (row, (report,)) in zip(panels, some.items(), strict=False):
-        axes.plot([100 * v for v in clean(report)], "o-", color="tab:grey", label="clean")
-        transfer = [100 * r["robust"] for r in rows_of(report, "leaf-pgd", 0)]
+    for axes, (row, report) in zip(panels, some.items(), strict=False):
+        levels = store.levels(report)
+        transfer = [
+            100 * (from_bits(r["right"], r["n"]).double() * store.weights(report, r["level"])).sum().item()
+            for r in rows_of(report, "leaf-pgd", 0)
+        ]
+        for what, style, color, label in (
+            ("clean", "o-", "tab:grey", "clean"),
+            ("pgd", "v:", "tab:red", "this level attacked"),
+        ):
+            (points,) = values(store, [report], [at(what, level) for level in levels]) or [[]]
+            axes.plot([100 * v for v in points], style, color=color, label=label)
         axes.plot(transfer, "s--", color="tab:blue", label="leaves attacked")
-        axes.plot([100 * v for v in direct(report, "pgd")], "v:", color="tab:red", label="this level attacked")
+        axes.plot(
+            [100 * v for v in constant(store, report, balanced=True)],
+            "-",
+            color="black",
+            lw=0.5,
+            label="a constant answer",
+        )
         axes.set_title(row, fontsize="medium")
-        axes.set(ylim=(0, 100), xticks=range(4))
+        axes.set(ylim=(0, 100), xticks=list(levels))
         axes.grid(alpha=0.3)
     figure.supxlabel("level scored (0: leaves)")
-    figure.supylabel("accuracy in %")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize="small")
-    save(figure, "collapse.svg")
+    figure.supylabel("balanced accuracy in %")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize="small")
+    save(figure, images / "collapse.svg")
 
 
-def draw_tradeoff() -> None:
-    """Clean accuracy at the leaves against robust accuracy, there and at any level, with the spread of seeds."""
-    parts = {part: some for part in ("seen", "unseen") if (some := found(part))}
+def draw_tradeoff(store: Store, images: Path) -> None:
+    """Clean accuracy at the leaves against robust accuracy, there, at level 2 and at any, with the spread of seeds."""
+    parts = {part: some for part in ("seen", "unseen") if (some := store.found(MAIN, part))}
     if not parts:
         return
-    shown = DECIDING[1], "margin PGD-20, leaves", DECIDING[2]
+    shown = at("margin", 0), at("margin", 2), ANY
     pairs = matplotlib.colormaps["tab20"].colors
     colors = (*pairs[::2], *pairs[1::2])  # the dark ones first
     figure = Figure(figsize=(12, 3.6 * len(parts) + 0.6), layout="constrained")
     panels = figure.subplots(len(parts), len(shown), squeeze=False)
     for line, (part, some) in zip(panels, parts.items(), strict=True):
-        for axes, what in zip(line, shown, strict=True):
+        for axes, measure in zip(line, shown, strict=True):
             for i, (row, seeds) in enumerate(some.items()):
-                x, y = ((100 * right(seeds, kind).mean(1)).tolist() for kind in ("clean, leaves", what))
+                points = values(store, seeds, [at("clean", 0), measure])
+                if not points:
+                    continue
+                x, y = ([100 * v for v in column] for column in zip(*points, strict=True))
                 spread = [stdev(v) if len(v) > 1 else 0.0 for v in (x, y)]
                 marker, color = "osvD^P*X"[i % 8], colors[i % len(colors)]
                 axes.errorbar(mean(x), mean(y), spread[1], spread[0], marker, color=color, label=row, capsize=2)
-            axes.set(xlabel=f"clean accuracy at the leaves in %, {part}", ylabel=f"{what}, in %")
+            axes.set(xlabel=f"clean accuracy at the leaves in %, {part}", ylabel=f"{measure.title}, balanced, in %")
             axes.grid(alpha=0.3)
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize="small")
-    save(figure, "tradeoff.svg")
+    save(figure, images / "tradeoff.svg")
 
 
-def draw_curves() -> None:
-    """Leaf-robust accuracy over ε."""
-    some = {name: (reports([name], "seen"), reports([name], "curve")) for name in CURVES}
-    some = {name: pair for name, pair in some.items() if all(pair)}
-    if not some:
-        return
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    for axes, level in zip(figure.subplots(1, 2), (0, 1), strict=True):
-        for name, ((small,), (large,)) in some.items():
-            robust = [clean(small)[level], direct(small, "pgd")[level]]
-            robust += [direct(large, "pgd", eps)[level] for eps in ("2/255", "4/255")]
-            axes.plot([0, 1, 2, 4], [100 * v for v in robust], "o-", label=name)
-        axes.set(xlabel="ε × 255", ylabel=f"accuracy at level {level} in %", xticks=[0, 1, 2, 4], ylim=(0, None))
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-    save(figure, "curves.svg")
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON lies")
+    parser.add_argument("--figures", type=Path, default=IMAGES, help="where the figures go")
+    options = parser.parse_args(arguments)
+    store = Store(options.results)
+    parts = (("seen", "Seen classes"), ("unseen", "Unseen classes, zero-shot"))
+    for part, title in parts:
+        headline(store, part, title)
+        claim(store, part, title)
+    for part, title in parts:
+        square(store, part, title)
+    for part, title in parts:
+        ablations(store, part, title)
+    fresh = ["untouched-new", *(f"{row}-new" for row in NEW)]
+    for part, title in parts:
+        headline(store, f"new-{part}", f"Fine-tuned on new images. {title}", fresh)
+        claim(store, f"new-{part}", f"Fine-tuned on new images. {title}", fresh, "-new")
+        corruptions(store, f"new-{part}", title)
+    masking(store)
+    depth(store)
+    matrices(store)
+    curves(store)
+    tuning(store)
+    if SAME:
+        print("\nThe same runs: " + ", ".join(f"{row} is {other}" for row, other in SAME.items()) + ".")
+    options.figures.mkdir(exist_ok=True)
+    draw_collapse(store, options.figures)
+    draw_tradeoff(store, options.figures)
 
 
 if __name__ == "__main__":
-    accuracies("seen", "Seen classes")
-    for ours in (OURS, ANCHORED):
-        claim("seen", "Seen classes", ours)
-    accuracies("unseen", "Unseen classes, zero-shot")
-    for ours in (OURS, ANCHORED):
-        claim("unseen", "Unseen classes, zero-shot", ours)
-    strongest()
-    matrices()
-    curves()
-    ablations()
-    longer()
-    precision()
-    tuning()
-    tuning(RESULTS / "fp32")
-    draw_collapse()
-    draw_tradeoff()
-    draw_curves()
+    main()

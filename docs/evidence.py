@@ -1,0 +1,203 @@
+"""The protocol of docs/results.md: rows, sizes, and the names of the files in docs/results/.
+
+`make_results.py` makes the files, `show_results.py` prints them. Whatever decides a figure stands in the tables here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+#: Tried for every row, and where the best of them is an end of what was tried, one more beyond it.
+RATES = ("2e-4", "4e-4", "8e-4")
+BEYOND = ("5e-5", "1e-4", *RATES, "16e-4", "32e-4")
+SEEDS = (0, 1, 2)
+
+HIERARCHICAL = ("--method", "hierarchical")
+EVERY_LEVEL = ("--method", "tecoa", "--every-level")
+ANCHOR = ("--lambda-anchor", "30")
+
+#: Row of the main tables: options of `hrzs finetune`. Each has rates of its own and three seeds.
+ROWS: dict[str, tuple[str, ...]] = {
+    "hierarchical": HIERARCHICAL,
+    "tecoa": ("--method", "tecoa"),
+    "tecoa-every-level-node": (*EVERY_LEVEL, "--level-balance", "node"),
+    "hierarchical-before": (
+        *HIERARCHICAL, "--depth", "none", "--image-levels", "per-image", "--level-balance", "image", "--hnsa", "none",
+        "--lambda-vic", "0", "--lambda-gap", "0",
+    ),
+    "tecoa-every-level": (*EVERY_LEVEL, "--level-balance", "image"),
+    "fare": ("--method", "fare"),
+    "clean": ("--method", "clean"),
+    "pmg-aft": ("--method", "pmg-aft"),
+    "euclidean": (*HIERARCHICAL, "--geometry", "euclidean"),
+    "hierarchical-anchor": (*HIERARCHICAL, *ANCHOR),
+    "euclidean-anchor": (*HIERARCHICAL, "--geometry", "euclidean", *ANCHOR),
+    "tecoa-every-level-anchor": (*EVERY_LEVEL, "--level-balance", "node", *ANCHOR),
+    "hierarchical-3-trees": (*HIERARCHICAL, "--tree", "{tree2}", "--tree", "{tree3}"),
+    # What is averaged × what is weighed.
+    "per-image, image": (*HIERARCHICAL, "--image-levels", "per-image", "--level-balance", "image"),
+    "per-image, node": (*HIERARCHICAL, "--image-levels", "per-image", "--level-balance", "node"),
+    "means, image": (*HIERARCHICAL, "--image-levels", "hypavg", "--level-balance", "image"),
+    "means, node": (*HIERARCHICAL, "--image-levels", "hypavg", "--level-balance", "node"),
+}  # fmt: skip
+#: The 2 × 2: rows by what is averaged, columns by what is weighed.
+SQUARE = (("per-image, image", "per-image, node"), ("means, image", "means, node"))
+#: A row whose options come to those of another: it has no runs of its own (the cell of the 2 × 2 that is the default).
+SAME: dict[str, str] = {}
+#: By what a row's rate is chosen, where that is not balanced accuracy (counted by node).
+CHOSEN_BY = {"clean": "clean"}
+
+#: Each is `hierarchical` at its rate, but for what is named; seed 0.
+ABLATIONS: dict[str, tuple[str, ...]] = {
+    "no-depth": ("--depth", "none"),
+    "radius-0.5": ("--radius", "0.5"),
+    "radius-0.6": ("--radius", "0.6"),
+    "radius-0.8": ("--radius", "0.8"),
+    "one-beta": ("--beta-levels", "shared"),
+    "image-depth-off": ("--image-depth", "off"),
+    "batch-classes-32": ("--batch-classes", "32"),
+    "memory-0": ("--memory", "0"),
+    "memory-512": ("--memory", "512"),
+    "vic-off": ("--lambda-vic", "0"),
+    "gap-off": ("--lambda-gap", "0"),
+    "hnsa-off": ("--hnsa", "none"),
+    "hnsa-lower": ("--hnsa", "lower"),
+    "hnsa-upper": ("--hnsa", "upper"),
+    "eps-text-0": ("--eps-text", "0"),
+    "leaf-perturbation": ("--perturbation", "leaf"),
+    "per-level-perturbation": ("--perturbation", "per-level"),
+    "image-weights": ("--level-balance", "image"),
+}
+
+#: Fine-tuned once more on validation images, which the model was not pretrained on, at the rate of the main row.
+NEW = ("clean", "tecoa", "fare", "tecoa-every-level-node", "hierarchical")
+#: What these runs have beside the options of their row: few images, seen many times.
+NEW_OPTIONS = ("--augment", "flip")
+#: Measured at larger ε as well.
+CURVES = ("untouched", "tecoa-s0", "tecoa-every-level-node-s0", "hierarchical-s0")
+CORRUPTIONS = ("gaussian-noise", "gaussian-blur", "contrast", "jpeg")
+
+#: Validation images of each class that tune (the first), and of each seen class that the runs on new images train on.
+TUNE_EACH, NEW_EACH = 5, 15
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything; the second set is for trying the scripts."""
+
+    steps: int = 240
+    batch: int = 128
+    seen: int = 1000
+    unseen: int = 1000
+    #: Of new images: the other 10 of each seen class, all 25 of each unseen one.
+    new_seen: int = 1500
+    new_unseen: int = 1250
+    matrix: int = 150
+    curve: int = 300
+    autoattack: int = 250  # of seen and of unseen classes each; a GPU has time for 500 (`--autoattack 500`)
+    pgd: int = 20
+    look: int = 10  # PGD steps of the look at the images for tuning
+    tuning: int | None = None  # how many these are; None: all
+
+
+MINIATURE = Sizes(steps=2, batch=8, seen=8, unseen=8, new_seen=8, new_unseen=8, matrix=4, curve=4, autoattack=2, pgd=2,
+                  look=1, tuning=8)  # fmt: skip
+
+
+def training(name: str, folder: Path = RESULTS) -> Path:
+    return folder / f"training-{plain(name)}.json"
+
+
+def evaluation(name: str, part: str, folder: Path = RESULTS) -> Path:
+    return folder / f"{plain(name)}-{part}.json"
+
+
+def plain(name: str) -> str:
+    """A name as a file has it."""
+    return name.replace(", ", "-")
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One call of `hrzs eval` on a run: ``part`` names its file, ``images`` which images it looks at."""
+
+    part: str
+    stage: str
+    images: str
+    options: tuple[str, ...]
+
+
+def units(name: str, sizes: Sizes) -> Iterator[Unit]:
+    """What is measured of a run."""
+    quick = ("--no-canaries", "--no-matrix")
+    bf16 = ("--precision", "bf16")
+    pgd = ("--level", "all", "--steps", str(sizes.pgd))
+    suite = ("--attack", "leaf-pgd,superclass-pgd,hierarchical-pgd,cw", *pgd, *quick, *bf16)
+    if "-new" in name:
+        for images in ("new-seen", "new-unseen"):
+            yield Unit(images, "new", images, suite)
+            yield Unit(f"{images}-corrupted", "new", images, ("--attack", "none", *quick))
+        return
+    stage = "ablations" if name in ABLATIONS else "main"
+    for images in ("seen", "unseen"):
+        yield Unit(images, stage, images, suite)
+    if name == "untouched" or name.endswith("-s0"):
+        both = ("--attack", "leaf-pgd,superclass-pgd", *pgd, *bf16)
+        yield Unit("matrix", "canaries", "matrix", both)
+        if name in CURVES:
+            yield Unit("curve", "canaries", "curve", (*both, *quick, "--eps", "2/255,4/255"))
+        for images in ("seen", "unseen"):
+            aa = ("--attack", "autoattack", "--level", "0", *quick)
+            yield Unit(f"autoattack-{images}", "autoattack", f"autoattack-{images}", aa)
+
+
+def chosen(images: str, sizes: Sizes, classes: int) -> tuple[str, int, int]:
+    """Of which classes (seen or unseen), how many of how many to skip, in the class-balanced order of val."""
+    part = "unseen" if "unseen" in images else "seen"
+    if images.startswith("new"):
+        return part, (sizes.new_unseen, sizes.new_seen)[part == "seen"], NEW_EACH * classes * (part == "seen")
+    limit = {"seen": sizes.seen, "unseen": sizes.unseen, "matrix": sizes.matrix, "curve": sizes.curve}.get(images)
+    return part, sizes.autoattack if limit is None else limit, TUNE_EACH * classes
+
+
+def runs(row: str) -> list[str]:
+    """The names of a row's runs, by seed."""
+    return [row] if row.startswith("untouched") else [f"{SAME.get(row, row)}-s{seed}" for seed in SEEDS]
+
+
+def looked(row: str, rate: str, folder: Path) -> dict[str, Any]:
+    """What the images for tuning say of a run, as ``metrics.jsonl`` has it."""
+    found: dict[str, Any] = read(training(f"tune-{row}-{rate}", folder))["last"]["validation"]
+    return found
+
+
+def tried(row: str, folder: Path) -> list[str]:
+    """The rates at which a row was tuned, in rising order."""
+    return [rate for rate in BEYOND if training(f"tune-{row}-{rate}", folder).exists()]
+
+
+def best_rate(row: str, folder: Path, failed: Sequence[str] = ()) -> tuple[str | None, list[str]]:
+    """The best of the rates that were tried (None before any), and those to be tried before that is believed.
+
+    ``failed``: rates that gave no run; nothing is expected of them.
+    """
+    done = tried(row, folder)
+    left = [rate for rate in RATES if rate not in (*done, *failed)]
+    if not done:
+        return None, left
+    best = max(done, key=lambda rate: looked(row, rate, folder)["criterion"])
+    if not left:
+        place = BEYOND.index(best)
+        beside = (*BEYOND[max(place - 1, 0) : place], *BEYOND[place + 1 : place + 2])
+        left = [rate for rate in beside if rate not in (*done, *failed)]
+    return best, left
