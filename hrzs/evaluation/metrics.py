@@ -17,7 +17,7 @@ from hrzs.models.classifier import SCORINGS
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's 95% score interval of a proportion, as fractions (Wilson, JASA 1927)."""
-    return (0.0, 1.0) if n == 0 else _score_interval(successes / n, n, z)
+    return (0.0, 1.0) if n == 0 else _score_interval(successes / n, float(n), z)
 
 
 def _score_interval(p: float, n: float, z: float = 1.959964) -> tuple[float, float]:
