@@ -337,10 +337,13 @@ def test_outcome_agrees_with_the_rows(evaluate: Callable[..., Evaluation]) -> No
     outcome = outcome_of(evaluation)
     assert outcome is not None
     assert outcome.eps == "2/255"
-    for row in evaluation.rows():
-        if row["attack_level"] == row["level"] and row["scoring"] == row["attacked_through"] == "prompt":
-            assert outcome.robust[row["level"]].double().mean().item() == pytest.approx(row["robust"])
-            assert outcome.clean[row["level"]].double().mean().item() == pytest.approx(row["clean"])
+    for level in range(evaluation.task.tree.top):
+        rows = [row for row in evaluation.rows() if row["attack_level"] == row["level"] == level]
+        rows = [row for row in rows if row["scoring"] == row["attacked_through"] == "prompt"]
+        assert {row["attack"] for row in rows} == {"superclass-pgd" if level else "leaf-pgd", "cw"}
+        held = torch.stack([metrics.from_bits(row["right"], row["n"]) for row in rows]).all(0)
+        assert outcome.robust[level][evaluation._by_id].equal(held)
+        assert outcome.clean[level].double().mean().item() == pytest.approx(rows[0]["clean"])
 
 
 def test_outcome_by_leaves_where_nothing_else_was_scored(evaluate: Callable[..., Evaluation]) -> None:
@@ -352,7 +355,9 @@ def test_outcome_by_leaves_where_nothing_else_was_scored(evaluate: Callable[...,
     )
     assert outcome.clean[1].equal(clean[SCORINGS.index("leaves"), 1])
     rows = [r for r in evaluation.rows() if r["attack_level"] == r["level"] == 1]
-    assert [r["robust"] for r in rows] == [pytest.approx(outcome.robust[1].double().mean().item())]
+    held = torch.stack([metrics.from_bits(row["right"], row["n"]) for row in rows]).all(0)
+    assert len(rows) == 2
+    assert outcome.robust[1][evaluation._by_id].equal(held)
 
 
 def test_gallery_shows_what_the_evaluation_saw(evaluate: Callable[..., Evaluation]) -> None:
