@@ -117,8 +117,8 @@ def _lowest(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 def to_latex(report: Mapping[str, Any]) -> str:
     r"""A booktabs ``tabular`` with a row per dataset and ε, in percent, levels from the leaves upwards between slashes.
 
-    Columns: what a constant answer scores; clean; robust at the level attacked; the attack on the leaves scored upwards;
-    any-level robust; then constant, clean, robust and any-level once more, balanced over the nodes of each level.
+    Columns: what a constant answer scores; clean; robust at the level attacked; the attack on the leaves scored
+    upwards; any-level robust; then constant, clean, robust and any-level once more, balanced over each level's nodes.
     ``--`` stands where nothing was measured. Needs ``\usepackage{booktabs}``.
     """
     about = f"{report['model']['source']}, hrzs {report['hrzs']}; accuracy in %, levels 0 / 1 / ..."
@@ -130,8 +130,9 @@ def to_latex(report: Mapping[str, Any]) -> str:
         r"\toprule",
         r" & & \multicolumn{5}{c}{per image} & \multicolumn{4}{c}{balanced over nodes} \\",
         r"\cmidrule(lr){3-7} \cmidrule(lr){8-11}",
-        r"Dataset & $\varepsilon$ & Constant answer & Clean & Robust at the level attacked & Leaf attack, scored upwards "
-        r"& Any-level & Constant answer & Clean & Robust at the level attacked & Any-level \\",
+        r"Dataset & $\varepsilon$ & Constant answer & Clean & Robust at the level attacked "
+        r"& Leaf attack, scored upwards & Any-level "
+        r"& Constant answer & Clean & Robust at the level attacked & Any-level \\",
         r"\midrule",
     ]
     for h in headlines(report):

@@ -41,8 +41,8 @@ def node_weights(nodes: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
     Args:
         nodes: each image's true node at one level.
     """
-    _, place, count = nodes.unique(return_inverse=True, return_counts=True)
-    weights: Float[Tensor, "n"] = 1 / (len(count) * count.double()[place])
+    count = nodes.bincount()
+    weights: Float[Tensor, "n"] = 1 / ((count > 0).sum() * count.double()[nodes])
     return weights
 
 
@@ -77,12 +77,11 @@ def constant_answer(nodes: Int[Tensor, "n"], weights: Float[Tensor, "n"] | None 
 
     Without weights every image counts alike. With `node_weights` of the same nodes it is 1/K, whichever node is named.
     """
-    _, place, count = nodes.unique(return_inverse=True, return_counts=True)
     if not len(nodes):
         return 0.0
     if weights is None:
-        return int(count.max()) / len(nodes)
-    return torch.zeros(len(count), dtype=torch.float64).index_add(0, place, weights).max().item()
+        return int(nodes.bincount().max()) / len(nodes)
+    return nodes.bincount(weights).max().item()
 
 
 @dataclass(frozen=True)

@@ -278,7 +278,8 @@ def _matrix(dataset: str, eps: str, scoring: str, rows: Sequence[Mapping[str, An
         if through not in (None, scoring):
             about += f", through {through}"
         name = "clean" if attack == "none" else attack
-        body.append([join([name, Markup("<br>"), el("small", about)]), *(_heat(by_level.get(k), k in lopsided) for k in levels)])
+        cells = [_heat(by_level.get(k), k in lopsided) for k in levels]
+        body.append([join([name, Markup("<br>"), el("small", about)]), *cells])
     nodes = {k: el("small", f"({n})") for k, n in levels.items()}
     header = ["Attack", *(el("th", f"level {k}", Markup("<br>"), nodes[k], scope="col") for k in levels)]
     return el(
@@ -344,8 +345,8 @@ def _curves(heads: Sequence[Headline]) -> list[object]:
     if not cards:
         return []
     return [
-        el("p", "Robust accuracy per image at the level attacked; ε 0 is the clean accuracy, whiskers are 95% intervals. "
-                "A curve that does not fall is a sign of a blocked attack."),
+        el("p", "Robust accuracy per image at the level attacked; ε 0 is the clean accuracy, whiskers are 95% "
+                "intervals. A curve that does not fall is a sign of a blocked attack."),
         *cards,
     ]  # fmt: skip
 

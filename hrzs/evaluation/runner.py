@@ -345,7 +345,7 @@ class Evaluation:
         here = self.predictions[unit.key]
         adversarial = metrics.right(tree, self.labels, here.nodes)
         for level in range(tree.top):
-            weights, present = metrics.node_weights(truth[level]), len(truth[level].unique())
+            weights, present = metrics.node_weights(truth[level]), len(set(truth[level].tolist()))
             for scoring in SCORINGS:
                 attacked_here = unit.level == level and unit.scoring == scoring
                 if not self._is_scored(unit, level, scoring, attacked_here):

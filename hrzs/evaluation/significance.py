@@ -99,9 +99,7 @@ def _row_pairs(report: Mapping[str, Any], other: Mapping[str, Any], nodes: Nodes
     ]  # fmt: skip
 
 
-def _any_level_pairs(
-    report: Mapping[str, Any], other: Mapping[str, Any], nodes: Nodes
-) -> tuple[list[Pair], list[str]]:
+def _any_level_pairs(report: Mapping[str, Any], other: Mapping[str, Any], nodes: Nodes) -> tuple[list[Pair], list[str]]:
     theirs = {(s["dataset"], s["eps"]): s for s in other["summary"]["levels"]}
     n = {row["dataset"]: row["n"] for row in report["results"]}
     found: list[Pair] = []
@@ -114,8 +112,8 @@ def _any_level_pairs(
         suites = [one.get("any_level_suite") or _FORMER_SUITE for one in (mine, like)]
         if set(suites[0]) != set(suites[1]):
             left_out.append(
-                f"any-level robust accuracy on {dataset} at ε {mine['eps']}: of different suites ({', '.join(suites[0])}; "
-                f"there {', '.join(suites[1])}); evaluate that model again"
+                f"any-level robust accuracy on {dataset} at ε {mine['eps']}: of different suites "
+                f"({', '.join(suites[0])}; there {', '.join(suites[1])}); evaluate that model again"
             )
             continue
         name = dict.fromkeys(SAME) | {"dataset": dataset, "eps": mine["eps"], "attack": "any-level"}
@@ -180,10 +178,10 @@ def balanced_difference(
 ) -> tuple[float, tuple[float, float]]:
     """The difference of two paired accuracies by weight (`node_weights`), with its 95% interval.
 
-    With ``d_i`` = 1, 0 or -1 the difference of the two models on image i, it is the weighted mean ``d = Σ w_i d_i``; its
-    variance is ``Σ w_i² (d_i - d)²`` and the interval normal, ``d ± 1.96`` standard errors. So each image of a small
-    node counts much, in the mean and in the interval. It has no width where all ``d_i`` are alike, as for two models
-    that are right about the same images.
+    With ``d_i`` = 1, 0 or -1 the difference of the two models on image i, it is the weighted mean ``d = Σ w_i d_i``;
+    its variance is ``Σ w_i² (d_i - d)²`` and the interval normal, ``d ± 1.96`` standard errors, cut to [-1, 1]. So each
+    image of a small node counts much, in the mean and in the interval. It has no width where all ``d_i`` are alike, as
+    for two models that are right about the same images.
     """
     d = a.double() - b.double()
     mean = float((weights * d).sum())

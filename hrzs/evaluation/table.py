@@ -68,7 +68,7 @@ def _block(rows: list[dict[str, Any]], summary: list[dict[str, Any]]) -> str:
     lines = [
         f"{first['dataset']} ({first['split']}), {first['n']} images, accuracy in % ± half of the 95% interval, "
         f"{first['precision']}; * attacked at this level through this scoring, else transfer",
-        *(["per image, and below it balanced: every node of the level that has images counts alike"] if lopsided else []),
+        *([_BOTH] if lopsided else []),
         *(f"saved images, made against {source}" for source in sources_of(rows)),
         format_line(header),
         "-" * (sum(widths) + 2 * (len(widths) - 1)),
@@ -183,6 +183,7 @@ def _groups(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 _BALANCED = "  balanced"
+_BOTH = "per image, and below it balanced: every node of the level counts alike, however few images it has"
 
 
 def _line(group: list[dict[str, Any]], levels: list[int], figure: str = "") -> list[str]:

@@ -41,7 +41,7 @@ def level_accuracy(
 ) -> dict[str, Any]:
     """Zero-shot accuracy at each level of ``task.tree`` on the clean images of ``task.data``, ready for JSON.
 
-    For each level 0 … L-1 the accuracy (a fraction, with Wilson's 95% interval; ``balanced`` over the nodes of the level,
+    For each level 0 … L-1 the accuracy (a fraction, with Wilson's 95% interval; ``balanced`` over the level's nodes,
     and what a ``constant`` answer scores) of its own prompts (``prompt``), and of
     summing the probabilities of its leaves (``leaves``; null at level 0, where both are one): a level whose prompts do
     worse than its leaves is named badly. ``consistency`` is how often the leaf prediction lies beneath the predicted

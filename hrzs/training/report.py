@@ -356,7 +356,8 @@ def _validation(run: _Run) -> list[Markup]:
     if any("robust_balanced" in found for _, found in validations):
         whole = [(float(s), 100 * _number(f.get("any_level_balanced"))) for s, f in validations]
         both_balanced = [
-            ("Clean, balanced", "Balanced clean accuracy: every node of a level counts alike,", curves("clean_balanced")),
+            ("Clean, balanced", "Balanced clean accuracy: every node of a level counts alike,",
+             curves("clean_balanced")),
             ("Robust, balanced", "Balanced accuracy under attack: every node of a level counts alike,",
              [*curves("robust_balanced"), Curve("any level", whole, None, "thick")]),
         ]  # fmt: skip

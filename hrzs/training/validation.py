@@ -43,8 +43,8 @@ class Validation:
         ``clean``: the mean over levels; ``leaf``: robust at the leaves; ``levels``: robust, the mean over levels;
         ``any-level``: right at every level whichever is attacked; ``balanced``: the mean of ``clean`` and ``levels``.
 
-        Each that spans levels is balanced over the nodes of every level (``any-level`` in the mean over levels); ``leaf``
-        is per image.
+        Each that spans levels is balanced over the nodes of every level (``any-level`` in the mean over levels);
+        ``leaf`` is per image.
         """
         values: dict[str, Callable[[], float]] = {
             "clean": lambda: fmean(self._balanced(self.clean)),

@@ -150,7 +150,9 @@ def test_balanced_differences_are_those_of_the_rows(report: dict[str, Any], othe
 def test_against_a_report_from_before_balanced_figures(report: dict[str, Any], other: dict[str, Any]) -> None:
     """The weights are those of either report, for the images and the tree are the same; any-level was another suite."""
     del other["summary"]["truth"], other["summary"]["levels"][0]["any_level_suite"]
-    other["results"] = [{k: v for k, v in r.items() if "balanced" not in k and k != "constant"} for r in other["results"]]
+    other["results"] = [
+        {k: v for k, v in r.items() if "balanced" not in k and k != "constant"} for r in other["results"]
+    ]
     for one, two in ((report, other), (other, report)):
         found = compare(one, two)
         assert len(found["rows"]) == len(report["results"])

@@ -54,7 +54,8 @@ def test_naming_the_largest_node_is_no_criterion() -> None:
     one, other = Validation(constant, constant, truth), Validation(telling, telling, truth)
     for name in set(CRITERIA) - {"leaf"}:
         assert one.criterion(name) == 1 / 2 < other.criterion(name)
-    assert one.as_row("levels")["robust"] == one.as_row("levels")["constant"] == [0.9] > other.as_row("levels")["robust"]
+    row = one.as_row("levels")
+    assert row["robust"] == row["constant"] == [0.9] > other.as_row("levels")["robust"]
 
 
 def test_every_criterion_can_be_asked_for() -> None:
