@@ -141,16 +141,20 @@ def _mean(mean: Mapping[str, Any]) -> str:
 
 
 def _against(against: Mapping[str, Any]) -> str:
-    """The differences that Holm's correction leaves standing, and how many do not."""
+    """The differences that Holm's correction leaves standing, those whose balanced interval holds no 0, and how many."""
     rows = against["rows"]
     surely = [row for row in rows if row["p_holm"] < 0.05]
+    balanced_only = [row for row in rows if row not in surely and _is_apart(row.get("difference_balanced_ci95"))]
     lines = [
         f"\nagainst {against['model']}, paired on the same images: {len(surely)} of {len(rows)} differences are "
         "significant (exact McNemar test, Holm's correction, 5%)",
         *(f"  not compared: {reason}" for reason in against.get("left_out", ())),
     ]
-    headline = [row for row in rows if row["attack"] == "any-level" and row not in surely]
-    for row in surely + headline:
+    if any(row.get("difference_balanced") is not None for row in rows):
+        apart = sum(_is_apart(row.get("difference_balanced_ci95")) for row in rows)
+        lines.append(f"  balanced over nodes: {apart} of {len(rows)} intervals (95%, each by itself) hold no 0")
+    headline = [row for row in rows if row["attack"] == "any-level" and row not in surely + balanced_only]
+    for row in surely + balanced_only + headline:
         low, high = row["difference_ci95"]
         lines.append(
             f"  {row['dataset']}, {comparison_title(row)}: {100 * row['this']:.1f} against {100 * row['other']:.1f}, "
@@ -164,6 +168,10 @@ def _against(against: Mapping[str, Any]) -> str:
                 f"difference {100 * balanced:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
             )
     return "\n".join(lines)
+
+
+def _is_apart(interval: Sequence[float] | None) -> bool:
+    return interval is not None and not interval[0] <= 0 <= interval[1]
 
 
 def comparison_title(row: Mapping[str, Any]) -> str:

@@ -110,14 +110,18 @@ def test_table_names_what_stood_in_and_what_differs(evaluate: Callable[..., Eval
            "this": 0.5, "other": 0.25, "difference": 0.25, "difference_ci95": (0.1, 0.4), "p": 0.001, "p_holm": 0.002}  # fmt: skip
     balanced = {"this_balanced": 0.375, "other_balanced": 0.5, "difference_balanced": -0.125,
                 "difference_balanced_ci95": (-0.25, 0.0625)}  # fmt: skip
-    rows = [row, row | {"level": 1, "p_holm": 0.2}, row | balanced | {"attack": "any-level", "p_holm": 1.0}]
+    apart = balanced | {"difference_balanced_ci95": (-0.25, -0.125)}
+    rows = [row, row | {"level": 1, "p_holm": 0.2}, row | balanced | {"attack": "any-level", "p_holm": 1.0},
+            row | apart | {"level": 2, "p_holm": 0.2}]  # fmt: skip
     against = {"model": "other.json", "rows": rows, "left_out": ["another suite"]}
     text = render(report(evaluation, [], stand_ins={"shapes": stand_ins}, against=against))
     assert f"  note: {stand_ins[0]}" in text
-    assert "against other.json, paired on the same images: 1 of 3 differences are significant" in text
+    assert "against other.json, paired on the same images: 1 of 4 differences are significant" in text
+    assert "balanced over nodes: 1 of 4 intervals (95%, each by itself) hold no 0" in text
     assert "aa-2 @ 0, ε 2/255, scored at level 0 by prompt: 50.0 against 25.0, difference +25.0 [+10.0, +40.0]" in text
     assert "any-level robust accuracy at ε 2/255" in text
     assert "scored at level 1" not in text
     assert "    balanced: 37.5 against 50.0, difference -12.5 [-25.0, +6.2]" in text
-    assert text.count("    balanced: ") == 1
+    assert text.count("    balanced: ") == 2
+    assert "scored at level 2" in text  # apart when balanced
     assert "  not compared: another suite" in text
