@@ -141,7 +141,7 @@ def _mean(mean: Mapping[str, Any]) -> str:
 
 
 def _against(against: Mapping[str, Any]) -> str:
-    """The differences that Holm's correction leaves standing, those whose balanced interval holds no 0, and how many."""
+    """How many differences are beyond chance: Holm's correction leaves them, or the balanced interval has no 0."""
     rows = against["rows"]
     surely = [row for row in rows if row["p_holm"] < 0.05]
     balanced_only = [row for row in rows if row not in surely and _is_apart(row.get("difference_balanced_ci95"))]
