@@ -91,7 +91,7 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """``results`` (rows of the form in cli.md) and ``summary`` of one dataset.
+    """``results`` (rows of the form in cli.md, each figure per image and balanced) and ``summary`` of one dataset.
 
     Raises:
         UsageError: as the command line would, for the same reasons.

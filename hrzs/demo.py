@@ -41,7 +41,10 @@ def main(folder: Path) -> None:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> Table:
-    """Clean and robust accuracy at every level, each attacked at that very level, before and after."""
+    """Clean and robust accuracy at every level, each attacked at that very level, before and after.
+
+    Per image, then balanced over the nodes of each level, then what a constant answer scores.
+    """
     rows = before["results"]
     levels = sorted({row["level"] for row in rows})
     eps = next(row["eps"] for row in rows if row["eps"])
@@ -53,7 +56,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> Table:
     table.add_column("any level", justify="right")
 
     def value(report: dict[str, Any], level: int, figure: str) -> float:
-        wanted = "none" if figure == "clean" else ("leaf-pgd" if level == 0 else "superclass-pgd")
+        wanted = "none" if not figure.startswith("robust") else ("leaf-pgd" if level == 0 else "superclass-pgd")
         return next(
             float(row[figure])
             for row in report["results"]
@@ -61,10 +64,16 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> Table:
             and row["scoring"] == "prompt"
         )  # fmt: skip
 
-    for figure in ("clean", "robust"):
+    for figure in ("clean", "robust", "clean_balanced", "robust_balanced"):
         pairs = [(value(before, level, figure), value(after, level, figure)) for level in levels]
         any_level = [r["summary"]["levels"][0][f"any_level_{figure}"] for r in (before, after)]
-        table.add_row(figure, *(f"{100 * a:.1f} → {100 * b:.1f}" for a, b in [*pairs, any_level]))
+        name = figure.replace("_", ", ")
+        table.add_row(name, *(f"{100 * a:.1f} → {100 * b:.1f}" for a, b in [*pairs, any_level]))
+    for figure in ("constant", "constant_balanced"):
+        answers = [value(before, level, figure) for level in levels]
+        answers.append(before["summary"]["levels"][0][f"any_level_{figure}"])
+        name = f"a {figure.split('_')[0]} answer" + ", balanced" * figure.endswith("balanced")
+        table.add_row(name, *(f"{100 * answer:.1f}" for answer in answers))
     return table
 
 

@@ -34,6 +34,8 @@ def test_attack_and_evaluate() -> None:
     assert torch.equal(result.images, again.images)
     report = hrzs.evaluate(model, limit=24, attacks=("leaf-pgd",), eps="2/255", steps=1)
     assert {row["attack"] for row in report["results"]} == {"none", "leaf-pgd"}
+    assert all(0 < row["constant_balanced"] <= row["constant"] < 1 for row in report["results"])
+    assert all((row["robust_balanced"] is None) == (row["attack"] == "none") for row in report["results"])
 
 
 def test_errors_are_those_of_the_command_line() -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Named protocols: overrides of the defaults (protocol.md).
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"attack": "leaf-pgd,superclass-pgd,hierarchical-pgd", "level": "all", "eps": "1/255",
+    "paper": {"attack": "leaf-pgd,superclass-pgd,hierarchical-pgd,cw", "level": "all", "eps": "1/255",
               "step_size": "1/255", "steps": 20, "template": "photo"},
     "tecoa": {"attack": "leaf-pgd", "eps": "1/255", "step_size": "1/255", "steps": 100, "template": "tecoa",
               "resize": "in-graph"},
@@ -55,7 +55,7 @@ def evaluate(
     skip: options.Skip = 0,
     resize: options.Resize = "auto",
     tree: Annotated[str | None, typer.Option("--tree", help="Tree file; FILE#2 is its second tree.")] = None,
-    attack: Annotated[str, typer.Option("--attack", help="Names with commas, none, or list.")] = "leaf-pgd,superclass-pgd,hierarchical-pgd",
+    attack: Annotated[str, typer.Option("--attack", help="Names with commas, none, or list.")] = "leaf-pgd,superclass-pgd,hierarchical-pgd,cw",
     level: Annotated[str | None, typer.Option("--level", help="Level attacked: a number or all.", show_default="all for the default attacks, else 1 for superclass attacks")] = None,
     scoring: Annotated[str, typer.Option("--scoring", help="Superclasses scored by their own prompt, by the sum of their leaves, or both.")] = "both",
     matrix: Annotated[bool, typer.Option("--matrix/--no-matrix", help="Score every attack at every level; without, at its own only: fooled images leave the batch.")] = True,
@@ -161,7 +161,7 @@ def evaluate(
         "config": {**options.saved_config(context), "tasks": [e.task.describe() for e in evaluations],
                    "prompts_digest": evaluations[0].classifier.prompts.digest, "versions": _versions()},
         "results": [],
-        "summary": {"levels": [], "not_applicable": {e.task.data.name: left_out for e in evaluations
+        "summary": {"levels": [], "truth": {}, "not_applicable": {e.task.data.name: left_out for e in evaluations
                                                      if (left_out := not_applicable(e.task, settings))},
                     "missing": missing,
                     "stand_ins": {e.task.data.name: found for e in evaluations if (found := e.stand_ins())},
@@ -190,6 +190,7 @@ def evaluate(
     for evaluation in evaluations:
         report["results"] += evaluation.rows()
         report["summary"]["levels"] += evaluation.summary()
+        report["summary"]["truth"][evaluation.task.data.name] = evaluation.truth()
     if canaries:
         report["summary"] |= _canaries(evaluations, quiet=quiet)
     _call_out(report["results"])

@@ -117,28 +117,37 @@ def _lowest(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 def to_latex(report: Mapping[str, Any]) -> str:
     r"""A booktabs ``tabular`` with a row per dataset and ε, in percent, levels from the leaves upwards between slashes.
 
-    Columns: clean; robust at the level attacked; the attack on the leaves scored upwards; any-level robust. ``--``
-    stands where nothing was measured. Needs ``\usepackage{booktabs}``.
+    Columns: what a constant answer scores; clean; robust at the level attacked; the attack on the leaves scored
+    upwards; any-level robust; then constant, clean, robust and any-level once more, balanced over each level's nodes.
+    ``--`` stands where nothing was measured. Needs ``\usepackage{booktabs}``.
     """
     about = f"{report['model']['source']}, hrzs {report['hrzs']}; accuracy in %, levels 0 / 1 / ..."
     if sources := sources_of(report["results"]):
         about += f"; adversarial images made against {', '.join(sources)}"
     lines = [
         f"% {_one_line(about)}",
-        r"\begin{tabular}{lllllr}",
+        r"\begin{tabular}{llllllrlllr}",
         r"\toprule",
-        r"Dataset & $\varepsilon$ & Clean & Robust at the level attacked & Leaf attack, scored upwards & Any-level \\",
+        r" & & \multicolumn{5}{c}{per image} & \multicolumn{4}{c}{balanced over nodes} \\",
+        r"\cmidrule(lr){3-7} \cmidrule(lr){8-11}",
+        r"Dataset & $\varepsilon$ & Constant answer & Clean & Robust at the level attacked "
+        r"& Leaf attack, scored upwards & Any-level "
+        r"& Constant answer & Clean & Robust at the level attacked & Any-level \\",
         r"\midrule",
     ]
     for h in headlines(report):
-        any_level = h.summary.get("any_level_robust")
         cells = [
             escape_latex(h.dataset),
             "--" if h.eps is None else f"${h.eps}$",
+            _percents(h.clean, h.levels, "constant"),
             _percents(h.clean, h.levels, "clean"),
             _percents(h.robust, h.levels, "robust"),
             _percents(h.leaf, h.levels, "robust"),
-            "--" if any_level is None else f"{100 * any_level:.1f}",
+            _percent(h.summary.get("any_level_robust")),
+            _percents(h.clean, h.levels, "constant_balanced"),
+            _percents(h.clean, h.levels, "clean_balanced"),
+            _percents(h.robust, h.levels, "robust_balanced"),
+            _percent(h.summary.get("any_level_robust_balanced")),
         ]
         lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
@@ -147,7 +156,11 @@ def to_latex(report: Mapping[str, Any]) -> str:
 def _percents(rows: Mapping[int, Mapping[str, Any]], levels: Sequence[int], figure: str) -> str:
     if not rows:
         return "--"
-    return " / ".join(f"{100 * rows[level][figure]:.1f}" if level in rows else "--" for level in levels)
+    return " / ".join(_percent(rows.get(level, {}).get(figure)) for level in levels)
+
+
+def _percent(value: float | None) -> str:
+    return "--" if value is None else f"{100 * value:.1f}"
 
 
 _LATEX = {

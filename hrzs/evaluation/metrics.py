@@ -17,13 +17,71 @@ from hrzs.models.classifier import SCORINGS
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's 95% score interval of a proportion, as fractions (Wilson, JASA 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    p, zz = successes / n, z * z
+    return (0.0, 1.0) if n == 0 else _score_interval(successes / n, float(n), z)
+
+
+def _score_interval(p: float, n: float, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's interval of a share ``p`` of ``n`` images, which need be no whole number."""
+    zz = z * z
     centre = (p + zz / (2 * n)) / (1 + zz / n)
     half = z / (1 + zz / n) * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
     # The bounds of none and of all are exact; computed, they would be off by a rounding.
-    return 0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half
+    return 0.0 if p == 0 else centre - half, 1.0 if p == 1 else centre + half
+
+
+# -- balanced over nodes -------------------------------------------------------------------------------------------
+
+
+def node_weights(nodes: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """What each image counts where the K nodes present count alike: ``w_i = 1 / (K · images of its node)``; float64.
+
+    The weighted share of right images is the mean over these nodes of the accuracy on each: balanced accuracy, or macro
+    recall. A node without any image is no part of it. The weights sum to 1.
+
+    Args:
+        nodes: each image's true node at one level.
+    """
+    count = nodes.bincount()
+    weights: Float[Tensor, "n"] = 1 / ((count > 0).sum() * count.double()[nodes])
+    return weights
+
+
+def weights_over_levels(nodes: Int[Tensor, "levels n"]) -> Float[Tensor, "n"]:
+    """The mean over levels of `node_weights`: what an image counts in a figure that spans all levels.
+
+    A weighted share is then the mean over levels of the share balanced over that level's nodes.
+    """
+    weights: Float[Tensor, "n"] = torch.stack([node_weights(level) for level in nodes]).mean(0)
+    return weights
+
+
+def balanced(right: Bool[Tensor, "n"], weights: Float[Tensor, "n"]) -> float:
+    """The share of right images by weight; exactly 0 for none and 1 for all."""
+    return 1.0 if right.all() else min(1.0, math.fsum(weights[right].tolist()))
+
+
+def balanced_interval(right: Bool[Tensor, "n"], weights: Float[Tensor, "n"]) -> tuple[float, float]:
+    """Wilson's 95% interval of `balanced`, for Kish's effective number of images ``1 / Σ w_i²`` (Kish 1965).
+
+    It is never degenerate: where no image or every image is right, it still has a width. With equal weights it is
+    `wilson`'s. It is approximate: it takes images to vary alike in every node, so it is somewhat too narrow where the
+    nodes with the fewest images are the ones of middling accuracy, and too wide where they are not.
+    """
+    if not len(weights):
+        return 0.0, 1.0
+    return _score_interval(balanced(right, weights), 1 / weights.square().sum().item())
+
+
+def constant_answer(nodes: Int[Tensor, "n"], weights: Float[Tensor, "n"] | None = None) -> float:
+    """What the best constant answer scores, one node named for every image: the share of the largest node, by weight.
+
+    Without weights every image counts alike. With `node_weights` of the same nodes it is 1/K, whichever node is named.
+    """
+    if not len(nodes):
+        return 0.0
+    if weights is None:
+        return int(nodes.bincount().max()) / len(nodes)
+    return nodes.bincount(weights).max().item()
 
 
 @dataclass(frozen=True)

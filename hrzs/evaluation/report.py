@@ -22,13 +22,14 @@ from torch import Tensor
 
 from hrzs.attacks.budget import format_eps
 from hrzs.errors import HrzsError
+from hrzs.evaluation.average import FIGURES
 from hrzs.evaluation.export import Headline, headlines, sources_of
 from hrzs.evaluation.gallery import Example
 from hrzs.evaluation.markup import Markup, definitions, document, el, image_element, join, number_heads, table
 from hrzs.evaluation.masking import ADVICE, INCONCLUSIVE, NONE_FOUND, SUSPECTED
 from hrzs.evaluation.metrics import TOP
 from hrzs.evaluation.outcome import Gallery, Outcome
-from hrzs.evaluation.table import comparison_title
+from hrzs.evaluation.table import comparison_title, lopsided_levels
 from hrzs.hierarchy.tree import Node, Tree
 
 #: A tree of so many nodes at most is shown unfolded.
@@ -175,11 +176,18 @@ def _masking_pill(found: Mapping[str, Any]) -> tuple[str, str]:
     return kind, f"{said} ({found['dataset']})"
 
 
+#: The heads of columns with `FIGURES`.
+_FIGURES = ("Clean", "Robust", "Clean, balanced", "Robust, balanced", "Constant answer", "Constant, balanced")
+
+
 def _headline(heads: Sequence[Headline], mean: Mapping[str, Any] | None) -> list[object]:
     first = {h.dataset: h for h in reversed(heads)}
     return [
         el("p", "An image counts for the any-level figure if it is right at every level, clean and under every attack "
-                "of the suite: on the leaves, on each superclass level, and on all levels at once."),
+                "of the suite: on the leaves, on each superclass level, on all levels at once, and on the margin of "
+                "every level. Per image, all images count alike; balanced, all nodes of a level do, however few images "
+                "they have. A constant answer names the largest node for every image: what does not beat it has learnt "
+                "nothing of that level."),
         el("p", _key("clean", "clean"), "  ", _key("robust", "robust, attacked at that very level"), class_="note"),
         el("div", *(_headline_card(h) for h in reversed(first.values())), class_="cards"),
         *_mean(mean),
@@ -191,12 +199,12 @@ def _mean(mean: Mapping[str, Any] | None) -> list[Markup]:
         return []
     body = [
         ("clean" if row["attack"] == "none" else f"{row['attack']}, ε {row['eps']}",
-         _percent(row["clean"]), _percent(row["robust"]))
+         *(_percent(row.get(name)) for name in FIGURES))
         for row in mean["rows"]
     ]  # fmt: skip
     caption = f"Mean over {', '.join(mean['over'])}, at the leaves"
     caption += f"; missing: {', '.join(mean['missing'])}" if mean["missing"] else ""
-    return [el("article", table(caption, ["Attack", *number_heads("Clean", "Robust")], body), class_="card")]
+    return [el("article", table(caption, ["Attack", *number_heads(*_FIGURES)], body), class_="card")]
 
 
 def _headline_card(h: Headline) -> Markup:
@@ -210,19 +218,28 @@ def _headline_card(h: Headline) -> Markup:
         clean = _percent(h.summary["any_level_clean"])
         figure = join([
             el("div", _percent(robust), " ", interval, class_="figure"),
-            el("p", f"any-level robust at ε {h.eps}; right at every level when clean: {clean}%"),
+            el("p", f"any-level robust at ε {h.eps}; right at every level when clean: {clean}%; a constant answer: "
+                    f"{_percent(h.summary.get('any_level_constant'))}%"),
+            el("p", "balanced over nodes, in the mean over levels: ",
+               _with_interval(*(h.summary.get(f"any_level_robust_balanced{part}") for part in ("", "_ci95"))),
+               f"; clean: {_percent(h.summary.get('any_level_clean_balanced'))}; a constant answer: "
+               f"{_percent(h.summary.get('any_level_constant_balanced'))}"),
         ])  # fmt: skip
     body = []
     for level, row in h.clean.items():
         hit = h.robust.get(level)
+        figures = [(row, "clean"), (hit, "robust"), (row, "clean_balanced"), (hit, "robust_balanced")]
+        constants = (_percent(row.get(name)) for name in ("constant", "constant_balanced"))
         body.append((
             join([f"{level} ", el("small", f"({row['classes']})")]),
-            el("td", _with_interval(row["clean"], row["clean_ci95"]), class_="n"),
-            el("td", "–" if hit is None else _with_interval(hit["robust"], hit["robust_ci95"]), class_="n"),
+            *(el("td", "–" if one is None else _with_interval(one.get(name), one.get(f"{name}_ci95")), class_="n")
+              for one, name in figures),
+            el("td", " / ".join(constants), class_="n"),
             el("td", _bars(row["clean"], None if hit is None else hit["robust"]), class_="bars"),
         ))  # fmt: skip
     caption = f"Accuracy at each level of {h.dataset}" + ("" if h.eps is None else f", robust at ε {h.eps}")
-    levels = table(caption, ["Level (nodes)", *number_heads("Clean", "Robust"), el("td", class_="bars")], body, "wide")
+    header = ["Level (nodes)", *number_heads(*_FIGURES[:4], "Constant answer, balanced too"), el("td", class_="bars")]
+    levels = table(caption, header, body, "wide")
     images = el("small", f"{h.split}, {h.n} images", class_="soft")
     return el("article", el("h3", f"{h.dataset} ", images), figure, levels, class_="card")
 
@@ -242,7 +259,8 @@ def _matrices(rows: Sequence[Mapping[str, Any]]) -> list[object]:
         el("p", "Down: the attack and the level it aims at. Across: the level at which predictions are scored, and its "
                 "number of nodes. A framed cell was attacked at this very level through this very scoring; any other "
                 "shows what an attack made for another aim does here, by transfer. Under each figure stands half of "
-                "its 95% interval."),
+                "its 95% interval, and, where the nodes of a level have unequally many images, the same balanced over "
+                "them. The first row is what the best constant answer scores."),
         el("div", *cards, class_="cards"),
     ]  # fmt: skip
 
@@ -253,13 +271,15 @@ def _matrix(dataset: str, eps: str, scoring: str, rows: Sequence[Mapping[str, An
     for row in rows:
         groups.setdefault((row["attack"], row["attack_level"], row.get("attacked_through")), {})[row["level"]] = row
     by = "by its own prompt" if scoring == "prompt" else "by summing its leaves"
-    body = []
+    lopsided = lopsided_levels(rows)
+    body = _constant_row(rows, levels, lopsided)
     for (attack, aim, through), by_level in groups.items():
         about = "not attacked" if aim is None else "all levels" if aim == "all" else f"level {aim}"
         if through not in (None, scoring):
             about += f", through {through}"
         name = "clean" if attack == "none" else attack
-        body.append([join([name, Markup("<br>"), el("small", about)]), *(_heat(by_level.get(k)) for k in levels)])
+        cells = [_heat(by_level.get(k), k in lopsided) for k in levels]
+        body.append([join([name, Markup("<br>"), el("small", about)]), *cells])
     nodes = {k: el("small", f"({n})") for k, n in levels.items()}
     header = ["Attack", *(el("th", f"level {k}", Markup("<br>"), nodes[k], scope="col") for k in levels)]
     return el(
@@ -270,7 +290,20 @@ def _matrix(dataset: str, eps: str, scoring: str, rows: Sequence[Mapping[str, An
     )
 
 
-def _heat(row: Mapping[str, Any] | None) -> Markup:
+def _constant_row(
+    rows: Sequence[Mapping[str, Any]], levels: Mapping[int, int], lopsided: set[int]
+) -> list[list[Markup]]:
+    by_level = {row["level"]: row for row in rows}
+    if any(row.get("constant") is None for row in rows):
+        return []
+    cells = []
+    for k in levels:
+        balanced = el("small", f"balanced {_percent(by_level[k]['constant_balanced'])}") if k in lopsided else None
+        cells.append(el("td", _percent(by_level[k]["constant"]), balanced, class_="none"))
+    return [[join(["constant answer", Markup("<br>"), el("small", "the largest node")]), *cells]]
+
+
+def _heat(row: Mapping[str, Any] | None, lopsided: bool) -> Markup:
     if row is None:
         return el("td", "·", class_="none")
     kind = "clean" if row["robust"] is None else "robust"
@@ -278,7 +311,11 @@ def _heat(row: Mapping[str, Any] | None) -> Markup:
     aimed = "aimed" if row.get("transfer") is False else None
     half = el("small", f"±{50 * (ci[1] - ci[0]):.1f}")
     about = f"95% interval {_interval(ci)}"
-    return el("td", _percent(value), half, style=f"--v:{100 * value:.1f}%", class_=aimed, title=about)
+    balanced = None
+    if lopsided:
+        balanced = el("small", f"balanced {_percent(row[f'{kind}_balanced'])}")
+        about += f"; balanced {_interval(row[f'{kind}_balanced_ci95'])}"
+    return el("td", _percent(value), half, balanced, style=f"--v:{100 * value:.1f}%", class_=aimed, title=about)
 
 
 # -- curves -----------------------------------------------------------------------------------------------------------
@@ -308,8 +345,8 @@ def _curves(heads: Sequence[Headline]) -> list[object]:
     if not cards:
         return []
     return [
-        el("p", "Robust accuracy at the level attacked; ε 0 is the clean accuracy, whiskers are 95% intervals. "
-                "A curve that does not fall is a sign of a blocked attack."),
+        el("p", "Robust accuracy per image at the level attacked; ε 0 is the clean accuracy, whiskers are 95% "
+                "intervals. A curve that does not fall is a sign of a blocked attack."),
         *cards,
     ]  # fmt: skip
 
@@ -620,7 +657,8 @@ def _against(against: Mapping[str, Any] | None) -> list[object]:
         (
             f"{row['dataset']}, {comparison_title(row)}",
             *(_percent(row[who]) for who in ("this", "other")),
-            el("td", f"{100 * row['difference']:+.1f} ", el("small", _interval(row["difference_ci95"])), class_="n"),
+            _difference(row["difference"], row["difference_ci95"]),
+            _difference(row.get("difference_balanced"), row.get("difference_balanced_ci95")),
             f"{row['only_this']} / {row['only_other']}",
             f"{row['p_holm']:.2g}",
             el("td", el("span", said, class_=f"pill {kind}")),
@@ -628,13 +666,23 @@ def _against(against: Mapping[str, Any] | None) -> list[object]:
         for row in against["rows"]
         for kind, said in [words[row["p_holm"] < 0.05]]
     ]
-    header = ["", *number_heads("This", "Other", "Difference", "Right in one only", "p, corrected"), "At 5%"]
+    header = ["", *number_heads("This", "Other", "Difference", "Balanced difference", "Right in one only",
+                                "p, corrected"), "At 5%"]  # fmt: skip
     return [
         el("p", f"Paired with {against['model']}, image by image: McNemar's exact test, corrected for the number of "
                 "comparisons by Holm's method; intervals of differences are Newcombe's. Where a difference is not "
-                "shown, these images do not tell the models apart."),
+                "shown, these images do not tell the models apart. The balanced difference weighs all nodes of a level "
+                "alike; its interval is normal, from the weighted variance of the differences of single images. The "
+                "test is about the difference per image."),
+        *(el("p", f"Not compared: {reason}.") for reason in against.get("left_out", ())),
         el("article", table("Differences in points", header, body, "wide"), class_="card"),
     ]  # fmt: skip
+
+
+def _difference(value: float | None, ci: Sequence[float] | None) -> Markup:
+    if value is None:
+        return el("td", "–", class_="n")
+    return el("td", f"{100 * value:+.1f} ", el("small", _interval(ci)), class_="n")
 
 
 def _canary_verdict(canary: Mapping[str, Any]) -> tuple[str, str]:
@@ -660,7 +708,7 @@ def _further(summary: Mapping[str, Any]) -> list[object]:
     for dataset, notes in summary.get("stand_ins", {}).items():
         found.append(el("p", f"{dataset}: a loss stood in for one that needs more classes: {'; '.join(notes)}."))
     found += [el("p", f"Missing: {reason}") for reason in summary.get("missing", {}).values()]
-    shown = ("levels", "not_applicable", "missing", "stand_ins", "canaries", "masking", "against", "mean")
+    shown = ("levels", "truth", "not_applicable", "missing", "stand_ins", "canaries", "masking", "against", "mean")
     others = {k: v for k, v in summary.items() if k not in shown}
     found += [el("article", el("h3", k.replace("_", " ")), _pre(v), class_="card") for k, v in others.items()]
     return found
@@ -698,4 +746,4 @@ def _raw(name: str, value: Any) -> str:
         return "–"
     if name.endswith("_ci95"):
         return _interval(value)
-    return _percent(value) if name in ("clean", "robust") else str(value)
+    return _percent(value) if name in FIGURES else str(value)

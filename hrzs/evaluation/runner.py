@@ -339,11 +339,13 @@ class Evaluation:
 
     def _rows(self, unit: Unit) -> Iterator[dict[str, Any]]:
         tree, n = self.task.tree, len(self.labels)
+        truth = tree.ancestors[: tree.top, self.labels]
         clean = metrics.right(tree, self.labels, self.clean.nodes)
         budget = None if unit.eps is None else self.budget(unit)
         here = self.predictions[unit.key]
         adversarial = metrics.right(tree, self.labels, here.nodes)
         for level in range(tree.top):
+            weights, present = metrics.node_weights(truth[level]), len(set(truth[level].tolist()))
             for scoring in SCORINGS:
                 attacked_here = unit.level == level and unit.scoring == scoring
                 if not self._is_scored(unit, level, scoring, attacked_here):
@@ -369,6 +371,14 @@ class Evaluation:
                     "robust": None if robust is None else robust / n,
                     "clean_ci95": metrics.wilson(correct, n),
                     "robust_ci95": None if robust is None else metrics.wilson(robust, n),
+                    # Balanced over the nodes of the level that have images, and what a constant answer would score.
+                    "nodes": present,
+                    "clean_balanced": metrics.balanced(clean[s, level], weights),
+                    "robust_balanced": None if robust is None else metrics.balanced(held, weights),
+                    "clean_balanced_ci95": metrics.balanced_interval(clean[s, level], weights),
+                    "robust_balanced_ci95": None if robust is None else metrics.balanced_interval(held, weights),
+                    "constant": metrics.constant_answer(truth[level]),
+                    "constant_balanced": 1 / present,
                     "precision": self.model.precision,
                     "seconds": round(self.seconds[unit.key], 3),
                     # A row is white-box where the attack aimed at this very level through this very scoring.
@@ -394,8 +404,12 @@ class Evaluation:
         return level > 0 or scoring == "prompt"
 
     def summary(self) -> list[dict[str, Any]]:
-        """Per ε: any-level robust accuracy (only for the whole suite), severity and consistency per attack."""
+        """Per ε: any-level robust accuracy (only for the whole suite), severity and consistency per attack.
+
+        The constant answer of any-level accuracy names one leaf with all its ancestors.
+        """
         tree, n = self.task.tree, len(self.labels)
+        weights = metrics.weights_over_levels(tree.ancestors[: tree.top, self.labels])
         clean_right = metrics.right(tree, self.labels, self.clean.nodes)[0]
         every = int(clean_right.all(0).sum())
         summary: list[dict[str, Any]] = []
@@ -409,6 +423,14 @@ class Evaluation:
                     "any_level_clean": every / n,
                     "any_level_robust": None if robust is None else int(robust.sum()) / n,
                     "any_level_robust_ci95": None if robust is None else metrics.wilson(int(robust.sum()), n),
+                    "any_level_clean_balanced": metrics.balanced(clean_right.all(0), weights),
+                    "any_level_robust_balanced": None if robust is None else metrics.balanced(robust, weights),
+                    "any_level_robust_balanced_ci95": None
+                    if robust is None
+                    else metrics.balanced_interval(robust, weights),
+                    "any_level_constant": metrics.constant_answer(self.labels),
+                    "any_level_constant_balanced": metrics.constant_answer(self.labels, weights),
+                    "any_level_suite": None if robust is None else list(SUITE),
                     "any_level_right": None if robust is None else metrics.to_bits(robust[self._by_id]),
                     "severity": {u.title: metrics.severity(tree, self.labels, self.predictions[u.key])
                                  for u in (self.units[0], *units)},
@@ -418,18 +440,31 @@ class Evaluation:
             )  # fmt: skip
         return summary
 
+    def truth(self) -> dict[str, Any]:
+        """The node of each image at every level, in the order of their ids: what balanced figures weigh images by.
+
+        ``labels`` are places among the leaves, ``ancestors`` the place at each level of every leaf's ancestor: numbers
+        between spaces, for there may be many.
+        """
+
+        def words(numbers: Tensor) -> str:
+            return " ".join(map(str, numbers.tolist()))
+
+        tree = self.task.tree
+        return {"labels": words(self.labels[self._by_id]), "ancestors": [*map(words, tree.ancestors[: tree.top])]}
+
     def _any_level(self, clean: Bool[Tensor, "levels n"], units: list[Unit]) -> Bool[Tensor, "n"] | None:
         """Which images hold everywhere; None unless the whole suite was run.
 
         ``matrix`` or not makes no difference: an image that left early was fooled at the attack's own aim.
         """
-        wanted = {("leaf-pgd", 0), ("hierarchical-pgd", "all")}
-        wanted |= {("superclass-pgd", level) for level in range(1, self.task.tree.top)}
+        tree = self.task.tree
+        wanted = {(name, level) for name in SUITE for level in attack_spec(name).levels(tree, "all")}
         suite = [u for u in units if (u.attack, u.level) in wanted]
         if len(suite) < len(wanted):
             return None
         attacked = [
-            (metrics.right(self.task.tree, self.labels, self.predictions[u.key].nodes)[0], self.predictions[u.key].won)
+            (metrics.right(tree, self.labels, self.predictions[u.key].nodes)[0], self.predictions[u.key].won)
             for u in suite
         ]
         return metrics.any_level(clean, attacked)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hrzs.evaluation.export import sources_of
@@ -12,7 +12,9 @@ from hrzs.evaluation.masking import ADVICE
 def render(report: Mapping[str, Any]) -> str:
     """A report, as ``--json`` writes it, for a terminal.
 
-    Percentages with the half-width of their 95% interval; ``*`` marks what was attacked directly.
+    Percentages with the half-width of their 95% interval; ``*`` marks what was attacked directly. Where a level's nodes
+    have unequally many images, the accuracy balanced over the nodes stands below the one per image. The first row is
+    what the best constant answer scores.
     """
     results, summary, blocks = report["results"], report["summary"], []
     for dataset in dict.fromkeys(row["dataset"] for row in results):
@@ -49,7 +51,12 @@ def _masking(found: dict[str, Any]) -> str:
 def _block(rows: list[dict[str, Any]], summary: list[dict[str, Any]]) -> str:
     classes = {row["level"]: row["classes"] for row in rows}
     header = ["attack", "ε", "through", "scored by"] + [f"level {k} ({n})" for k, n in sorted(classes.items())]
-    body = [_line(group, sorted(classes)) for group in _groups(rows)]
+    lopsided = lopsided_levels(rows)
+    body = _constant(rows, sorted(classes))
+    for group in _groups(rows):
+        body.append(_line(group, sorted(classes)))
+        if below := [row for row in group if row["level"] in lopsided]:
+            body.append(_line(below, sorted(classes), "_balanced"))
     widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
 
     def format_line(cells: list[str]) -> str:
@@ -61,6 +68,7 @@ def _block(rows: list[dict[str, Any]], summary: list[dict[str, Any]]) -> str:
     lines = [
         f"{first['dataset']} ({first['split']}), {first['n']} images, accuracy in % ± half of the 95% interval, "
         f"{first['precision']}; * attacked at this level through this scoring, else transfer",
+        *([_BOTH] if lopsided else []),
         *(f"saved images, made against {source}" for source in sources_of(rows)),
         format_line(header),
         "-" * (sum(widths) + 2 * (len(widths) - 1)),
@@ -71,8 +79,14 @@ def _block(rows: list[dict[str, Any]], summary: list[dict[str, Any]]) -> str:
         if robust is not None:
             lines.append(
                 f"any-level robust accuracy at ε {s['eps']}: {100 * robust:.1f}% [{100 * ci[0]:.1f}, {100 * ci[1]:.1f}]"
-                f"  (right at every level, clean: {100 * s['any_level_clean']:.1f}%)"
+                f"  (right at every level, clean: {100 * s['any_level_clean']:.1f}%; {_constant_of(s, '')})"
             )
+            if s.get("any_level_robust_balanced") is not None:
+                low, high = s["any_level_robust_balanced_ci95"]
+                lines.append(
+                    f"  balanced: {100 * s['any_level_robust_balanced']:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+                    f"  (clean: {100 * s['any_level_clean_balanced']:.1f}%; {_constant_of(s, '_balanced')})"
+                )
         for title, severity in s["severity"].items():
             mistakes = severity["lca_height_mistakes"]
             shown = "-" if mistakes is None else f"{mistakes:.2f}"
@@ -85,35 +99,79 @@ def _block(rows: list[dict[str, Any]], summary: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def lopsided_levels(rows: Iterable[Mapping[str, Any]]) -> set[int]:
+    """The levels of one dataset whose nodes have unequally many images, so that per image and balanced differ.
+
+    There the largest node has more than its K-th part. Rows that an older hrzs wrote do not say.
+    """
+    return {row["level"] for row in rows if row.get("constant") != row.get("constant_balanced")}
+
+
+def _constant_of(summary: Mapping[str, Any], figure: str) -> str:
+    constant = summary.get(f"any_level_constant{figure}")
+    return "a constant answer: unknown" if constant is None else f"a constant answer: {100 * constant:.1f}%"
+
+
+def _constant(rows: Sequence[Mapping[str, Any]], levels: Sequence[int]) -> list[list[str]]:
+    """What naming one node for every image scores at each level, per image and, where that differs, balanced."""
+    lopsided, by_level = lopsided_levels(rows), {row["level"]: row for row in rows}
+    if any(row.get("constant") is None for row in rows):
+        return []
+    lines = [["constant answer", "", "", "", *(f"{100 * by_level[level]['constant']:.1f}" for level in levels)]]
+    if lopsided:
+        balanced = {level: f"{100 * by_level[level]['constant_balanced']:.1f}" for level in lopsided}
+        lines.append([_BALANCED, "", "", "", *(balanced.get(level, "") for level in levels)])
+    return lines
+
+
 def _mean(mean: Mapping[str, Any]) -> str:
     missing = f" ({', '.join(mean['missing'])} missing)" if mean["missing"] else ""
     lines = [f"\nmean over {len(mean['over'])} datasets{missing}: {', '.join(mean['over'])}"]
     for row in mean["rows"]:
-        if row["robust"] is None:
-            lines.append(f"  clean, leaves: {100 * row['clean']:.1f}")
-        else:
-            aim = "" if row["attack_level"] is None else f" @ {row['attack_level']}, leaves"
-            lines.append(f"  {row['attack']}{aim}, ε {row['eps']}: {100 * row['robust']:.1f}")
+        figure = "clean" if row["robust"] is None else "robust"
+        aim = "" if row["attack_level"] is None else f" @ {row['attack_level']}, leaves"
+        name = "clean, leaves" if figure == "clean" else f"{row['attack']}{aim}, ε {row['eps']}"
+        balanced, constant = row.get(f"{figure}_balanced"), row.get("constant")
+        lines.append(
+            f"  {name}: {100 * row[figure]:.1f}"
+            + ("" if balanced is None else f", balanced {100 * balanced:.1f}")
+            + ("" if constant is None else f"; a constant answer: {100 * constant:.1f}")
+        )
     return "\n".join(lines)
 
 
 def _against(against: Mapping[str, Any]) -> str:
-    """The differences that Holm's correction leaves standing, and how many do not."""
+    """How many differences are beyond chance: Holm's correction leaves them, or the balanced interval has no 0."""
     rows = against["rows"]
     surely = [row for row in rows if row["p_holm"] < 0.05]
+    balanced_only = [row for row in rows if row not in surely and _is_apart(row.get("difference_balanced_ci95"))]
     lines = [
         f"\nagainst {against['model']}, paired on the same images: {len(surely)} of {len(rows)} differences are "
-        "significant (exact McNemar test, Holm's correction, 5%)"
+        "significant (exact McNemar test, Holm's correction, 5%)",
+        *(f"  not compared: {reason}" for reason in against.get("left_out", ())),
     ]
-    headline = [row for row in rows if row["attack"] == "any-level" and row not in surely]
-    for row in surely + headline:
+    if any(row.get("difference_balanced") is not None for row in rows):
+        apart = sum(_is_apart(row.get("difference_balanced_ci95")) for row in rows)
+        lines.append(f"  balanced over nodes: {apart} of {len(rows)} intervals (95%, each by itself) hold no 0")
+    headline = [row for row in rows if row["attack"] == "any-level" and row not in surely + balanced_only]
+    for row in surely + balanced_only + headline:
         low, high = row["difference_ci95"]
         lines.append(
             f"  {row['dataset']}, {comparison_title(row)}: {100 * row['this']:.1f} against {100 * row['other']:.1f}, "
             f"difference {100 * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}], "
             f"p {row['p']:.2g}, corrected {row['p_holm']:.2g}"
         )
+        if (balanced := row.get("difference_balanced")) is not None:
+            low, high = row["difference_balanced_ci95"]
+            lines.append(
+                f"    balanced: {100 * row['this_balanced']:.1f} against {100 * row['other_balanced']:.1f}, "
+                f"difference {100 * balanced:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+            )
     return "\n".join(lines)
+
+
+def _is_apart(interval: Sequence[float] | None) -> bool:
+    return interval is not None and not interval[0] <= 0 <= interval[1]
 
 
 def comparison_title(row: Mapping[str, Any]) -> str:
@@ -132,18 +190,25 @@ def _groups(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return list(groups.values())
 
 
-def _line(group: list[dict[str, Any]], levels: list[int]) -> list[str]:
+_BALANCED = "  balanced"
+_BOTH = "per image, and below it balanced: every node of the level counts alike, however few images it has"
+
+
+def _line(group: list[dict[str, Any]], levels: list[int], figure: str = "") -> list[str]:
+    """The cells of one attack; with ``figure`` "_balanced" those of the line below it."""
     first = group[0]
     clean = first["attack"] == "none"
     name = "none (clean)" if clean else f"{first['attack']} @ {first['attack_level']}"
     cells = [name, first["eps"] or "", "" if clean else first["attacked_through"], first["scoring"]]
+    cells = [_BALANCED, "", "", ""] if figure else cells
     by_level = {row["level"]: row for row in group}
     for level in levels:
         row = by_level.get(level)
         if row is None:
             cells.append("")
             continue
-        value, ci = (row["clean"], row["clean_ci95"]) if clean else (row["robust"], row["robust_ci95"])
+        kind = ("clean" if clean else "robust") + figure
+        value, ci = row[kind], row[f"{kind}_ci95"]
         mark = "*" if row["transfer"] is False else ""
         cells.append(f"{mark}{100 * value:.1f} ±{50 * (ci[1] - ci[0]):.1f}")
     return cells

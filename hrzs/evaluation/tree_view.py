@@ -43,7 +43,8 @@ def level_accuracy(
 ) -> dict[str, Any]:
     """Zero-shot accuracy at each level of ``task.tree`` on the clean images of ``task.data``, ready for JSON.
 
-    For each level 0 … L-1 the accuracy (a fraction, with Wilson's 95% interval) of its own prompts (``prompt``), and of
+    For each level 0 … L-1 the accuracy (a fraction, with Wilson's 95% interval; ``balanced`` over the level's nodes,
+    and what a ``constant`` answer scores) of its own prompts (``prompt``), and of
     summing the probabilities of its leaves (``leaves``; null at level 0, where both are one): a level whose prompts do
     worse than its leaves is named badly. ``consistency`` is how often the leaf prediction lies beneath the predicted
     superclass.
@@ -60,7 +61,11 @@ def level_accuracy(
         for level, consistent in enumerate([1.0, *metrics.consistency(task.tree, clean.nodes[0])])
     ]
     for row in evaluation.rows():
-        levels[row["level"]][row["scoring"]] = {"accuracy": row["clean"], "ci95": list(row["clean_ci95"])}
+        levels[row["level"]][row["scoring"]] = {
+            "accuracy": row["clean"], "ci95": list(row["clean_ci95"]),
+            "balanced": row["clean_balanced"], "balanced_ci95": list(row["clean_balanced_ci95"]),
+            "constant": row["constant"],
+        }  # fmt: skip
     return {
         "model": model.info.source,
         "head": evaluation.classifier.head.name,

@@ -12,7 +12,8 @@ from hrzs.errors import UsageError
 #: Named weights of the levels: ``ω_l = 1 - l/(L+1)`` of the paper, or the same for all.
 LEVEL_WEIGHTS = ("paper", "equal")
 
-#: By what the best model of a run is told: each a mean over the validation images, see `hrzs.training.validation`.
+#: By what the best model of a run is told, on the validation images: ``leaf`` per image, the others balanced over the
+#: nodes of each level, see `hrzs.training.validation`.
 CRITERIA = ("balanced", "clean", "leaf", "levels", "any-level")
 
 

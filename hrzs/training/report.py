@@ -277,7 +277,12 @@ def _cards(cards: Sequence[Markup]) -> list[Markup]:
 
 
 def _accuracies(found: Row, kind: str) -> list[float]:
-    return [_number(value) for value in found[kind]]
+    """Of each level; nothing is known of what another hrzs did not log."""
+    return [_number(value) for value in found.get(kind) or [math.nan]]
+
+
+def _mean_of(kind: str) -> Callable[[Row], float]:
+    return lambda found: fmean(_accuracies(found, kind))
 
 
 def _best(run: _Run) -> tuple[int, Row] | None:
@@ -296,12 +301,17 @@ def _headline(run: _Run) -> list[Markup]:
     figures: dict[str, Callable[[Row], float]] = {
         "leaf, clean": lambda found: _accuracies(found, "clean")[0],
         "leaf, robust": lambda found: _accuracies(found, "robust")[0],
-        "mean over levels, clean": lambda found: fmean(_accuracies(found, "clean")),
-        "mean over levels, robust": lambda found: fmean(_accuracies(found, "robust")),
+        "mean over levels, clean": _mean_of("clean"),
+        "mean over levels, robust": _mean_of("robust"),
+        "mean over levels, a constant answer": _mean_of("constant"),
         "any level": lambda found: _number(found.get("any_level")),
+        "balanced over nodes, clean": _mean_of("clean_balanced"),
+        "balanced over nodes, robust": _mean_of("robust_balanced"),
+        "balanced over nodes, any level": lambda found: _number(found.get("any_level_balanced")),
         f"criterion: {criterion}": lambda found: _number(found.get("criterion")),
     }
     body = [(name, *(_percent(figure(found)) for _, _, found in columns)) for name, figure in figures.items()]
+    body = [row for row in body if set(row[1:]) != {"–"}]  # an older hrzs logged nothing balanced
     heads = number_heads(*(f"{name}, step {step}" for name, step, _ in columns))
     chosen = best or last
     any_level, n = _number(chosen[1].get("any_level")), _number(chosen[1].get("n"))
@@ -343,11 +353,21 @@ def _validation(run: _Run) -> list[Markup]:
 
     whole = [(float(s), 100 * _number(f.get("any_level"))) for s, f in validations]
     robust = [*curves("robust"), Curve("any level", whole, None, "thick")]
+    both_balanced: list[tuple[str, str, list[Curve]]] = []
+    if any("robust_balanced" in found for _, found in validations):
+        whole = [(float(s), 100 * _number(f.get("any_level_balanced"))) for s, f in validations]
+        both_balanced = [
+            ("Clean, balanced", "Balanced clean accuracy: every node of a level counts alike,",
+             curves("clean_balanced")),
+            ("Robust, balanced", "Balanced accuracy under attack: every node of a level counts alike,",
+             [*curves("robust_balanced"), Curve("any level", whole, None, "thick")]),
+        ]  # fmt: skip
     return _cards([
         _card(name, line_chart(f"{about} in % by step", shown_curves, y=(0.0, 100.0), marks=marks, unit="%"))
         for name, about, shown_curves in (
             ("Clean", "Clean accuracy of each level", curves("clean")),
             ("Robust", "Accuracy of each level under attack", robust),
+            *both_balanced,
         )
     ])  # fmt: skip
 

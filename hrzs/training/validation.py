@@ -1,17 +1,24 @@
-"""A small look at held-out images while training: clean and robust accuracy at every level, and which model is best."""
+"""A small look at held-out images while training: clean and robust accuracy at every level, and which model is best.
+
+Accuracies are per image and *balanced*: over the nodes of a level, each of which counts alike however few images it has
+(`hrzs.evaluation.metrics.node_weights`). In a lopsided tree a model that always names the largest node is right about
+most images of a level and about one of its K nodes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hrzs.attacks import ATTACKS, Budget, sample_seeds
 from hrzs.data import Dataset, loader
+from hrzs.evaluation.metrics import balanced, constant_answer, node_weights, weights_over_levels
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel
@@ -22,33 +29,53 @@ from hrzs.training.options import TrainOptions
 class Validation:
     """Right or not, of each image at each level; ``robust``: right when clean and when that level is attacked.
 
-    Superclasses are scored by their own prompt, by the head the model is trained with.
+    Superclasses are scored by their own prompt, by the head the model is trained with. ``truth`` is the true node of
+    each image at each level: what balances over nodes.
     """
 
     clean: Bool[Tensor, "levels N"]
     robust: Bool[Tensor, "levels N"]
+    truth: Int[Tensor, "levels N"]
 
     def criterion(self, name: str) -> float:
         """The accuracy called ``name``, in [0, 1]; what may be asked for is `CRITERIA`.
 
         ``clean``: the mean over levels; ``leaf``: robust at the leaves; ``levels``: robust, the mean over levels;
         ``any-level``: right at every level whichever is attacked; ``balanced``: the mean of ``clean`` and ``levels``.
+
+        Each that spans levels is balanced over the nodes of every level (``any-level`` in the mean over levels);
+        ``leaf`` is per image.
         """
-        values: dict[str, Callable[[], Tensor]] = {
-            "clean": lambda: self.clean.double().mean(),
-            "leaf": lambda: self.robust[0].double().mean(),
-            "levels": lambda: self.robust.double().mean(),
-            "any-level": lambda: self.robust.all(0).double().mean(),
-            "balanced": lambda: (self.clean.double().mean() + self.robust.double().mean()) / 2,
+        values: dict[str, Callable[[], float]] = {
+            "clean": lambda: fmean(self._balanced(self.clean)),
+            "leaf": lambda: self.robust[0].double().mean().item(),
+            "levels": lambda: fmean(self._balanced(self.robust)),
+            "any-level": lambda: balanced(self.robust.all(0), weights_over_levels(self.truth)),
+            "balanced": lambda: fmean(self._balanced(self.clean) + self._balanced(self.robust)),
         }
-        return values[name]().item()
+        return values[name]()
+
+    def _balanced(self, right: Bool[Tensor, "levels N"]) -> list[float]:
+        return [balanced(hit, node_weights(nodes)) for hit, nodes in zip(right, self.truth, strict=True)]
 
     def as_row(self, name: str) -> dict[str, Any]:
-        """What ``metrics.jsonl`` keeps: accuracies by level, and the criterion."""
+        """What ``metrics.jsonl`` keeps: accuracies by level, the criterion, and what to hold them against.
+
+        ``clean``, ``robust`` and ``any_level`` are per image, the same with ``_balanced`` balanced over nodes;
+        ``constant`` is what the best constant answer scores per image at each level (balanced, one of K nodes).
+        """
+
+        def rounded(levels: list[float]) -> list[float]:
+            return [round(level, 6) for level in levels]
+
         return {
-            "clean": [round(level, 6) for level in self.clean.double().mean(1).tolist()],
-            "robust": [round(level, 6) for level in self.robust.double().mean(1).tolist()],
-            "any_level": round(self.criterion("any-level"), 6),
+            "clean": rounded(self.clean.double().mean(1).tolist()),
+            "robust": rounded(self.robust.double().mean(1).tolist()),
+            "clean_balanced": rounded(self._balanced(self.clean)),
+            "robust_balanced": rounded(self._balanced(self.robust)),
+            "constant": rounded([constant_answer(nodes) for nodes in self.truth]),
+            "any_level": round(self.robust.all(0).double().mean().item(), 6),
+            "any_level_balanced": round(self.criterion("any-level"), 6),
             "n": self.clean.shape[1],
             "criterion": round(self.criterion(name), 6),
         }
@@ -62,7 +89,7 @@ def validate(model: ClipModel, data: Dataset, tree: Tree, options: TrainOptions)
     classifier = ZeroShotClassifier(model, tree, options.template)
     attack = ATTACKS["leaf-pgd"].optimiser(Budget(options.eps, options.step_size, options.val_steps))
     objectives = [ATTACKS["leaf-pgd"].objective(classifier, level) for level in range(tree.top)]
-    clean, robust = [], []
+    clean, robust, nodes = [], [], []
     for batch in loader(data, options.batch_size):
         images, labels = batch.images.to(model.device), batch.labels.to(model.device)
         seeds = sample_seeds(batch.ids, options.seed, "validation")
@@ -77,4 +104,5 @@ def validate(model: ClipModel, data: Dataset, tree: Tree, options: TrainOptions)
                 held[level, rows] = ~attack(model, objective, images[rows], labels[rows], here).won
         clean.append(right.cpu())
         robust.append(held.cpu())
-    return Validation(torch.cat(clean, 1), torch.cat(robust, 1))
+        nodes.append(truth.cpu())
+    return Validation(torch.cat(clean, 1), torch.cat(robust, 1), torch.cat(nodes, 1))

@@ -425,8 +425,13 @@ def test_names(tree: Tree) -> None:
     assert all(spec.name == name and spec.description for name, spec in ATTACKS.items())
     assert set(SUITE) <= set(ATTACKS)
     assert len({ATTACKS[name].optimiser for name in SUITE}) == 1
-    aimed = [level for name in SUITE for level in ATTACKS[name].levels(tree, "all")]
-    assert sorted(map(str, aimed)) == ["0", "1", "2", "all"]
+    aims: dict[str, list[str]] = {}
+    for name in SUITE:
+        aims.setdefault(ATTACKS[name].loss, []).extend(map(str, ATTACKS[name].levels(tree, "all")))
+    # Every level on both losses, and all at once.
+    assert {loss: sorted(levels) for loss, levels in aims.items()} == {
+        "ce": ["0", "1", "2", "all"], "margin": ["0", "1", "2"],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["pgd", "leaf-pgd:dog", ""])

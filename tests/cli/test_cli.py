@@ -67,6 +67,7 @@ def test_the_best_model_is_one_to_evaluate(hrzs: Hrzs, run_folder: Path) -> None
     assert ended.status == 0, ended.err
     last = json.loads((run_folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["validation"]["n"] == 100
+    assert len(last["validation"]["robust_balanced"]) == len(last["validation"]["constant"]) == 4
     assert last["validation"]["best"]
 
 
@@ -75,8 +76,11 @@ def test_eval_prints_json_and_nothing_else(hrzs: Hrzs, run_folder: Path) -> None
     assert ended.status == 0
     report = json.loads(ended.out)
     assert report.keys() == {"hrzs", "model", "config", "results", "summary"}
-    assert {row["attack"] for row in report["results"]} == {"none", "leaf-pgd", "superclass-pgd", "hierarchical-pgd"}
+    suite = {"leaf-pgd", "superclass-pgd", "hierarchical-pgd", "cw"}
+    assert {row["attack"] for row in report["results"]} == {"none", *suite}
+    assert set(report["summary"]["levels"][0]["any_level_suite"]) == suite
     assert report["summary"]["levels"][0]["any_level_robust"] is not None
+    assert len(report["summary"]["truth"]["shapes"]["labels"].split()) == 24
     assert {c["name"] for c in report["summary"]["canaries"]} == {
         "untouched-model", "transfer-vs-white-box", "huge-eps", "eps-monotone", "steps-monotone", "one-step-vs-iterative",
         "noise-vs-white-box", "margin-vs-ce", "square-vs-white-box", "dead-gradients", "cosine-head",

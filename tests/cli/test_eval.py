@@ -133,6 +133,7 @@ def test_against_another_report(hrzs: Hrzs, small: Options, tmp_path: Path) -> N
     against = json.loads(two.read_text())["summary"]["against"]
     assert {row["attack"] for row in against["rows"]} == {"none", "leaf-pgd"}
     assert against["digest"] == "random:0"
+    assert all(row["difference_balanced"] is not None for row in against["rows"])
     ended = hrzs("eval", *quick, "--skip", "3", "--against", one)
     assert ended.status == 2
     assert "--against" in ended.err
@@ -148,6 +149,15 @@ def test_restarts_and_no_random_start(hrzs: Hrzs, small: Options) -> None:
     ended = hrzs("eval", *quick, "--restarts", "2", "--no-random-start")
     assert ended.status == 2
     assert "every run is the same" in ended.err
+
+
+def test_preset_of_the_paper_runs_the_whole_suite(hrzs: Hrzs, small: Options) -> None:
+    """So that it says any-level robust accuracy; its attacks are those of eval by itself."""
+    paper, default = (
+        yaml.safe_load(hrzs("eval", *small, *preset, "--dry-run").out) for preset in (("--preset", "paper"), ())
+    )
+    assert [unit.split(", ε")[0] for unit in paper["units"]] == [unit.split(", ε")[0] for unit in default["units"]]
+    assert "cw at level 3 through leaves, ε 1/255" in paper["units"]
 
 
 def test_preset_of_robustvlm(hrzs: Hrzs, small: Options) -> None:
@@ -197,6 +207,9 @@ def test_same_model_same_figures(hrzs: Hrzs, model: Options, adversarial: Path, 
     assert f"made against {source}" in page.read_text()
     assert f"made against {source}" in latex.read_text()
     assert source in csv.read_text()
+    assert all(row["robust_balanced"] is not None and row["constant"] is not None for row in rows)
+    assert "balanced over nodes" in latex.read_text()
+    assert "constant_balanced" in csv.read_text()
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(report["config"]))
     again = hrzs("eval", "--config", tmp_path / "again.yaml", "--quiet", "--json", "-")
     assert again.status == 0, again.err

@@ -11,7 +11,9 @@ from hrzs.evaluation.export import escape_latex, headlines, to_csv, to_latex
 
 CONTRACT = (
     "dataset", "split", "n", "eps", "attack", "attack_level", "level", "classes", "scoring", "clean", "robust",
-    "clean_low", "clean_high", "robust_low", "robust_high", "precision", "seconds",
+    "clean_low", "clean_high", "robust_low", "robust_high", "nodes", "clean_balanced", "robust_balanced",
+    "clean_balanced_low", "clean_balanced_high", "robust_balanced_low", "robust_balanced_high", "constant",
+    "constant_balanced", "precision", "seconds",
 )  # fmt: skip
 
 
@@ -21,7 +23,10 @@ def row(dataset: str, attack: str, aim: int | str | None, level: int, value: flo
     return {
         "dataset": dataset, "split": "val", "n": 30, "eps": eps, "attack": attack, "attack_level": aim, "level": level,
         "classes": 9 - level, "scoring": "prompt", "clean": 0.9 - level / 30 if eps else value, "robust": robust,
-        "clean_ci95": [0.1, 1 / 3], "robust_ci95": None if eps is None else (0.125, 2 / 3), "precision": "fp32",
+        "clean_ci95": [0.1, 1 / 3], "robust_ci95": None if eps is None else (0.125, 2 / 3), "nodes": 9 - level,
+        "clean_balanced": 0.5, "robust_balanced": None if eps is None else value / 2, "clean_balanced_ci95": [0.1, 0.75],
+        "robust_balanced_ci95": None if eps is None else (0.0625, 2 / 3), "constant": 0.25 + level / 2,
+        "constant_balanced": 0.125, "precision": "fp32",
         "seconds": 1.5, "transfer": None if eps is None else aim not in (level, "all"), "attacked_through": eps and "prompt",
         **other,
     }  # fmt: skip
@@ -90,12 +95,16 @@ def test_headline_without_an_attack_on_the_level() -> None:
 
 def test_latex_rows() -> None:
     other = row("flat & 50%", "none", None, 0, 0.5)
-    summary = [{"dataset": "d", "eps": "1/255", "any_level_robust": 0.0625}]
+    summary = [{"dataset": "d", "eps": "1/255", "any_level_robust": 0.0625, "any_level_robust_balanced": 0.03125}]
     text = to_latex(report(*SUITE, other, summary=summary))
-    assert r"d & $1/255$ & 75.0 / 87.5 & 25.0 / 40.0 & 25.0 / 50.0 & 6.2 \\" in text
-    assert r"flat \& 50\% & -- & 50.0 & -- & -- & -- \\" in text
+    per_image = "25.0 / 75.0 & 75.0 / 87.5 & 25.0 / 40.0 & 25.0 / 50.0 & 6.2"
+    assert rf"d & $1/255$ & {per_image} & 12.5 / 12.5 & 50.0 / 50.0 & 12.5 / 20.0 & 3.1 \\" in text
+    assert r"flat \& 50\% & -- & 25.0 & 50.0 & -- & -- & -- & 12.5 & 50.0 & -- & -- \\" in text
     body = text.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
-    assert all(len(re.findall(r"(?<!\\)&", line)) == 5 for line in body)
+    assert all(len(re.findall(r"(?<!\\)&", line)) == 10 for line in body)
+    former = [{k: v for k, v in r.items() if "balanced" not in k and k != "constant"} for r in SUITE]
+    text = to_latex(report(*former))
+    assert r"d & $1/255$ & -- / -- & 75.0 / 87.5 & 25.0 / 40.0 & 25.0 / 50.0 & -- & -- / -- & -- / --" in text
 
 
 @pytest.mark.parametrize("name", ["a_b", "$x^2$", "{", "\\end{tabular}", "100% #1 & ~<>", "two\nlines"])

@@ -10,12 +10,17 @@ from hypothesis import strategies as st
 from hrzs.evaluation.metrics import (
     Predictions,
     any_level,
+    balanced,
+    balanced_interval,
     consistency,
+    constant_answer,
     from_bits,
     hierarchical_distances,
+    node_weights,
     right,
     severity,
     to_bits,
+    weights_over_levels,
     wilson,
 )
 from hrzs.hierarchy.tree import Node, Tree
@@ -44,6 +49,87 @@ def test_wilson_holds_the_proportion(counts: tuple[int, int]) -> None:
 
 def test_wilson_of_nothing() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
+
+
+# -- balanced over nodes -------------------------------------------------------------------------------------------
+
+#: Each image's node, and whether it is right.
+seen = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40)
+
+
+def unpacked(images: list[tuple[int, bool]]) -> tuple[torch.Tensor, torch.Tensor]:
+    nodes, hits = zip(*images, strict=True)
+    return torch.tensor(nodes), torch.tensor(hits)
+
+
+def test_balanced_by_hand() -> None:
+    """Three of four images of one node are right, and the one of another is wrong; node 1 has no image."""
+    nodes, hits = torch.tensor([0, 0, 2, 0, 0]), torch.tensor([True, True, False, True, False])
+    weights = node_weights(nodes)
+    assert weights.tolist() == [1 / 8, 1 / 8, 1 / 2, 1 / 8, 1 / 8]
+    assert balanced(hits, weights) == 3 / 8
+    assert constant_answer(nodes) == 4 / 5
+    assert constant_answer(nodes, weights) == 1 / 2
+    # Four eighths squared and a half squared: as 3.2 images.
+    low, high = balanced_interval(hits, weights)
+    assert (low + high) / 2 == pytest.approx((3 / 8 + 1.959964**2 / 6.4) / (1 + 1.959964**2 / 3.2))
+
+
+@given(seen)
+def test_balanced_is_the_mean_over_nodes(images: list[tuple[int, bool]]) -> None:
+    nodes, hits = unpacked(images)
+    weights = node_weights(nodes)
+    assert weights.sum().item() == pytest.approx(1)
+    by_node = [hits[nodes == node].double().mean().item() for node in nodes.unique().tolist()]
+    assert balanced(hits, weights) == pytest.approx(sum(by_node) / len(by_node))
+    low, high = balanced_interval(hits, weights)
+    assert 0 <= low <= balanced(hits, weights) + 1e-12
+    assert balanced(hits, weights) - 1e-12 <= high <= 1
+    assert high - low > 0.05  # never degenerate
+
+
+@given(seen)
+def test_constant_answer_is_one_of_k(images: list[tuple[int, bool]]) -> None:
+    nodes, _ = unpacked(images)
+    weights, present = node_weights(nodes), nodes.unique().tolist()
+    for node in present:
+        assert balanced(nodes == node, weights) == pytest.approx(1 / len(present), rel=1e-12)
+    assert constant_answer(nodes) == max((nodes == node).double().mean().item() for node in present) >= 1 / len(present)
+    assert constant_answer(nodes, weights) == pytest.approx(1 / len(present), rel=1e-12)
+
+
+@given(st.integers(1, 6), st.data())
+def test_balanced_is_plain_where_nodes_are_alike(each: int, data: st.DataObject) -> None:
+    nodes = torch.arange(4).repeat(each)
+    hits = torch.tensor(data.draw(st.lists(st.booleans(), min_size=4 * each, max_size=4 * each)))
+    weights = node_weights(nodes)
+    assert balanced(hits, weights) == pytest.approx(hits.double().mean().item())
+    assert balanced_interval(hits, weights) == pytest.approx(wilson(int(hits.sum()), len(hits)))
+    assert constant_answer(nodes) == 1 / 4
+
+
+@given(seen, st.integers(0, 5), st.integers(2, 4))
+def test_more_of_one_node_changes_nothing(images: list[tuple[int, bool]], node: int, times: int) -> None:
+    """Every image of one node once more, and again: a data set that happens to hold more of them."""
+    more = images + (times - 1) * [image for image in images if image[0] == node]
+    (nodes, hits), (more_nodes, more_hits) = unpacked(images), unpacked(more)
+    assert balanced(more_hits, node_weights(more_nodes)) == pytest.approx(balanced(hits, node_weights(nodes)))
+
+
+def test_weights_over_levels_mean_the_levels() -> None:
+    levels = torch.tensor([[0, 1, 2, 3], [0, 0, 0, 1]])
+    weights = weights_over_levels(levels)
+    assert weights.tolist() == pytest.approx([5 / 24, 5 / 24, 5 / 24, 9 / 24])
+    hits = torch.tensor([True, False, False, True])
+    expected = [balanced(hits, node_weights(level)) for level in levels]
+    assert balanced(hits, weights) == pytest.approx(sum(expected) / 2)
+
+
+def test_balanced_of_nothing() -> None:
+    nothing = torch.tensor([], dtype=torch.long)
+    assert len(node_weights(nothing)) == 0
+    assert balanced_interval(nothing.bool(), node_weights(nothing)) == (0.0, 1.0)
+    assert constant_answer(nothing) == 0
 
 
 def test_right_looks_up_the_ancestors(tree: Tree) -> None:

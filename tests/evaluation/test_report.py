@@ -148,11 +148,19 @@ def test_every_row_and_figure_is_shown(evaluate: Callable[..., Evaluation], tree
     assert heat == len(report["results"]) + clean
     for s in report["summary"]["levels"]:
         assert f"{100 * s['any_level_robust']:.1f}" in page.text
+    s = report["summary"]["levels"][0]
+    assert f"in the mean over levels: {100 * s['any_level_robust_balanced']:.1f} [" in page.text
     for detail in ("1 of 1 canaries unexpected", "masked?", "0123456789abcdef", "feedfeedfeedfeed", "run, method"):
         assert detail in page.text
     assert report["config"]["tasks"][0]["image_ids"] in page.text
     assert page.tags["img"] == 3 * len(gallery.examples) > 0
     assert page.tags["polyline"] == tree.top + 1
+    lopsided = [row for row in report["results"] if row["constant"] > row["constant_balanced"]]
+    assert lopsided
+    for row in lopsided:
+        figure = "clean_balanced" if row["robust"] is None else "robust_balanced"
+        assert f"balanced {100 * row[figure]:.1f}" in page.text
+        assert f"{100 * row['constant']:.1f}balanced {100 * row['constant_balanced']:.1f}" in page.text
     assert "".join(page.texts).count("boat") >= 1
 
 
@@ -183,12 +191,16 @@ def test_comparison_with_another_model() -> None:
            "only_this": 7, "only_other": 2, "p": 0.001, "p_holm": 0.002}  # fmt: skip
     report = made()
     assert "Against another model" not in check(render(report, {}, {}, {})).text
-    rows = [row, row | {"attack": "any-level", "p_holm": 0.5}]
-    report["summary"] |= {"against": {"model": HOSTILE, "rows": rows}, "stand_ins": {"shapes": ["margin for DLR"]}}
+    balanced = {"difference_balanced": -0.0625, "difference_balanced_ci95": [-0.125, 0.25]}
+    rows = [row, row | balanced | {"attack": "any-level", "p_holm": 0.5}]
+    against = {"model": HOSTILE, "rows": rows, "left_out": ["another suite"]}
+    report["summary"] |= {"against": against, "stand_ins": {"shapes": ["margin for DLR"]}}
     page = check(render(report, {}, {}, {}))
     for shown in (
         "Against another model",
         "+25.0 [12.5, 37.5]",
+        "-6.2 [-12.5, 25.0]",
+        "Not compared: another suite.",
         "7 / 2",
         "✓ significant",
         "not shown",
@@ -325,10 +337,13 @@ def test_outcome_agrees_with_the_rows(evaluate: Callable[..., Evaluation]) -> No
     outcome = outcome_of(evaluation)
     assert outcome is not None
     assert outcome.eps == "2/255"
-    for row in evaluation.rows():
-        if row["attack_level"] == row["level"] and row["scoring"] == row["attacked_through"] == "prompt":
-            assert outcome.robust[row["level"]].double().mean().item() == pytest.approx(row["robust"])
-            assert outcome.clean[row["level"]].double().mean().item() == pytest.approx(row["clean"])
+    for level in range(evaluation.task.tree.top):
+        rows = [row for row in evaluation.rows() if row["attack_level"] == row["level"] == level]
+        rows = [row for row in rows if row["scoring"] == row["attacked_through"] == "prompt"]
+        assert {row["attack"] for row in rows} == {"superclass-pgd" if level else "leaf-pgd", "cw"}
+        held = torch.stack([metrics.from_bits(row["right"], row["n"]) for row in rows]).all(0)
+        assert outcome.robust[level][evaluation._by_id].equal(held)
+        assert outcome.clean[level].double().mean().item() == pytest.approx(rows[0]["clean"])
 
 
 def test_outcome_by_leaves_where_nothing_else_was_scored(evaluate: Callable[..., Evaluation]) -> None:
@@ -340,7 +355,9 @@ def test_outcome_by_leaves_where_nothing_else_was_scored(evaluate: Callable[...,
     )
     assert outcome.clean[1].equal(clean[SCORINGS.index("leaves"), 1])
     rows = [r for r in evaluation.rows() if r["attack_level"] == r["level"] == 1]
-    assert [r["robust"] for r in rows] == [pytest.approx(outcome.robust[1].double().mean().item())]
+    held = torch.stack([metrics.from_bits(row["right"], row["n"]) for row in rows]).all(0)
+    assert len(rows) == 2
+    assert outcome.robust[1][evaluation._by_id].equal(held)
 
 
 def test_gallery_shows_what_the_evaluation_saw(evaluate: Callable[..., Evaluation]) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -14,7 +15,7 @@ import torch
 from hrzs.attacks import attack_spec, sample_seeds
 from hrzs.data import loader
 from hrzs.errors import UsageError
-from hrzs.evaluation.metrics import right
+from hrzs.evaluation.metrics import from_bits, right
 from hrzs.evaluation.runner import TOGETHER, EvalOptions, Evaluation, Unit, budget_of, plan
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.classifier import SCORINGS
@@ -26,7 +27,8 @@ EPS = Fraction(2, 255)  # what shapes sets
 KEYS = {
     "dataset": str, "split": str, "n": int, "eps": str, "attack": str, "attack_level": (int, str), "level": int,
     "classes": int, "scoring": str, "clean": float, "robust": float, "clean_ci95": tuple, "robust_ci95": tuple,
-    "precision": str, "seconds": float,
+    "clean_balanced": float, "robust_balanced": float, "clean_balanced_ci95": tuple, "robust_balanced_ci95": tuple,
+    "nodes": int, "constant": float, "constant_balanced": float, "precision": str, "seconds": float,
 }  # fmt: skip
 
 
@@ -55,8 +57,9 @@ def test_plan_of_the_suite(task: Task) -> None:
     leaf, every = ("leaf-pgd", 0, "prompt"), ("hierarchical-pgd", "all", "prompt")
     superclass = [("superclass-pgd", level, scoring) for level in (1, 2) for scoring in ("prompt", "leaves")]
     clean = ("none", None, "prompt")
-    assert names(plan(task, EvalOptions(level="all"))) == [clean, leaf, *superclass, every]
-    assert names(plan(task, EvalOptions())) == [clean, leaf, *superclass[:2], every]
+    margin = [("cw", *rest) for rest in ((0, "prompt"), *((level, scoring) for _, level, scoring in superclass))]
+    assert names(plan(task, EvalOptions(level="all"))) == [clean, leaf, *superclass, every, *margin]
+    assert names(plan(task, EvalOptions())) == [clean, leaf, *superclass[:2], every, margin[0]]
     assert names(plan(task, EvalOptions(attacks=("superclass-pgd",), level="2", scorings=("leaves",)))) == [
         clean, superclass[3],
     ]  # fmt: skip
@@ -104,7 +107,7 @@ def test_rows_have_all_keys_with_their_types(rows: list[Row]) -> None:
         assert KEYS.keys() <= row.keys()
         attacked = row["attack"] != "none"
         for key, kind in KEYS.items():
-            if not attacked and key in ("eps", "attack_level", "robust", "robust_ci95"):
+            if not attacked and (key in ("eps", "attack_level") or key.startswith("robust")):
                 assert row[key] is None
             else:
                 assert isinstance(row[key], kind), key
@@ -121,8 +124,10 @@ def test_rows_make_sense(rows: list[Row]) -> None:
     attacked = [row for row in rows if row["attack"] != "none"]
     for row in attacked:
         assert row["robust"] <= row["clean"] == clean[row["level"], row["scoring"]]
-        low, high = row["robust_ci95"]
-        assert low <= row["robust"] <= high
+        assert row["robust_balanced"] <= row["clean_balanced"] + 1e-12
+        for figure in ("clean", "robust", "clean_balanced", "robust_balanced"):
+            low, high = row[f"{figure}_ci95"]
+            assert low <= row[figure] <= high
     white_box = {(r["attack"], r["level"], r["scoring"]) for r in attacked if r["transfer"] is False}
     assert ("superclass-pgd", 1, "leaves") in white_box
     assert ("leaf-pgd", 1, "prompt") not in white_box
@@ -134,7 +139,9 @@ def test_a_diagonal_row_counts_a_win_at_any_step(evaluate: Evaluate) -> None:
     evaluation.run()
     clean = right(evaluation.task.tree, evaluation.labels, evaluation.predictions[evaluation.units[0].key].nodes)
     robust = diagonal(evaluation.rows())
-    for unit in evaluation.units[1:-1]:
+    for unit in evaluation.units[1:]:
+        if unit.level == "all":
+            continue
         level = int(str(unit.level))
         held = clean[SCORINGS.index(unit.scoring), level] & ~evaluation.predictions[unit.key].won
         assert robust[unit.attack, level, unit.scoring] == held.double().mean().item()
@@ -165,11 +172,14 @@ def test_any_level_is_for_the_whole_suite_only(evaluate: Evaluate) -> None:
         here = [row["robust"] for row in rows if row["eps"] == summary["eps"] and row["scoring"] == "prompt"]
         assert 0 <= summary["any_level_robust"] <= min(here)
         assert summary["any_level_robust"] <= summary["any_level_clean"]
-        assert len(summary["severity"]) == len(summary["consistency"]) == 5
-    for part in ({"attacks": ("leaf-pgd", "superclass-pgd"), "level": "all"}, {"level": None}):
+        assert len(summary["severity"]) == len(summary["consistency"]) == 8
+        assert summary["any_level_suite"] == ["leaf-pgd", "superclass-pgd", "hierarchical-pgd", "cw"]
+    for part in ({"attacks": ("leaf-pgd", "superclass-pgd", "hierarchical-pgd"), "level": "all"}, {"level": None}):
         partial = evaluate(**{"level": "all", "steps": 1, **part})
         partial.run()
-        assert partial.summary()[0]["any_level_robust"] is None
+        (summary,) = partial.summary()
+        for name in ("robust", "robust_ci95", "robust_balanced", "robust_balanced_ci95", "suite", "right"):
+            assert summary[f"any_level_{name}"] is None
 
 
 def test_any_level_needs_no_matrix(evaluate: Evaluate) -> None:
@@ -180,6 +190,58 @@ def test_any_level_needs_no_matrix(evaluate: Evaluate) -> None:
     expected, found = whole.summary()[0], short.summary()[0]
     assert 0 < expected["any_level_robust"] < expected["any_level_clean"]
     assert found["any_level_robust"] == pytest.approx(expected["any_level_robust"], abs=1 / 24 + 1e-9)
+
+
+def test_the_margin_counts_at_any_level(evaluate: Evaluate) -> None:
+    """An image that falls to the margin loss alone, at a superclass, is right nowhere."""
+    evaluation = evaluate(level="all")
+    evaluation.run()
+    before = from_bits(evaluation.summary()[0]["any_level_right"], 24)
+    assert before.any()
+    found = evaluation.predictions[Unit("cw", 2, "prompt", EPS).key]
+    held = evaluation._by_id[before][0]
+    assert not found.won[held]
+    found.won[held] = True
+    after = from_bits(evaluation.summary()[0]["any_level_right"], 24)
+    assert int(before.sum()) - int(after.sum()) == 1
+
+
+def test_balanced_figures_are_means_over_nodes(evaluate: Evaluate) -> None:
+    """From the truth that the report holds and the bits of single images, by hand."""
+    evaluation = evaluate(level="all")
+    rows, truth = rows_of(evaluation), evaluation.truth()
+    labels = [int(word) for word in truth["labels"].split()]
+    nodes = [[int(level.split()[label]) for label in labels] for level in truth["ancestors"]]
+
+    def mean_over_nodes(hits: list[bool], level: int) -> float:
+        by_node: dict[int, list[bool]] = {}
+        for node, hit in zip(nodes[level], hits, strict=True):
+            by_node.setdefault(node, []).append(hit)
+        return sum(sum(hits) / len(hits) for hits in by_node.values()) / len(by_node)
+
+    for row in rows:
+        hits = from_bits(row["right"], row["n"]).tolist()
+        figure = "clean" if row["robust"] is None else "robust"
+        assert row[f"{figure}_balanced"] == pytest.approx(mean_over_nodes(hits, row["level"]))
+        counts = Counter(nodes[row["level"]])
+        assert (row["nodes"], row["constant_balanced"]) == (len(counts), 1 / len(counts))
+        assert row["constant"] == max(counts.values()) / row["n"]
+    # Some level is lopsided, or nothing was tested here.
+    assert any(row["constant"] > row["constant_balanced"] for row in rows)
+    (summary,) = evaluation.summary()
+    hits = from_bits(summary["any_level_right"], 24).tolist()
+    by_level = [mean_over_nodes(hits, level) for level in range(3)]
+    assert summary["any_level_robust_balanced"] == pytest.approx(sum(by_level) / 3)
+    low, high = summary["any_level_robust_balanced_ci95"]
+    assert low <= summary["any_level_robust_balanced"] <= high
+    assert summary["any_level_clean_balanced"] >= summary["any_level_robust_balanced"]
+    constants = []
+    for leaf in set(labels):  # one leaf, named with all its ancestors
+        hits = [label == leaf for label in labels]
+        constants.append((sum(hits) / 24, sum(mean_over_nodes(hits, level) for level in range(3)) / 3))
+    best, best_balanced = (max(figures) for figures in zip(*constants, strict=True))
+    assert summary["any_level_constant"] == pytest.approx(best)
+    assert summary["any_level_constant_balanced"] == pytest.approx(best_balanced)
 
 
 # -- full batches ------------------------------------------------------------------------------------------------

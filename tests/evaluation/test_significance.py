@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hrzs.errors import UsageError
-from hrzs.evaluation.metrics import from_bits, to_bits
+from hrzs.evaluation.metrics import balanced, from_bits, node_weights, to_bits
 from hrzs.evaluation.runner import Evaluation
-from hrzs.evaluation.significance import compare, holm, mcnemar, paired_interval, read_report
+from hrzs.evaluation.significance import balanced_difference, compare, holm, mcnemar, paired_interval, read_report
 
 
 def test_interval_of_the_paper() -> None:
@@ -49,6 +49,48 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
+def test_balanced_difference_by_hand() -> None:
+    """One node of four images, one of one: 1/8 each, and 1/2. Two images of the large node are won, the other is lost."""
+    weights = node_weights(torch.tensor([0, 0, 0, 0, 1]))
+    a, b = torch.tensor([True, True, True, False, False]), torch.tensor([False, False, True, False, True])
+    mean, (low, high) = balanced_difference(a, b, weights)
+    assert mean == 2 / 8 - 1 / 2
+    variance = (2 * (1 + 1 / 4) ** 2 + 2 * (1 / 4) ** 2) / 64 + (1 - 1 / 4) ** 2 / 4
+    assert high == pytest.approx(mean + 1.959964 * variance**0.5)
+    assert low == -1 > mean - 1.959964 * variance**0.5  # no difference is larger
+    # Per image, the first model is ahead.
+    assert int(a.sum()) > int(b.sum())
+
+
+images = st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.booleans()), min_size=1, max_size=40)
+
+
+@given(images)
+def test_balanced_difference_is_that_of_the_accuracies_and_turns(seen: list[tuple[int, bool, bool]]) -> None:
+    nodes, a, b = (torch.tensor(column) for column in zip(*seen, strict=True))
+    weights = node_weights(nodes)
+    mean, (low, high) = balanced_difference(a, b, weights)
+    assert mean == pytest.approx(balanced(a, weights) - balanced(b, weights), abs=1e-12)
+    assert -1 <= low <= mean + 1e-12
+    assert mean - 1e-12 <= high <= 1
+    back, ends = balanced_difference(b, a, weights)
+    assert (back, *ends) == pytest.approx((-mean, -high, -low), abs=1e-12)
+    assert balanced_difference(a, a, weights) == (0.0, (0.0, 0.0))
+
+
+def test_the_interval_of_balanced_differences_covers() -> None:
+    """Of 2,000 pairs drawn on lopsided nodes, nearly 95% of the intervals hold the difference they were drawn from."""
+    generator = torch.Generator().manual_seed(0)
+    nodes = torch.tensor([0] * 200 + [1] * 60 + [2] * 40)
+    ours, theirs = torch.tensor([0.5, 0.6, 0.3])[nodes], torch.tensor([0.6, 0.4, 0.2])[nodes]
+    weights, held = node_weights(nodes), 0
+    for _ in range(2000):
+        a, b = (torch.rand(300, generator=generator) < rate for rate in (ours, theirs))
+        _, (low, high) = balanced_difference(a, b, weights)
+        held += low <= (-0.1 + 0.2 + 0.1) / 3 <= high
+    assert 0.93 < held / 2000 < 0.97
+
+
 # -- two reports ---------------------------------------------------------------------------------------------------
 
 
@@ -58,7 +100,9 @@ def report(evaluate: Callable[..., Evaluation]) -> dict[str, Any]:
     evaluation.run()
     return {
         "model": {"source": "a", "digest": "1"}, "config": {"tasks": [evaluation.task.describe()]},
-        "results": evaluation.rows(), "summary": {"levels": evaluation.summary(), "canaries": []},
+        "results": evaluation.rows(),
+        "summary": {"levels": evaluation.summary(), "canaries": [],
+                    "truth": {evaluation.task.data.name: evaluation.truth()}},
     }  # fmt: skip
 
 
@@ -87,7 +131,38 @@ def test_compares_row_by_row(report: dict[str, Any], other: dict[str, Any]) -> N
     assert changed["difference"] == pytest.approx(changed["this"] - changed["other"])
     assert found["rows"][-1]["attack"] == "any-level"
     assert found["rows"][-1]["this"] == report["summary"]["levels"][0]["any_level_robust"]
+    assert found["left_out"] == []
     json.dumps(found, allow_nan=False)
+
+
+def test_balanced_differences_are_those_of_the_rows(report: dict[str, Any], other: dict[str, Any]) -> None:
+    *rows, any_level = compare(report, other)["rows"]
+    for row, source in zip(rows, report["results"], strict=True):
+        figure = "clean_balanced" if source["robust"] is None else "robust_balanced"
+        assert row["this_balanced"] == pytest.approx(source[figure])
+        assert row["difference_balanced"] == pytest.approx(row["this_balanced"] - row["other_balanced"])
+    assert rows[6]["difference_balanced"] != 0
+    low, high = rows[6]["difference_balanced_ci95"]
+    assert low < rows[6]["difference_balanced"] < high
+    assert any_level["this_balanced"] == pytest.approx(report["summary"]["levels"][0]["any_level_robust_balanced"])
+
+
+def test_against_a_report_from_before_balanced_figures(report: dict[str, Any], other: dict[str, Any]) -> None:
+    """The weights are those of either report, for the images and the tree are the same; any-level was another suite."""
+    del other["summary"]["truth"], other["summary"]["levels"][0]["any_level_suite"]
+    other["results"] = [
+        {k: v for k, v in r.items() if "balanced" not in k and k != "constant"} for r in other["results"]
+    ]
+    for one, two in ((report, other), (other, report)):
+        found = compare(one, two)
+        assert len(found["rows"]) == len(report["results"])
+        assert found["rows"][6]["difference_balanced"] is not None
+        (reason,) = found["left_out"]
+        assert "any-level robust accuracy on shapes at ε 2/255: of different suites" in reason
+    del report["summary"]["truth"]
+    (*rows,) = compare(report, other)["rows"]
+    assert {row["difference_balanced"] for row in rows} == {None}
+    assert rows[6]["difference"] != 0
 
 
 @pytest.mark.parametrize(

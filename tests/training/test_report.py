@@ -114,7 +114,8 @@ def rows(n: int, **overrides: Any) -> list[dict[str, Any]]:
 def looked(clean: float, robust: float, best: bool = True) -> dict[str, Any]:
     """A validation over three levels."""
     return {"clean": [clean] * 3, "robust": [robust, robust + 0.1, robust + 0.2], "any_level": robust - 0.1, "n": 100,
-            "criterion": clean, "best": best}  # fmt: skip
+            "criterion": clean, "best": best, "clean_balanced": [clean / 2] * 3, "robust_balanced": [robust / 2] * 3,
+            "constant": [0.25, 0.5, 0.75], "any_level_balanced": robust / 4}  # fmt: skip
 
 
 @pytest.fixture
@@ -232,12 +233,16 @@ def test_validation(write: Callable[..., Page], tmp_path: Path) -> None:
     assert page.rows("Accuracy on 100 held-out images") == [
         ["leaf, clean", "70.0", "80.0"], ["leaf, robust", "30.0", "40.0"],
         ["mean over levels, clean", "70.0", "80.0"], ["mean over levels, robust", "40.0", "50.0"],
-        ["any level", "20.0", "30.0"], ["criterion: levels", "70.0", "80.0"],
+        ["mean over levels, a constant answer", "50.0", "50.0"], ["any level", "20.0", "30.0"],
+        ["balanced over nodes, clean", "35.0", "40.0"], ["balanced over nodes, robust", "15.0", "20.0"],
+        ["balanced over nodes, any level", "7.5", "10.0"], ["criterion: levels", "70.0", "80.0"],
     ]  # fmt: skip
     assert "last, step 6best, step 4" in page.text
     assert "none was kept as the best" in page.text
     clean, robust = page.curves("Clean accuracy"), page.curves("Accuracy of each level under attack")
     assert [len(line) for line in (*clean, *robust)] == [3] * 7
+    assert len(page.curves("Balanced clean accuracy")) == 3
+    assert len(page.curves("Balanced accuracy under attack")) == 4
     assert page.text.count("best") >= 3
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "model.safetensors").touch()
@@ -245,6 +250,16 @@ def test_validation(write: Callable[..., Page], tmp_path: Path) -> None:
     assert "The best model by the criterion “levels”, that of step 4, is in best/" in page.text
     # 30 of 100 images, with Wilson's interval.
     assert "30.0 % [21.9, 39.6]" in page.text
+
+
+def test_validation_of_an_older_log(write: Callable[..., Page]) -> None:
+    """It knew nothing of nodes: no empty rows or charts."""
+    former = {name: value for name, value in looked(0.5, 0.2).items() if "balanced" not in name and name != "constant"}
+    log = rows(4)
+    log[1]["validation"] = log[3]["validation"] = former
+    page = write(log)
+    assert "balanced" not in page.text
+    assert "mean over levels, robust" in page.text
 
 
 def test_the_anchor_has_its_own_chart(write: Callable[..., Page]) -> None:
