@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ BEYOND = ("5e-5", "1e-4", *RATES, "16e-4", "32e-4")
 SEEDS = (0, 1, 2)
 
 HIERARCHICAL = ("--method", "hierarchical")
+#: What of the paper's method is tried before its rates: each of these with each of the others, seed 0, on the images
+#: for tuning. The first of each is the paper's, and is kept unless it costs more than `DESIGN_COST` of the criterion.
+DESIGN = {"--image-levels": ("hypavg", "mixed"), "--hnsa": ("both", "lower", "none"), "--per-class": ("4", "1")}
+DESIGN_RATE = "4e-4"
+#: About the 95% interval of a difference in the criterion on the images for tuning.
+DESIGN_COST = 0.015
 EVERY_LEVEL = ("--method", "tecoa", "--every-level")
 ANCHOR = ("--lambda-anchor", "30")
 
@@ -28,8 +35,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "tecoa": ("--method", "tecoa"),
     "tecoa-every-level-node": (*EVERY_LEVEL, "--level-balance", "node"),
     "hierarchical-before": (
-        *HIERARCHICAL, "--depth", "none", "--image-levels", "per-image", "--level-balance", "image", "--hnsa", "none",
-        "--lambda-vic", "0", "--lambda-gap", "0",
+        *HIERARCHICAL, "--depth", "none", "--beta-levels", "shared", "--head-lr", "1", "--image-levels", "per-image",
+        "--level-balance", "image", "--hnsa", "none", "--per-class", "1", "--lambda-vic", "0", "--lambda-gap", "0",
+        "--radius", "0.5", "--radius-text", "0.5",
     ),
     "tecoa-every-level": (*EVERY_LEVEL, "--level-balance", "image"),
     "fare": ("--method", "fare"),
@@ -55,24 +63,27 @@ CHOSEN_BY = {"clean": "clean"}
 
 #: Each is `hierarchical` at its rate, but for what is named; seed 0.
 ABLATIONS: dict[str, tuple[str, ...]] = {
-    "no-depth": ("--depth", "none"),
-    "radius-0.5": ("--radius", "0.5"),
-    "radius-0.6": ("--radius", "0.6"),
-    "radius-0.8": ("--radius", "0.8"),
+    "no-depth": ("--depth", "none", "--beta-levels", "shared"),
+    "text-depth": ("--depth", "text"),
     "one-beta": ("--beta-levels", "shared"),
-    "image-depth-off": ("--image-depth", "off"),
-    "batch-classes-32": ("--batch-classes", "32"),
-    "memory-0": ("--memory", "0"),
-    "memory-512": ("--memory", "512"),
+    "radius-0.5": ("--radius", "0.5", "--radius-text", "0.5"),
+    "radius-0.7": ("--radius", "0.7", "--radius-text", "0.7"),
+    "slow-head": ("--head-lr", "1"),
     "vic-off": ("--lambda-vic", "0"),
+    "vic-1": ("--lambda-vic", "1"),
     "gap-off": ("--lambda-gap", "0"),
+    "gap-10": ("--lambda-gap", "10"),
     "hnsa-off": ("--hnsa", "none"),
     "hnsa-lower": ("--hnsa", "lower"),
     "hnsa-upper": ("--hnsa", "upper"),
+    "hnsa-both": ("--hnsa", "both"),
+    "hypavg": ("--image-levels", "hypavg"),
+    "mixed": ("--image-levels", "mixed"),
+    "per-class-1": ("--per-class", "1"),
+    "per-class-4": ("--per-class", "4"),
     "eps-text-0": ("--eps-text", "0"),
     "leaf-perturbation": ("--perturbation", "leaf"),
     "per-level-perturbation": ("--perturbation", "per-level"),
-    "image-weights": ("--level-balance", "image"),
 }
 
 #: Fine-tuned once more on validation images, which the model was not pretrained on, at the rate of the main row.
@@ -108,6 +119,41 @@ class Sizes:
 
 MINIATURE = Sizes(steps=2, batch=8, seen=8, unseen=8, new_seen=8, new_unseen=8, matrix=4, curve=4, autoattack=2, pgd=2,
                   look=1, tuning=8)  # fmt: skip
+
+
+def designs() -> dict[str, tuple[str, ...]]:
+    """The runs that decide what `hierarchical` is: names and options, the paper's complete method first."""
+    return {
+        "-".join(("design", *values)): tuple(part for pair in zip(DESIGN, values, strict=True) for part in pair)
+        for values in product(*DESIGN.values())
+    }
+
+
+def design(folder: Path = RESULTS) -> tuple[str, ...] | None:
+    """The options that make `hierarchical`, by the rule of `DESIGN`; None before all of its runs are made."""
+    found = {name: training(name, folder) for name in designs()}
+    if not all(file.exists() for file in found.values()):
+        return None
+    criterion = {name: read(file)["last"]["validation"]["criterion"] for name, file in found.items()}
+    complete, best = next(iter(criterion)), max(criterion, key=criterion.__getitem__)
+    return designs()[complete if criterion[best] - criterion[complete] <= DESIGN_COST else best]
+
+
+def options_of(row: str, folder: Path = RESULTS) -> tuple[str, ...] | None:
+    """What `hrzs finetune` is told for a row or an ablation: what was designed, then what the row sets."""
+    own = ROWS.get(row) or (*HIERARCHICAL, *ABLATIONS[row])
+    if own[:2] != HIERARCHICAL or row == "hierarchical-before":
+        return own
+    designed = design(folder)
+    return None if designed is None else (*HIERARCHICAL, *merged(designed, own[2:]))
+
+
+def merged(first: Sequence[str], then: Sequence[str]) -> tuple[str, ...]:
+    """Options and values, the later ones in the place of the earlier; ``--tree`` may come several times."""
+    pairs = list(zip(then[::2], then[1::2], strict=True))
+    given = {name for name, _ in pairs}
+    kept = [pair for pair in zip(first[::2], first[1::2], strict=True) if pair[0] not in given]
+    return tuple(part for pair in (*kept, *pairs) for part in pair)
 
 
 def training(name: str, folder: Path = RESULTS) -> Path:

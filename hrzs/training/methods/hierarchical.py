@@ -261,6 +261,7 @@ class Hierarchical(Method):
 
     def after_step(self) -> dict[str, float]:
         head = self._head()
-        values = {name: head.value(name).item() for name in ("scale_image", "scale_text", "curvature")}
-        values |= {f"beta_{level}": beta for level, beta in enumerate(head.value("beta").tolist())}
-        return values | {f"depth_{level}": factor for level, factor in enumerate(head.depth.tolist())}
+        several = {"beta": head.value("beta").unbind(), "depth": head.depth.unbind()}
+        values = {name: head.value(name) for name in ("scale_image", "scale_text", "curvature")}
+        values |= {f"{name}_{level}": value for name, levels in several.items() for level, value in enumerate(levels)}
+        return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
