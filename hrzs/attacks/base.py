@@ -55,16 +55,18 @@ class AttackResult:
 
     def record(self, rows: Int[Tensor, "b"], images: Float[Tensor, "b 3 H W"], won: Bool[Tensor, "b"]) -> None:
         """Take these for ``rows``: a later image replaces an earlier one unless that would turn a win into a loss."""
-        better = won | ~self.won[rows]
-        self.images[rows[better]] = images[better]
-        self.won[rows[won]] = True
+        before = self.won[rows]
+        better = won | ~before
+        self.images[rows] = torch.where(better.view(-1, 1, 1, 1), images, self.images[rows])
+        self.won[rows] = before | won
 
     def count(self, gradient: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
         """Note what these gradients look like; what is not finite comes back as 0, and the attack goes on."""
         flat = gradient.flatten(1)
         self.gradients += len(flat)
-        self.zero_gradients += int((flat == 0).all(1).sum())
-        self.bad_gradients += int((~flat.isfinite().all(1)).sum())
+        zero, bad = torch.stack([(flat == 0).all(1).sum(), (~flat.isfinite().all(1)).sum()]).tolist()
+        self.zero_gradients += zero
+        self.bad_gradients += bad
         return gradient.nan_to_num(0.0, 0.0, 0.0)
 
     def merge(self, rows: Int[Tensor, "b"], part: AttackResult) -> None:

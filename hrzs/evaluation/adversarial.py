@@ -221,6 +221,7 @@ class AdversarialSet:
         tree = self.task.tree
         delta = (result.images.double() - images.double()).flatten(1)
         linf, l2 = delta.abs().amax(1).tolist(), torch.linalg.vector_norm(delta, dim=1).tolist()
+        won = result.won.tolist()
         stages = {"before": images, "after": result.images, "after_8_bit": (result.images * 255).round() / 255}
         predicted = {stage: self._predict(pixels) for stage, pixels in stages.items()}
         return [
@@ -229,7 +230,7 @@ class AdversarialSet:
                 "id": batch.ids[i],
                 "label": tree.classes[int(batch.labels[i])],
                 **{stage: _names(tree, nodes[:, i]) for stage, nodes in predicted.items()},
-                "won": bool(result.won[i]),
+                "won": won[i],
                 "linf": linf[i],
                 "l2": l2[i],
             }
