@@ -52,7 +52,7 @@ QUERIES = 500
 DRAWS = 20
 #: So many images have their gradients compared with finite differences.
 CHECKED = 32
-#: Less of a correlation is a gradient that points elsewhere. Honest models have 0.95 and more (docs/evaluation.md).
+#: Less of a correlation is a gradient that points elsewhere. Honest models have 0.98 and more (docs/evaluation.md).
 AGREES = 0.7
 
 #: Of the images attacked (for the cosine head: of those that hold), how many may fall to the weaker attack only.

@@ -199,7 +199,9 @@ def test_an_attacked_superclass_level_has_canaries_too(evaluate: Evaluate) -> No
 def test_the_level_with_the_most_to_lose_is_looked_at(evaluate: Evaluate) -> None:
     evaluation = evaluate(attacks=("leaf-pgd", "superclass-pgd"), level="all", steps=1)
     evaluation.run()
-    bench = module._bench(evaluation, Fraction(1, 255))
+    eps = evaluation.units[1].eps
+    assert eps is not None
+    bench = module._bench(evaluation, eps)
     places = [(u.level, u.scoring) for u in evaluation.units if u.attack == "superclass-pgd"]
     assert len(places) > 1
     for place in places:
