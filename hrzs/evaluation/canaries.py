@@ -4,8 +4,9 @@ Each canary says what it measured, what was expected, and whether the two agree 
 attacks image by image: leaf PGD, which has the model's gradients, and one that has less to go by (one step, no
 gradients, another model's). What the weaker attack fools and the stronger one does not is no robustness: there the
 gradients lead nowhere (Athalye et al., ICML 2018, section 3.1; Carlini et al. 2019, "On Evaluating Adversarial
-Robustness"; Croce & Hein, ICML 2020, who have Square in AutoAttack for that). What follows from all canaries together
-says `hrzs.evaluation.masking`.
+Robustness"; Croce & Hein, ICML 2020, who have Square in AutoAttack for that). One compares the gradients themselves
+with finite differences (`hrzs.evaluation.gradient_check`). Those that need no other model look at one attacked
+superclass level too. What follows from all canaries together says `hrzs.evaluation.masking`.
 
 With so few images a share may lie above its bound by chance: a canary fails only where Wilson's 95% interval does.
 """
@@ -31,10 +32,12 @@ from hrzs.attacks.noise import Noise
 from hrzs.attacks.objectives import LevelObjective
 from hrzs.data import loader, subset
 from hrzs.errors import HrzsError
+from hrzs.evaluation import metrics
+from hrzs.evaluation.gradient_check import DIRECTIONS, SATURATED, STEPS, agreement
 from hrzs.evaluation.metrics import wilson
 from hrzs.evaluation.runner import EvalOptions, Evaluation, budget_of
 from hrzs.models.cache import digest_of, kept_json
-from hrzs.models.classifier import ZeroShotClassifier
+from hrzs.models.classifier import SCORINGS, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.models.loading import load_model
 
@@ -47,12 +50,17 @@ HUGE = Fraction(64, 255)
 MOST_STEPS = 100
 QUERIES = 500
 DRAWS = 20
+#: So many images have their gradients compared with finite differences.
+CHECKED = 32
+#: Less of a correlation is a gradient that points elsewhere. Honest models have 0.98 and more (docs/evaluation.md).
+AGREES = 0.7
 
 #: Of the images attacked (for the cosine head: of those that hold), how many may fall to the weaker attack only.
 MISSED = 0.05
 HELD_AT_HUGE = 0.05
 UNTOUCHED = 0.25
 DEAD = 0.01
+ASTRAY = 0.02
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class Canary:
     """``value``, which is ``count / of``, was measured (None: could not be); ``ok``: is it as expected?
 
     It is as expected unless it surely lies above ``bound``. ``applicable`` is False where there is nothing to measure.
+    ``level`` is that of the superclasses attacked, which the name says too; None where it is the leaves.
     """
 
     name: str
@@ -72,6 +81,12 @@ class Canary:
     of: int | None = None
     bound: float | None = None
     applicable: bool = True
+    level: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """The name without the level."""
+        return self.name.partition("@")[0]
 
 
 def run_canaries(evaluation: Evaluation, update: Callable[[str], None] = lambda _: None) -> list[Canary]:
@@ -84,11 +99,14 @@ def run_canaries(evaluation: Evaluation, update: Callable[[str], None] = lambda 
         return []
     name = evaluation.task.data.name
     bench = _bench(evaluation, eps)
+    above = _superclasses(bench, evaluation)
 
     def measure() -> list[dict[str, Any]]:
-        return [asdict(c) for c in _measure(bench, evaluation, lambda what: update(f"{name}, canary: {what}"))]
+        say: Callable[[str], None] = lambda what: update(f"{name}, canary: {what}")
+        return [asdict(c) for c in (*_measure(bench, evaluation, say), *_measure_above(above, say))]
 
-    kept = kept_json("canaries", _about(bench, evaluation), measure, fits=_is_whole)
+    about = _about(bench, evaluation) | {"superclasses": above and [above.objective.level, above.objective.scoring]}
+    kept = kept_json("canaries", about, measure, fits=_is_whole)
     canaries = [*(Canary(**c) for c in kept), _dead_gradients(evaluation)]
     for canary in canaries:
         if canary.ok is False:
@@ -101,7 +119,7 @@ def run_canaries(evaluation: Evaluation, update: Callable[[str], None] = lambda 
 
 @dataclass(frozen=True)
 class _Bench:
-    """The canaries' images under one model and one objective at its leaves."""
+    """The canaries' images under one model and one objective: at its leaves, or at one level of superclasses."""
 
     model: ClipModel
     objective: LevelObjective
@@ -111,8 +129,16 @@ class _Bench:
     options: EvalOptions
     eps: Fraction
 
+    @property
+    def white_box(self) -> str:
+        """What the strongest attack here is called: PGD, which has the model's gradients."""
+        if not self.objective.level:
+            return "leaf-pgd"
+        through = "" if self.objective.scoring == "prompt" else f" through {self.objective.scoring}"
+        return f"superclass-pgd at level {self.objective.level}{through}"
+
     def budget(self, eps: Fraction | None = None) -> Budget:
-        """That of leaf PGD."""
+        """That of PGD."""
         budget = budget_of(self.options, eps or self.eps, LEAF_PGD)
         return replace(budget, steps=min(budget.steps, MOST_STEPS))
 
@@ -132,7 +158,7 @@ class _Bench:
             fooled[rows] = judge(self.model, self.objective, found.images, self.labels[rows])
         return fooled
 
-    def leaf_pgd(self, eps: Fraction | None = None, *, steps: int | None = None, early_stop: bool = True) -> Attack:
+    def pgd(self, eps: Fraction | None = None, *, steps: int | None = None, early_stop: bool = True) -> Attack:
         budget = self.budget(eps)
         return LEAF_PGD.optimiser(replace(budget, steps=steps or budget.steps), early_stop=early_stop)
 
@@ -143,14 +169,14 @@ class _Bench:
 
     @cached_property
     def held(self) -> Bool[Tensor, "n"]:
-        """Right under leaf PGD too, the white-box attack that the others are compared with."""
-        return self.right & ~self.fooled(self.leaf_pgd(), self.right)
+        """Right under PGD too, the white-box attack that the others are compared with."""
+        return self.right & ~self.fooled(self.pgd(), self.right)
 
     def missed(self, name: str, weaker: str, missed: Bool[Tensor, "n"], note: str = "") -> Canary:
-        """A comparison: ``missed`` by leaf PGD although the ``weaker`` attack fools them."""
+        """A comparison: ``missed`` by PGD although the ``weaker`` attack fools them."""
         attacked = int(self.right.sum())
-        expected = f"at most {MISSED} of the images attacked fall to {weaker} and not to leaf-pgd"
-        note = note or f"{int(self.held.sum())} hold under leaf-pgd"
+        expected = f"at most {MISSED} of the images attacked fall to {weaker} and not to {self.white_box}"
+        note = note or f"{int(self.held.sum())} hold under {self.white_box}"
         return _measured(name, int(missed.sum()), attacked, MISSED, expected, note)
 
 
@@ -161,6 +187,26 @@ def _bench(evaluation: Evaluation, eps: Fraction) -> _Bench:
     return _Bench(
         model, LevelObjective(evaluation.classifier, 0), images, labels, batch.ids, evaluation.options, eps
     )  # fmt: skip
+
+
+def _superclasses(bench: _Bench, evaluation: Evaluation) -> _Bench | None:
+    """The same images at the attacked superclass level that has the most to lose; None where none was attacked.
+
+    That is where most images of the run hold: the figure that would be the most wrong.
+    """
+    held: dict[tuple[int, str], Bool[Tensor, "n"]] = {}
+    clean = metrics.right(evaluation.task.tree, evaluation.labels, evaluation.clean.nodes)
+    for unit in evaluation.units:
+        if unit.eps != bench.eps or not isinstance(unit.level, int) or not unit.level:
+            continue
+        found, s = evaluation.predictions[unit.key], SCORINGS.index(unit.scoring)
+        after = metrics.right(evaluation.task.tree, evaluation.labels, found.nodes)[s, unit.level] & ~found.won
+        place = (unit.level, unit.scoring)
+        held[place] = held.get(place, clean[s, unit.level]) & after
+    if not held:
+        return None
+    level, scoring = max(held, key=lambda place: int(held[place].sum()))
+    return replace(bench, objective=LevelObjective(evaluation.classifier, level, scoring))
 
 
 def _measured(name: str, count: int, of: int, bound: float, expected: str, note: str = "") -> Canary:
@@ -189,6 +235,7 @@ def _about(bench: _Bench, evaluation: Evaluation) -> dict[str, Any]:
         "step_size": str(bench.options.step_size),
         "seed": bench.options.seed,
         "bounds": [str(HUGE), QUERIES, DRAWS, MISSED, HELD_AT_HUGE, UNTOUCHED],
+        "gradient check": [CHECKED, AGREES, ASTRAY, DIRECTIONS, STEPS, SATURATED],
         "device": model.device.type,
         "versions": [torch.__version__, open_clip.__version__],
     }
@@ -210,23 +257,67 @@ def _measure(bench: _Bench, evaluation: Evaluation, update: Callable[[str], None
     canaries = _untouched(bench, evaluation)
     update("growing ε and steps")
     canaries += [_huge(bench), _eps_monotone(bench), _steps_monotone(bench)]
-    update("one step, noise, margin")
-    one_step = ATTACKS["fgsm"].optimiser(bench.budget())
-    noise = Noise(replace(bench.budget(), steps=DRAWS))
-    margin = replace(bench, objective=bench.objective.with_loss("margin"))
-    canaries += [
-        bench.missed("one-step-vs-iterative", "one step (FGSM)", bench.fooled(one_step, bench.held)),
-        bench.missed("noise-vs-white-box", f"one of {DRAWS} draws of noise", bench.fooled(noise, bench.held)),
-        bench.missed("margin-vs-ce", "PGD on the margin", bench.fooled(bench.leaf_pgd(), bench.held, margin)),
-    ]
-    update("Square")
-    square = ATTACKS["square"].optimiser(replace(bench.budget(), steps=QUERIES))
-    fooled = bench.fooled(square, bench.held, margin)
-    canaries.append(bench.missed("square-vs-white-box", f"Square ({QUERIES} queries)", fooled))
+    canaries += _weaker_attacks(bench, update)
+    update("gradients and finite differences")
+    canaries.append(_gradient_check(bench))
     if evaluation.classifier.head.name != "cosine":
         update("cosine head")
         canaries.append(_cosine_head(bench, evaluation))
     return canaries
+
+
+def _measure_above(bench: _Bench | None, update: Callable[[str], None]) -> list[Canary]:
+    """Those canaries that need nothing but the model, at a level of superclasses, where it may be masked too."""
+    if bench is None:
+        return []
+    level = bench.objective.level
+    update(f"level {level}")
+    found = [
+        _huge(bench),
+        *_weaker_attacks(bench, lambda what: update(f"level {level}, {what}")),
+        _gradient_check(bench),
+    ]
+    return [replace(canary, name=f"{canary.name}@{level}", level=level) for canary in found]
+
+
+def _weaker_attacks(bench: _Bench, update: Callable[[str], None]) -> list[Canary]:
+    """What has less to go by than PGD on the same images: one step, noise, no gradients; and another loss."""
+    update("one step, noise, margin")
+    one_step = ATTACKS["fgsm"].optimiser(bench.budget())
+    noise = Noise(replace(bench.budget(), steps=DRAWS))
+    margin = replace(bench, objective=bench.objective.with_loss("margin"))
+    canaries = [
+        bench.missed("one-step-vs-iterative", "one step (FGSM)", bench.fooled(one_step, bench.held)),
+        bench.missed("noise-vs-white-box", f"one of {DRAWS} draws of noise", bench.fooled(noise, bench.held)),
+        bench.missed("margin-vs-ce", "PGD on the margin", bench.fooled(bench.pgd(), bench.held, margin)),
+    ]
+    update("Square")
+    square = ATTACKS["square"].optimiser(replace(bench.budget(), steps=QUERIES))
+    fooled = bench.fooled(square, bench.held, margin)
+    return [*canaries, bench.missed("square-vs-white-box", f"Square ({QUERIES} queries)", fooled)]
+
+
+def _gradient_check(bench: _Bench) -> Canary:
+    """Of images that are right when clean: those whose gradient does not point where the loss rises."""
+    name, rows = "gradient-check", bench.right.nonzero().squeeze(1)[:CHECKED]
+    where = f" of {bench.white_box}" if bench.objective.level else ""
+    expected = f"at most {ASTRAY} of the gradients{where} disagree with finite differences (correlation under {AGREES})"
+    if not len(rows):
+        return _measured(name, 0, 0, ASTRAY, expected)
+    parts = [
+        agreement(
+            bench.model, bench.objective, bench.images[part], bench.labels[part], bench.budget(),
+            sample_seeds([bench.ids[i] for i in part.tolist()], bench.options.seed),
+        )
+        for part in torch.split(rows, bench.options.batch_size)
+    ]  # fmt: skip
+    found = torch.cat(parts)
+    found = found[~found.isnan()]
+    if not len(found):
+        note = "not applicable: the softmax is saturated, or loss and gradient are flat, at every image"
+        return Canary(name, None, expected, None, note, applicable=False)
+    note = f"median correlation {float(found.median()):.2f}, lowest {float(found.min()):.2f}"
+    return _measured(name, int((found < AGREES).sum()), len(found), ASTRAY, expected, note)
 
 
 def _untouched(bench: _Bench, evaluation: Evaluation) -> list[Canary]:
@@ -255,7 +346,7 @@ def _untouched(bench: _Bench, evaluation: Evaluation) -> list[Canary]:
     classifier = ZeroShotClassifier(model, evaluation.task.tree, evaluation.options.template)
     untouched = replace(bench, model=model, objective=LevelObjective(classifier, 0))
     # Attacked for all steps: an image that barely crosses a boundary of that model transfers to no other.
-    fooled = bench.fooled(bench.leaf_pgd(early_stop=False), bench.held, untouched)
+    fooled = bench.fooled(bench.pgd(early_stop=False), bench.held, untouched)
     return [_holds(name, untouched, expected), bench.missed(transfer, weaker, fooled)]
 
 
@@ -275,7 +366,7 @@ def _huge(bench: _Bench) -> Canary:
 def _eps_monotone(bench: _Bench) -> Canary:
     """What falls at ε must fall at 2ε, whose ball contains the smaller one."""
     double = 2 * bench.eps if bench.options.norm == "l2" else min(2 * bench.eps, Fraction(1))
-    held = bench.right & ~bench.fooled(bench.leaf_pgd(double), bench.right)
+    held = bench.right & ~bench.fooled(bench.pgd(double), bench.right)
     small, large = format_eps(bench.eps), format_eps(double)
     expected = f"at most {MISSED} of the images attacked fall at ε {small} and not at ε {large}"
     note = f"{int(bench.held.sum())} hold at ε {small}, {int(held.sum())} at ε {large}"
@@ -290,7 +381,7 @@ def _steps_monotone(bench: _Bench) -> Canary:
     if not few:
         note = f"not applicable: {steps} steps have no quarter"
         return Canary(name, None, "robust accuracy falls as steps grow", None, note, applicable=False)
-    fooled = bench.fooled(bench.leaf_pgd(steps=few), bench.right, salt="steps")
+    fooled = bench.fooled(bench.pgd(steps=few), bench.right, salt="steps")
     note = f"{int((bench.right & ~fooled).sum())} hold after {few} steps, {int(bench.held.sum())} after {steps}"
     return bench.missed(name, f"{few} of {steps} steps", bench.held & fooled, note)
 
@@ -302,7 +393,7 @@ def _cosine_head(bench: _Bench, evaluation: Evaluation) -> Canary:
     expected = f"at most {MISSED} of the images that hold under their own head fall to its cosine head"
     if not bench.held.any():
         return Canary("cosine-head", None, expected, None, "not applicable: none holds", applicable=False)
-    fooled = bench.fooled(bench.leaf_pgd(early_stop=False), bench.held, cosine)
+    fooled = bench.fooled(bench.pgd(early_stop=False), bench.held, cosine)
     return _measured("cosine-head", int(fooled.sum()), int(bench.held.sum()), MISSED, expected)
 
 

@@ -81,10 +81,14 @@ def test_eval_prints_json_and_nothing_else(hrzs: Hrzs, run_folder: Path) -> None
     assert set(report["summary"]["levels"][0]["any_level_suite"]) == suite
     assert report["summary"]["levels"][0]["any_level_robust"] is not None
     assert len(report["summary"]["truth"]["shapes"]["labels"].split()) == 24
-    assert {c["name"] for c in report["summary"]["canaries"]} == {
+    leaves = {c["name"] for c in report["summary"]["canaries"] if c["level"] is None}
+    above = {c["name"] for c in report["summary"]["canaries"] if c["level"] is not None}
+    assert leaves == {
         "untouched-model", "transfer-vs-white-box", "huge-eps", "eps-monotone", "steps-monotone", "one-step-vs-iterative",
         "noise-vs-white-box", "margin-vs-ce", "square-vs-white-box", "dead-gradients", "cosine-head",
+        "gradient-check",
     }  # fmt: skip
+    assert {name.partition("@")[0] for name in above} < leaves
     assert [m["dataset"] for m in report["summary"]["masking"]] == ["shapes"]
     assert report["summary"]["masking"][0].keys() == {"dataset", "verdict", "reasons"}
     assert report["model"]["geometry"]["curvature"] == 1.0

@@ -27,7 +27,7 @@ from hrzs.models.heads import HyperbolicHead
 Evaluate = Callable[..., Evaluation]
 ALWAYS = {
     "untouched-model", "transfer-vs-white-box", "huge-eps", "eps-monotone", "steps-monotone", "one-step-vs-iterative",
-    "noise-vs-white-box", "margin-vs-ce", "square-vs-white-box", "dead-gradients",
+    "noise-vs-white-box", "margin-vs-ce", "square-vs-white-box", "dead-gradients", "gradient-check",
 }  # fmt: skip
 
 
@@ -77,9 +77,47 @@ def rounded_pixels(model: ClipModel) -> Callable[..., Tensor]:
     return lambda pixels, precision=None: encode((pixels * 127).round() / 127, precision)
 
 
+class Bent(torch.autograd.Function):
+    """The image goes through as it is; its gradient comes back bent."""
+
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor, bend: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.bend = bend
+        return pixels.view_as(pixels)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.bend(gradient), None
+
+
+def bent(model: ClipModel, bend: Callable[[Tensor, torch.Generator], Tensor]) -> Callable[..., Tensor]:
+    """Predictions stay as they are, to the bit; the gradient handed out is another."""
+    encode, chance = model.encode_image, torch.Generator().manual_seed(0)
+    return lambda pixels, precision=None: encode(Bent.apply(pixels, lambda g: bend(g, chance)), precision)
+
+
+def flipped_entries(model: ClipModel) -> Callable[..., Tensor]:
+    """30% of the entries of every gradient, as in the audit of docs/results.md that issue 14 came from."""
+    return bent(model, lambda g, chance: torch.where(torch.rand(g.shape, generator=chance) < 0.3, -g, g))
+
+
+def flipped_images(model: ClipModel) -> Callable[..., Tensor]:
+    """The whole gradient of 30% of the images."""
+    return bent(model, lambda g, chance: torch.where(torch.rand(len(g), 1, 1, 1, generator=chance) < 0.3, -g, g))
+
+
+def random_gradients(model: ClipModel) -> Callable[..., Tensor]:
+    return bent(model, lambda g, chance: g.norm() * torch.randn(g.shape, generator=chance))
+
+
+def no_gradients(model: ClipModel) -> Callable[..., Tensor]:
+    return bent(model, lambda g, _: 0 * g)
+
+
 #: How a model is masked, and the canaries that must say so.
 MASKED = [
     (saturated, {"margin-vs-ce", "dead-gradients"}),
+    (no_gradients, {"gradient-check", "dead-gradients"}),
     (rounded_features, {"dead-gradients", "huge-eps"}),
     (rounded_pixels, {"dead-gradients", "huge-eps"}),
 ]
@@ -103,6 +141,98 @@ def test_a_masked_model_is_suspected(
     assert verdict.verdict == "suspected"
     assert any("zero or not finite" in reason and "leaf-pgd at level 0" in reason for reason in verdict.reasons)
     assert any("saturated softmax" in reason for reason in verdict.reasons) is ("margin-vs-ce" in signs)
+
+
+@pytest.mark.parametrize("mask", [flipped_entries, flipped_images, random_gradients], ids=lambda f: f.__name__)
+def test_gradients_that_point_elsewhere_are_found(
+    evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch, mask: Callable[[ClipModel], Callable[..., Tensor]]
+) -> None:
+    """Issue 14: none of the other canaries need notice, since PGD still fools enough."""
+    evaluation = evaluate(attacks=("superclass-pgd",), level="1", steps=2)
+    monkeypatch.setattr(evaluation.model, "encode_image", mask(evaluation.model))
+    canaries = canaries_of(evaluation)
+    assert canaries["dead-gradients"].ok is True
+    for name in ("gradient-check", "gradient-check@1"):
+        canary = canaries[name]
+        assert canary.ok is False
+        assert canary.count is not None
+        assert canary.count >= 3
+    (verdict,) = verdicts(list(canaries.values()))
+    assert verdict.verdict == "suspected"
+    said = [reason for reason in verdict.reasons if "finite differences" in reason]
+    assert len(said) == 2
+    assert "leaf-pgd" in said[0]
+    assert "at level 1" in said[1]
+    assert "superclass-pgd" in said[1]
+
+
+def test_gradients_of_another_length_are_not_masked(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PGD follows signs."""
+    evaluation = evaluate(attacks=("leaf-pgd",), steps=2)
+    monkeypatch.setattr(evaluation.model, "encode_image", bent(evaluation.model, lambda g, _: 1e-12 * g))
+    canary = canaries_of(evaluation)["gradient-check"]
+    assert (canary.ok, canary.count, canary.of) == (True, 0, 24)
+
+
+# -- superclasses -----------------------------------------------------------------------------------------------------
+
+
+def test_an_attacked_superclass_level_has_canaries_too(evaluate: Evaluate) -> None:
+    canaries = canaries_of(evaluate(attacks=("leaf-pgd", "superclass-pgd"), level="all", steps=2))
+    above = {name: canary for name, canary in canaries.items() if canary.level is not None}
+    (level,) = {canary.level for canary in above.values()}
+    assert level in (1, 2)
+    kinds = {
+        "huge-eps",
+        "one-step-vs-iterative",
+        "noise-vs-white-box",
+        "margin-vs-ce",
+        "square-vs-white-box",
+        "gradient-check",
+    }
+    assert above.keys() == {f"{kind}@{level}" for kind in kinds}
+    assert canaries.keys() - above.keys() == ALWAYS
+    assert {canary.kind for canary in above.values()} == kinds
+    assert f"superclass-pgd at level {level}" in above[f"margin-vs-ce@{level}"].expected
+
+
+def test_the_level_with_the_most_to_lose_is_looked_at(evaluate: Evaluate) -> None:
+    evaluation = evaluate(attacks=("leaf-pgd", "superclass-pgd"), level="all", steps=1)
+    evaluation.run()
+    eps = evaluation.units[1].eps
+    assert eps is not None
+    bench = module._bench(evaluation, eps)
+    places = [(u.level, u.scoring) for u in evaluation.units if u.attack == "superclass-pgd"]
+    assert len(places) > 1
+    for place in places:
+        for unit in evaluation.units[1:]:
+            evaluation.predictions[unit.key].won[:] = (unit.level, unit.scoring) != place
+            evaluation.predictions[unit.key].nodes.copy_(evaluation.clean.nodes)
+        found = module._superclasses(bench, evaluation)
+        assert found is not None
+        assert (found.objective.level, found.objective.scoring) == place
+
+
+def test_where_no_superclass_was_attacked_none_is_looked_at(evaluate: Evaluate) -> None:
+    canaries = canaries_of(evaluate(attacks=("leaf-pgd",), steps=1))
+    assert {canary.level for canary in canaries.values()} == {None}
+
+
+def test_superclasses_masked_alone_are_found(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leaves' gradients are sound, those of every other level are turned round."""
+    evaluation = evaluate(attacks=("superclass-pgd",), level="1", steps=3)
+    logits = evaluation.classifier.logits
+
+    def turned(features: Tensor, level: int = 0, scoring: str = "prompt") -> Tensor:
+        return logits(Bent.apply(features, lambda g: -g) if level else features, level, scoring)
+
+    monkeypatch.setattr(evaluation.classifier, "logits", turned)
+    canaries = canaries_of(evaluation)
+    assert canaries["gradient-check"].count == 0
+    assert canaries["gradient-check@1"].count == canaries["gradient-check@1"].of
+    (verdict,) = verdicts(list(canaries.values()))
+    assert verdict.verdict == "suspected"
+    assert all("at level 1" in reason for reason in verdict.reasons)
 
 
 def test_counts_are_of_images_that_the_weaker_attack_fools_and_the_stronger_does_not(evaluate: Evaluate) -> None:
@@ -344,6 +474,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ]
 
     monkeypatch.setattr(module, "_measure", measure)
+    monkeypatch.setattr(module, "_measure_above", lambda *_: [])
     return times
 
 
@@ -354,7 +485,7 @@ def test_canaries_are_measured_once(evaluate: Evaluate, folder: Path, measured: 
     assert {canary.dataset for canary in second.values()} == {"shapes"}
 
 
-@pytest.mark.parametrize("change", ["weights", "labels", "texts", "steps", "seed", "eps", "version", "pixels"])
+@pytest.mark.parametrize("change", ["weights", "labels", "texts", "steps", "seed", "eps", "version", "pixels", "level"])
 def test_what_they_depend_on_is_measured_anew(
     evaluate: Evaluate, folder: Path, measured: list[int], monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
@@ -369,6 +500,9 @@ def test_what_they_depend_on_is_measured_anew(
         evaluation.task.data.labels = [*evaluation.task.data.labels[1:], 0]
     elif change == "texts":
         evaluation.classifier.prepared = -evaluation.classifier.prepared
+    elif change == "level":
+        evaluation = evaluate(**{**options, "attacks": ("leaf-pgd", "superclass-pgd"), "level": "all"})
+        evaluation.run()
     elif change == "version":
         monkeypatch.setattr("hrzs.models.cache.__version__", "another")
     elif change == "pixels":

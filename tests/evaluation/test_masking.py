@@ -1,12 +1,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hrzs.evaluation.canaries import Canary
-from hrzs.evaluation.masking import _SIGNS, ADVICE, INCONCLUSIVE, NONE_FOUND, SUSPECTED, verdict_of, verdicts
+from hrzs.evaluation.masking import (
+    _SIGNS,
+    ADVICE,
+    INCONCLUSIVE,
+    NONE_FOUND,
+    SUSPECTED,
+    least_count,
+    power,
+    power_table,
+    verdict_of,
+    verdicts,
+)
 from hrzs.evaluation.metrics import wilson
 
 
@@ -94,3 +107,51 @@ def test_one_verdict_for_each_dataset() -> None:
     assert [(v.dataset, v.verdict) for v in found] == [("shapes", NONE_FOUND), ("b", SUSPECTED)]
     assert verdicts([]) == []
     assert {v.verdict for v in found} < ADVICE.keys() == {NONE_FOUND, SUSPECTED, INCONCLUSIVE}
+
+
+# -- superclasses -----------------------------------------------------------------------------------------------------
+
+
+def test_a_sign_at_a_superclass_level_names_it() -> None:
+    verdict, reasons = verdict_of([*GOOD, canary("margin-vs-ce@3", 20, level=3)])
+    assert verdict == SUSPECTED
+    assert len(reasons) == 1
+    assert reasons[0].startswith("20 of 60 images at level 3 fall to")
+    one_step = verdict_of([*GOOD, canary("one-step-vs-iterative@3", 20, level=3)])[1][0]
+    assert "superclass-pgd" in one_step
+    assert "leaf-pgd" not in one_step
+
+
+def test_few_images_at_a_superclass_level_say_nothing() -> None:
+    verdict, reasons = verdict_of([*GOOD, canary("margin-vs-ce@1", 0, 15, level=1)])
+    assert verdict == INCONCLUSIVE
+    assert reasons == (
+        "only 15 images are right when clean at level 1: had none of them given a sign, up to 20% of all images "
+        "still might",
+    )
+
+
+# -- what the rule notices ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("images", "share"), [(16, 0.3), (30, 0.1), (64, 0.05), (64, 0.2)])
+def test_power_is_how_often_the_verdict_is_suspected(images: int, share: float) -> None:
+    """By simulation, through the verdict itself."""
+    draws = 2000
+    counts = (torch.rand(draws, images, generator=torch.Generator().manual_seed(0)) < share).sum(1).tolist()
+    verdict = {n: verdict_of([canary("margin-vs-ce", n, images)])[0] for n in set(counts)}
+    found = sum(verdict[n] == SUSPECTED for n in counts) / draws
+    expected = power(share, images)
+    assert abs(found - expected) < 4 * (expected * (1 - expected) / draws) ** 0.5 + 1e-9
+
+
+def test_power_at_its_ends() -> None:
+    assert (least_count(2), power(1.0, 2)) == (None, 0.0)
+    assert (least_count(16), least_count(64)) == (3, 7)
+    assert (power(0.0, 64), power(1.0, 64)) == (0.0, 1.0)
+    assert power(0.05, 64) < 0.05 < power(0.2, 64)
+
+
+def test_the_table_of_power_is_the_one_in_the_documentation() -> None:
+    page = Path(__file__).parents[2] / "docs/evaluation.md"
+    assert power_table() in page.read_text(encoding="utf-8")
