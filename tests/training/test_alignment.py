@@ -158,9 +158,7 @@ def test_per_image_loss_against_its_definition(plan: Plan, hnsa: str, balance: s
             groups = [[loss for group in groups for loss in group]]
         mean = sum(sum(group) / len(group) for group in groups) / len(groups)
         expected += (1 - level / (tree.top + 1)) * mean
-    total = alignment.total(
-        lambda level: alignment.per_image(logits[:, alignment.reach[level]], labels, level)
-    )
+    total = alignment.total(lambda level: alignment.per_image(logits[:, alignment.reach[level]], labels, level))
     assert total.item() == pytest.approx(expected)
 
 
@@ -225,7 +223,9 @@ def present_only(points: Tensor, labels: Tensor, tree: Tree, head: HyperbolicHea
         length = point.norm() * curvature**0.5
         return point if length == 0 else point * (factor * length.atanh()).tanh() / length
 
-    levels = [{c: average([p for p, y in zip(points, labels, strict=True) if y == c]) for c in labels.unique().tolist()}]
+    levels = [
+        {c: average([p for p, y in zip(points, labels, strict=True) if y == c]) for c in labels.unique().tolist()}
+    ]
     for level in range(1, tree.top):
         groups: dict[int, list[Tensor]] = {}
         for child, point in levels[-1].items():

@@ -243,7 +243,9 @@ def test_level_balance_tells_on_a_lopsided_tree(
 
     def total(**overrides: Any) -> float:
         options = TrainOptions(method=method, steps=1, **overrides)
-        return start(make_model(), shapes_tree, options, batch).loss(batch.images, batch.labels, seeds(batch)).total.item()
+        return (
+            start(make_model(), shapes_tree, options, batch).loss(batch.images, batch.labels, seeds(batch)).total.item()
+        )
 
     by_node, by_image = (total(every_level=True, level_balance=balance) for balance in ("node", "image"))
     assert abs(by_node - by_image) > 1e-3 * by_image
