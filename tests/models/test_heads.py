@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hrzs.geometry import poincare
 from hrzs.models.heads import CosineHead, HyperbolicHead
@@ -77,6 +79,19 @@ def test_hyperbolic_values_round_trip() -> None:
     assert_values(again, values)
     again.load_state_dict(head.state_dict())
     assert_values(again, head.values())
+
+
+@given(st.lists(st.floats(-4, -1e-6) | st.floats(1e-6, 3) | st.just(0.0), min_size=1, max_size=6))
+def test_a_head_comes_back_to_the_bit(logarithms: list[float]) -> None:
+    """Near 1 a value in float32 says less than its logarithm."""
+    head = HyperbolicHead(0.03, 0.02, [1.0] * len(logarithms), depth=[1.0] * (len(logarithms) + 1))
+    with torch.no_grad():
+        for parameter in (head.log_beta, head.log_depth):
+            parameter.copy_(torch.tensor(logarithms))
+        head.log_scale_text.fill_(logarithms[0])
+    again = HyperbolicHead(**json.loads(json.dumps(head.values())))
+    for name, value in head.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
 
 
 def test_values_from_before_the_levels_had_depths(features: tuple[torch.Tensor, torch.Tensor]) -> None:
