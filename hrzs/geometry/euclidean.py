@@ -21,6 +21,7 @@ def expmap0(v: Float[Tensor, "... D"], curvature: Curvature = 0.0) -> Float[Tens
     return v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
 
 
+@full_precision
 def scale(
     u: Float[Tensor, "... D"],
     factor: Float[Tensor, "..."],

@@ -101,7 +101,10 @@ class HyperbolicHead(Head):
             ("scale_image", scale_image), ("scale_text", scale_text), ("beta", betas), ("curvature", curvature),
             ("depth", list(depth[1:])),
         ):  # fmt: skip
-            self.register_parameter(f"log_{name}", nn.Parameter(torch.tensor(value).log()))
+            # In float64, here and in `values`: near 1 a value in float32 says less than its logarithm, and a model that
+            # is loaded is to be the one that was saved.
+            logarithm = torch.tensor(value, dtype=torch.float64).log().to(torch.get_default_dtype())
+            self.register_parameter(f"log_{name}", nn.Parameter(logarithm))
         self.log_curvature.requires_grad_(False)
 
     @property
@@ -132,9 +135,9 @@ class HyperbolicHead(Head):
 
     def values(self) -> dict[str, Any]:
         """The constructor's arguments, as plain values: what a checkpoint's header keeps."""
-        numbers = {name: self.value(name).item() for name in ("scale_image", "scale_text", "curvature")}
-        return {**numbers, "beta": self.value("beta").tolist(), "depth": self.depth.tolist(),
-                "image_depth": self.image_depth}  # fmt: skip
+        exact = {name: getattr(self, f"log_{name}").detach().cpu().double().exp().tolist()
+                 for name in ("scale_image", "scale_text", "beta", "curvature", "depth")}  # fmt: skip
+        return {**exact, "depth": [1.0, *exact["depth"]], "image_depth": self.image_depth}
 
     def radius(self, points: Float[Tensor, "N D"]) -> Float[Tensor, "N"]:
         """How far out points lie: the share of the ball's radius, ``√r‖u‖``; in flat space the norm itself."""

@@ -39,6 +39,19 @@ def test_the_limit_of_vanishing_curvature(seed: int) -> None:
     torch.testing.assert_close(
         euclidean.einstein_midpoint(u, weights), poincare.einstein_midpoint(u, weights, NEARLY_FLAT), **close
     )
+    for factor in (weights[0], weights[0, 0]):
+        torch.testing.assert_close(euclidean.scale(u, factor), poincare.scale(u, factor, NEARLY_FLAT), **close)
+
+
+@given(SEEDS)
+def test_scaling_is_a_product(seed: int) -> None:
+    u = points(seed, 4)
+    factors = torch.rand(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    origin = torch.zeros_like(u)
+    scaled = euclidean.scale(u, factors)
+    torch.testing.assert_close(euclidean.distance(origin, scaled), factors * euclidean.distance(origin, u))
+    torch.testing.assert_close(euclidean.scale(scaled, factors), euclidean.scale(u, factors.square()))
+    assert torch.equal(euclidean.scale(u, torch.ones(()).double()), u)
 
 
 @given(SEEDS)
@@ -63,6 +76,7 @@ def test_no_weights_no_mean() -> None:
 def test_half_precision_is_widened_and_nothing_lies_at_a_boundary() -> None:
     far = torch.full((2, 3), 1e4, dtype=torch.bfloat16)
     assert euclidean.expmap0(far).dtype == torch.float32
+    assert euclidean.scale(far, torch.tensor(0.5)).dtype == torch.float32
     assert euclidean.cap_share(far) == 0
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert euclidean.pairwise_distance(far.float(), far.float()).dtype == torch.float32

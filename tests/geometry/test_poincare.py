@@ -115,6 +115,58 @@ def test_expmap0_doubles_the_length_it_is_given(seed: int, r: float) -> None:
 
 
 @untimed
+@given(SEEDS, CURVATURES, st.floats(0, 3))
+def test_scaling_multiplies_the_distance_from_the_origin(seed: int, r: float, factor: float) -> None:
+    u = points(seed, 4, r)
+    scaled = poincare.scale(u, torch.tensor(factor, dtype=torch.float64), r)
+    origin = torch.zeros_like(u)
+    torch.testing.assert_close(
+        poincare.distance(origin, scaled, r), factor * poincare.distance(origin, u, r), rtol=1e-6, atol=1e-9
+    )
+    # The direction is kept.
+    torch.testing.assert_close(scaled * u.norm(dim=-1, keepdim=True), u * scaled.norm(dim=-1, keepdim=True))
+
+
+@untimed
+@given(SEEDS, CURVATURES, st.floats(0, 1.5), st.floats(0, 1.5))
+def test_scalings_compose(seed: int, r: float, first: float, second: float) -> None:
+    u = points(seed, 4, r)
+    a, b = (torch.tensor(factor, dtype=torch.float64) for factor in (first, second))
+    twice = poincare.scale(poincare.scale(u, a, r), b, r)
+    torch.testing.assert_close(twice, poincare.scale(u, a * b, r), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(poincare.scale(u, torch.ones(()).double(), r), u)
+    assert not poincare.scale(u, torch.zeros(()).double(), r).any()
+
+
+@untimed
+@given(SEEDS, CURVATURES)
+def test_scaling_a_lifted_vector_lifts_the_scaled_one_with_a_factor_for_each(seed: int, r: float) -> None:
+    v = points(seed, 4, r)
+    factors = torch.rand(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    torch.testing.assert_close(
+        poincare.scale(poincare.expmap0(v, r), factors, r), poincare.expmap0(factors[:, None] * v, r)
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("factor", [0.0, 0.3, 1.0, 2.5])
+@pytest.mark.parametrize("radius", RADII)
+def test_gradients_of_scaling_are_finite(radius: float, factor: float, dtype: torch.dtype) -> None:
+    u = at_radius(radius, 0.5, dtype).requires_grad_()
+    f = torch.tensor(factor, dtype=dtype, requires_grad=True)
+    r = torch.tensor(0.5, dtype=dtype, requires_grad=True)
+    scaled = poincare.scale(u, f, r)
+    assert scaled.dtype == dtype
+    assert (0.5 * scaled.square().sum(-1) < 1).all()
+    weight = torch.randn(scaled.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    for gradient in torch.autograd.grad((scaled * weight).sum(), (u, f, r)):
+        assert gradient.isfinite().all()
+    # Near the origin it is a plain product.
+    if 0 < radius < 1e-4:
+        torch.testing.assert_close(scaled, factor * u, rtol=1e-5, atol=0)
+
+
+@untimed
 @given(SEEDS, CURVATURES)
 def test_midpoint_of_equal_points_is_the_point(seed: int, r: float) -> None:
     u = points(seed, 1, r)
@@ -203,6 +255,9 @@ def test_parity_with_geoopt(curvature: float) -> None:
     torch.testing.assert_close(poincare.distance(u, v, curvature), ball.dist(u, v))
     torch.testing.assert_close(poincare.mobius_add(u, v, curvature), ball.mobius_add(u, v))
     torch.testing.assert_close(poincare.expmap0(2 * u, curvature), ball.expmap0(2 * u))
+    for factor in (0.2, 1.0, 1.7):
+        f = torch.tensor(factor, dtype=torch.float64)
+        torch.testing.assert_close(poincare.scale(u, f, curvature), ball.mobius_scalar_mul(f, u))
     expected = ball.weighted_midpoint(u, weights=None, reducedim=[0])
     middle = poincare.einstein_midpoint(u, torch.ones(1, 50, dtype=torch.float64), curvature)
     torch.testing.assert_close(middle.squeeze(0), expected)
@@ -291,6 +346,7 @@ def test_derivatives_of_maps_agree_with_finite_differences() -> None:
     weights = torch.rand(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert torch.autograd.gradcheck(poincare.expmap0, (u, curvature))
     assert torch.autograd.gradcheck(poincare.mobius_add, (u, v, curvature))
+    assert torch.autograd.gradcheck(poincare.scale, (u, weights[0].requires_grad_(), curvature))
     assert torch.autograd.gradcheck(poincare.einstein_midpoint, (u, weights, curvature))
 
 

@@ -13,6 +13,7 @@ from hrzs.hierarchy.tree import Tree
 from hrzs.models.classifier import SCORINGS, ZeroShotClassifier, sum_leaves
 from hrzs.models.clip import ClipModel
 from hrzs.models.heads import HyperbolicHead
+from hrzs.models.loading import load_model
 
 # Of the tree in tests/conftest.py.
 LEVELS = [
@@ -86,7 +87,8 @@ def test_labels_are_ancestors(classifier: ZeroShotClassifier) -> None:
 
 def test_text_needs_no_gradient(classifier: ZeroShotClassifier) -> None:
     assert not classifier.prepared.requires_grad
-    assert classifier.prepared.shape == (10, 64)  # 6 leaves and 4 superclasses: those that pass through once
+    assert classifier.prepared.shape == (12, 64)  # levels of 6, 4 and 2 nodes: those that pass through in each
+    assert torch.equal(classifier.prepared[classifier.columns[1][[1, 3]]], classifier.prepared[[2, 5]])
 
 
 def test_head_by_name(model: ClipModel, tree: Tree, features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +99,25 @@ def test_head_by_name(model: ClipModel, tree: Tree, features: Tensor, monkeypatc
         text = model.encode_text(["a photo of a bus.", "a photo of a coach."]).mean(0, keepdim=True)
         assert torch.allclose(own.prepared[4:5], model.geometry.prepare(text), atol=1e-6)
         assert (own.logits(features) <= 0).all()
-        assert torch.allclose(cosine.prepared.norm(dim=1), torch.ones(10), atol=1e-5)
+        assert torch.allclose(cosine.prepared.norm(dim=1), torch.ones(12), atol=1e-5)
+
+
+def test_a_hyperbolic_level_is_scored_at_its_depth(tree: Tree, features: Tensor) -> None:
+    """`cat` passes through level 1: one text, at another depth, temperature and logit in each of its levels."""
+    model = load_model("tiny", "none", seed=0)
+    model.geometry = HyperbolicHead(0.1, 0.1, (4.0, 3.0, 2.0), depth=(1.0, 0.6, 0.3))
+    own = ZeroShotClassifier(model, tree)
+    names = {level: [n.name for n in tree.levels[level]] for level in range(3)}
+    with torch.no_grad():
+        for level, beta, factor in ((0, 4.0, 1.0), (1, 3.0, 0.6), (2, 2.0, 0.3)):
+            column = names[level].index("cat") if level < 2 else 0
+            text = model.encode_text([f"a photo of a {names[level][column]}."])
+            shallow = HyperbolicHead(0.1 * factor, 0.1 * factor, beta)
+            expected = shallow.logits(features, shallow.prepare(text))[:, 0]
+            assert torch.allclose(own.logits(features, level)[:, column], expected, atol=1e-4)
+        # Summed leaves stay the leaves'.
+        leaf = own.logits(features)
+        assert torch.allclose(own.logits(features, 2, "leaves")[:, 0], leaf[:, :3].logsumexp(1), atol=1e-4)
 
 
 @given(

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hrzs.geometry import poincare
 from hrzs.models.heads import CosineHead, HyperbolicHead
@@ -55,11 +60,116 @@ def test_hyperbolic_is_the_negative_scaled_distance(
     assert torch.equal(head.point_logits(points, head.prepare(features[1])), logits)
 
 
+def assert_values(head: HyperbolicHead, expected: dict[str, Any]) -> None:
+    values = head.values()
+    assert values.keys() == expected.keys()
+    for name, value in expected.items():
+        assert values[name] == pytest.approx(value, rel=1e-6), name
+    json.dumps(values)
+
+
 def test_hyperbolic_values_round_trip() -> None:
-    values = {"scale_image": 0.07, "scale_text": 0.11, "beta": 12.5, "curvature": 0.5}
+    values: dict[str, Any] = {
+        "scale_image": 0.07, "scale_text": 0.11, "beta": [12.5, 7.0, 3.0], "curvature": 0.5, "depth": [1.0, 0.6, 0.2],
+        "image_depth": False,
+    }  # fmt: skip
     head = HyperbolicHead(**values)
-    assert head.values() == pytest.approx(values, rel=1e-6)
-    assert HyperbolicHead(**head.values()).values() == pytest.approx(values, rel=1e-6)
+    assert_values(head, values)
+    again = HyperbolicHead(**head.values())
+    assert_values(again, values)
+    again.load_state_dict(head.state_dict())
+    assert_values(again, head.values())
+
+
+@given(st.lists(st.floats(-4, -1e-6) | st.floats(1e-6, 3) | st.just(0.0), min_size=1, max_size=6))
+def test_a_head_comes_back_to_the_bit(logarithms: list[float]) -> None:
+    """Near 1 a value in float32 says less than its logarithm."""
+    head = HyperbolicHead(0.03, 0.02, [1.0] * len(logarithms), depth=[1.0] * (len(logarithms) + 1))
+    with torch.no_grad():
+        for parameter in (head.log_beta, head.log_depth):
+            parameter.copy_(torch.tensor(logarithms))
+        head.log_scale_text.fill_(logarithms[0])
+    again = HyperbolicHead(**json.loads(json.dumps(head.values())))
+    for name, value in head.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_values_from_before_the_levels_had_depths(features: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Earlier runs kept one β and nothing of depth: then all levels are as the leaves."""
+    old = {"scale_image": 0.03, "scale_text": 0.02, "beta": 4.0, "curvature": 0.5}
+    head = HyperbolicHead(**old)
+    assert_values(head, old | {"beta": [4.0], "depth": [1.0], "image_depth": True})
+    leaves = head.logits(features[0], head.prepare(features[1]))
+    for level in range(4):
+        prepared = head.prepare(features[1], torch.full((3,), level))
+        assert torch.equal(head.logits(features[0], prepared, level), leaves)
+
+
+def test_the_leaves_depth_is_that_of_the_scales() -> None:
+    with pytest.raises(ValueError, match=r"depth factor is 0\.5"):
+        HyperbolicHead(0.03, 0.02, 4.0, depth=(0.5, 0.25))
+
+
+DEEP: dict[str, Any] = {"beta": (4.0, 3.0, 2.0), "depth": (1.0, 0.6, 0.2)}
+
+
+@pytest.mark.parametrize("image_depth", [True, False])
+@pytest.mark.parametrize("curvature", [0.0, 0.5, 1.0])
+def test_logits_of_each_level_against_the_formula(
+    curvature: float, image_depth: bool, features: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """In float64, through arcosh; level 3 is beyond the last factor and has those of level 2."""
+    head = HyperbolicHead(0.03, 0.02, curvature=curvature, image_depth=image_depth, **DEEP).double()
+    image, text = (f.double() for f in features)
+    r = curvature
+
+    def ball(v: torch.Tensor) -> torch.Tensor:
+        norm = v.norm(dim=1, keepdim=True) * r**0.5
+        return v if r == 0 else norm.tanh() * v / norm
+
+    for level in range(4):
+        factor, beta = DEEP["depth"][min(level, 2)], DEEP["beta"][min(level, 2)]
+        u = ball((factor if image_depth else 1) * 0.03 * image)[:, None]
+        v = ball(factor * 0.02 * text)[None]
+        squared = (u - v).square().sum(-1)
+        if r == 0:
+            distance = 2 * squared.sqrt()
+        else:
+            gap = 2 * r * squared / ((1 - r * u.square().sum(-1)) * (1 - r * v.square().sum(-1)))
+            distance = (1 + gap).arccosh() / r**0.5
+        prepared = head.prepare(text, torch.full((3,), level))
+        # Constants are kept as float32.
+        torch.testing.assert_close(head.logits(image, prepared, level), -beta * distance, rtol=1e-5, atol=1e-6)
+
+
+def test_depth_factors_shrink_the_distance_from_the_centre(features: tuple[torch.Tensor, torch.Tensor]) -> None:
+    head = HyperbolicHead(0.03, 0.02, curvature=1.0, **DEEP)
+    levels = torch.tensor([0, 1, 2, 1, 7])
+    text = features[1][[0, 0, 0, 1, 2]]
+    placed = head.prepare(text, levels)
+    factors = torch.tensor([1.0, 0.6, 0.2, 0.6, 0.2])
+    torch.testing.assert_close(head.radius(placed).atanh(), factors * head.radius(head.prepare(text)).atanh())
+    for level, factor in enumerate((1.0, 0.6, 0.2, 0.2)):
+        moved = head.embed_image(features[0], level)
+        whole = head.embed_image(features[0])
+        torch.testing.assert_close(moved, poincare.scale(whole, torch.tensor(factor), 1.0))
+        assert head.image_factor(level).item() == pytest.approx(factor)
+
+
+def test_images_stay_at_the_leaves_where_only_texts_have_depth(features: tuple[torch.Tensor, torch.Tensor]) -> None:
+    head = HyperbolicHead(0.03, 0.02, image_depth=False, **DEEP)
+    for level in range(4):
+        assert torch.equal(head.embed_image(features[0], level), head.embed_image(features[0]))
+    assert not torch.equal(head.prepare(features[1], torch.ones(3).long()), head.prepare(features[1]))
+
+
+def test_each_level_learns_its_own(features: tuple[torch.Tensor, torch.Tensor]) -> None:
+    head = HyperbolicHead(0.03, 0.02, **DEEP)
+    head.logits(features[0], head.prepare(features[1], torch.full((3,), 1)), 1).sum().backward()
+    assert head.log_beta.grad is not None
+    assert head.log_depth.grad is not None
+    assert (head.log_beta.grad != 0).tolist() == [False, True, False]
+    assert (head.log_depth.grad != 0).tolist() == [True, False]
 
 
 def test_hyperbolic_learns_all_but_the_curvature(features: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -93,7 +203,7 @@ def test_without_curvature_the_head_is_euclidean(features: tuple[torch.Tensor, t
     torch.testing.assert_close(head.radius(points), points.norm(dim=1))
     again = HyperbolicHead(**head.values())
     assert again.is_flat
-    assert again.values() == pytest.approx(head.values(), rel=1e-6)
+    assert_values(again, head.values())
 
 
 def test_radius_is_a_share_of_the_balls() -> None:

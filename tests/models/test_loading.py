@@ -164,13 +164,34 @@ def test_every_architecture_makes_the_round_trip(every_config: Path, tmp_path: P
 
 def test_geometry_is_kept(config_file: ConfigFile, tmp_path: Path) -> None:
     model = load_model(str(config_file("plain")), "none")
-    model.geometry = HyperbolicHead(0.05, 0.07, 9.0, 0.5)
+    model.geometry = HyperbolicHead(0.05, 0.07, (9.0, 7.0), 0.5, (1.0, 0.6, 0.25), image_depth=False)
     save_model(model, tmp_path)
     loaded = load_model(str(tmp_path))
     assert loaded.geometry is not None
-    assert loaded.geometry.values() == pytest.approx(model.geometry.values(), rel=1e-6)
+    values = loaded.geometry.values()
+    assert values.keys() == {"scale_image", "scale_text", "beta", "curvature", "depth", "image_depth"}
+    for name, value in model.geometry.values().items():
+        assert values[name] == pytest.approx(value, rel=1e-6)
     assert loaded.head().name == "hyperbolic"
     assert set(load_file(tmp_path / "model.safetensors")) == set(model.clip.state_dict())
+
+
+def test_a_header_from_before_the_levels_had_depths_is_read(config_file: ConfigFile, tmp_path: Path) -> None:
+    """One β and no depth factors: every level is scored as the leaves are, as it was when the run was made."""
+    old = {"scale_image": 0.05, "scale_text": 0.07, "beta": 9.0, "curvature": 0.5}
+    model = load_model(str(config_file("plain")), "none")
+    model.geometry = HyperbolicHead(**old)
+    save_model(model, tmp_path)
+    file = tmp_path / "model.safetensors"
+    header = {key: json.dumps(value) for key, value in read_header(file).items()}
+    save_file(load_file(file), file, {"format": "pt"} | header | {"geometry": json.dumps(old)})
+    assert read_header(file)["geometry"] == old
+    head = load_model(str(tmp_path)).geometry
+    assert head is not None
+    assert head.depth.tolist() == [1.0]
+    image, text = torch.randn(3, 24), torch.randn(4, 24)
+    leaf = head.logits(image, head.prepare(text))
+    assert torch.equal(head.logits(image, head.prepare(text, torch.full((4,), 2)), 2), leaf)
 
 
 def test_header(saved: tuple[ClipModel, Path]) -> None:

@@ -16,13 +16,16 @@ from hrzs.models.heads import CosineHead, HyperbolicHead
 from hrzs.models.text import NodeIndex, NodeTexts, Prompts, TextBank, frozen_texts, resolve_template, same_tokens
 
 
-def test_nodes_that_pass_through_stand_once(tree: Tree) -> None:
+def test_nodes_that_pass_through_have_one_text_and_a_column_at_each_level(tree: Tree) -> None:
     index = NodeIndex.of(tree)
     names = [node.name for node in index.nodes]
     assert names == ["dog", "wolf", "cat", "car", "bus", "boat", "canine", "wheeled vehicle", "animal", "vehicle"]
-    assert [column.tolist() for column in index.columns] == [[0, 1, 2, 3, 4, 5], [6, 2, 7, 5], [8, 9]]
+    assert [column.tolist() for column in index.columns] == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9], [10, 11]]
+    assert index.owner.tolist() == [0, 1, 2, 3, 4, 5, 6, 2, 7, 5, 8, 9]
+    assert index.level.tolist() == [0] * 6 + [1] * 4 + [2] * 2
     for level, column in enumerate(index.columns):
-        assert [index.nodes[i] for i in column] == list(tree.levels[level])
+        assert all(index.nodes[i] is node for i, node in zip(index.owner[column], tree.levels[level], strict=True))
+        assert index.level[column].unique().tolist() == [level]
 
 
 def test_nodes_are_told_apart_by_identity_not_name() -> None:
@@ -32,7 +35,8 @@ def test_nodes_are_told_apart_by_identity_not_name() -> None:
                      level=2))  # fmt: skip
     index = NodeIndex.of(tree)
     assert len(index.nodes) == 4
-    assert [column.tolist() for column in index.columns] == [[0, 1, 2], [3, 2]]
+    assert [column.tolist() for column in index.columns] == [[0, 1, 2], [3, 4]]
+    assert [index.owner[column].tolist() for column in index.columns] == [[0, 1, 2], [3, 2]]
 
 
 def test_prompts_fill_every_name_into_every_template(tree: Tree) -> None:

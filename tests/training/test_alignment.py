@@ -56,6 +56,13 @@ def joined(tree: Tree) -> set[frozenset[int]]:
     return {frozenset((id(node), id(child))) for node in tree.root.walk() for child in node.children}
 
 
+def spread(alignment: LevelAlignment, level: int, row: int, columns: int) -> list[int]:
+    """The columns in the denominator of a node, in the numbering of `NodeIndex`."""
+    mask = torch.zeros(columns, dtype=torch.bool)
+    mask[alignment.reach[level]] = alignment.candidates[level][row]
+    return [int(i) for i in mask.nonzero().squeeze(1)]
+
+
 @given(plans, st.sampled_from(HNSA))
 def test_denominator_is_own_level_and_strangers_of_neighbouring_levels(plan: Plan, hnsa: str) -> None:
     tree = grow(plan)
@@ -68,8 +75,26 @@ def test_denominator_is_own_level_and_strangers_of_neighbouring_levels(plan: Pla
             for neighbour in (level + step for step in neighbours):
                 if 0 <= neighbour < tree.top:
                     expected |= {id(n) for n in tree.levels[neighbour] if frozenset((id(n), id(true))) not in edges}
-            allowed = alignment.candidates[level][k].nonzero().squeeze(1).tolist()
-            assert {id(index.nodes[i]) for i in allowed} == expected
+            allowed = spread(alignment, level, k, len(index.owner))
+            standing = [id(index.nodes[i]) for i in index.owner[allowed]]
+            # A node that passes through has a column in either level: it stands there once, with that of the level.
+            assert sorted(standing) == sorted(expected)
+            assert set(index.columns[level].tolist()) <= set(allowed)
+            touched = {int(index.level[i]) for i in allowed}
+            assert touched <= {level, *(level + step for step in neighbours)}
+
+
+@given(plans, st.sampled_from(HNSA))
+def test_logits_reach_over_no_more_than_whole_levels(plan: Plan, hnsa: str) -> None:
+    tree = grow(plan)
+    index = NodeIndex.of(tree)
+    alignment = LevelAlignment(tree, index, hnsa)
+    for level in range(tree.top):
+        steps = {"none": (0,), "lower": (-1, 0), "upper": (0, 1), "both": (-1, 0, 1)}[hnsa]
+        levels = [level + step for step in steps if 0 <= level + step < tree.top]
+        reached = torch.arange(len(index.owner))[alignment.reach[level]]
+        assert reached.tolist() == torch.cat([index.columns[k] for k in levels]).tolist()
+        assert alignment.candidates[level].shape == (len(tree.levels[level]), len(reached))
 
 
 @given(plans)
@@ -109,57 +134,172 @@ def scene(data: st.DataObject, tree: Tree, columns: int) -> tuple[Tensor, Tensor
     return torch.randn(count, columns, dtype=torch.float64, generator=generator), torch.tensor(labels)
 
 
-@given(plans, st.sampled_from(HNSA), st.data())
-def test_per_image_loss_against_its_definition(plan: Plan, hnsa: str, data: st.DataObject) -> None:
+def naive(row: list[float], alignment: LevelAlignment, index: NodeIndex, level: int, true: int) -> float:
+    """``CE`` of one row of all columns against node ``true`` of ``level``."""
+    against = [row[i] for i in spread(alignment, level, true, len(row))]
+    return math.log(sum(math.exp(v) for v in against)) - row[int(index.columns[level][true])]
+
+
+@given(plans, st.sampled_from(HNSA), st.sampled_from(("image", "node")), st.data())
+def test_per_image_loss_against_its_definition(plan: Plan, hnsa: str, balance: str, data: st.DataObject) -> None:
+    """The leaves' term is the mean over images; above it is that, or the mean over present nodes of theirs."""
     tree = grow(plan)
     index = NodeIndex.of(tree)
-    logits, labels = scene(data, tree, len(index.nodes))
-    alignment = LevelAlignment(tree, index, hnsa)
+    logits, labels = scene(data, tree, len(index.owner))
+    alignment = LevelAlignment(tree, index, hnsa, balance=balance)
     expected = 0.0
     for level in range(tree.top):
+        of_node: dict[int, list[float]] = {}
         for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
             true = int(tree.ancestors[level, label])
-            against = [row[i] for i, allowed in enumerate(alignment.candidates[level][true].tolist()) if allowed]
-            own = row[int(index.columns[level][true])]
-            loss = math.log(sum(math.exp(v) for v in against)) - own
-            expected += (1 - level / (tree.top + 1)) * loss / len(labels)
-    total = alignment.total(lambda level: alignment.per_image(logits, labels, level))
+            of_node.setdefault(true, []).append(naive(row, alignment, index, level, true))
+        groups = list(of_node.values())
+        if balance == "image" or level == 0:
+            groups = [[loss for group in groups for loss in group]]
+        mean = sum(sum(group) / len(group) for group in groups) / len(groups)
+        expected += (1 - level / (tree.top + 1)) * mean
+    total = alignment.total(lambda level: alignment.per_image(logits[:, alignment.reach[level]], labels, level))
     assert total.item() == pytest.approx(expected)
 
 
-@given(plans, st.floats(0.1, 4), st.data())
-def test_class_means_average_level_by_level(plan: Plan, curvature: float, data: st.DataObject) -> None:
+@given(plans, st.sampled_from(HNSA), st.sampled_from(("image", "node")), st.data())
+def test_loss_of_means_against_its_definition(plan: Plan, hnsa: str, balance: str, data: st.DataObject) -> None:
+    """Nodes without images have no say, whatever their rows hold."""
     tree = grow(plan)
-    values, labels = scene(data, tree, 3)
-    head = HyperbolicHead(1.0, 1.0, 1.0, curvature).double()
+    index = NodeIndex.of(tree)
+    _, labels = scene(data, tree, 1)
+    alignment = LevelAlignment(tree, index, hnsa, balance=balance)
+    for level in range(1, tree.top):
+        nodes = len(tree.levels[level])
+        generator = torch.Generator().manual_seed(level)
+        logits = torch.randn(nodes, len(index.owner), dtype=torch.float64, generator=generator).requires_grad_()
+        counts = torch.bincount(tree.ancestors[level][labels], minlength=nodes).double()
+        losses = [naive(row, alignment, index, level, k) for k, row in enumerate(logits.tolist())]
+        weights = [float(c > 0) if balance == "node" else c for c in counts.tolist()]
+        expected = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
+        found = alignment.of_means(logits[:, alignment.reach[level]], counts, level)
+        assert found.item() == pytest.approx(expected)
+        (gradient,) = torch.autograd.grad(found, logits)
+        assert not gradient[counts == 0].any()
+
+
+@given(plans, st.integers(1, 3))
+def test_nodes_of_as_many_images_weigh_alike_either_way(plan: Plan, count: int) -> None:
+    """Level by level: as many images of each node, and the two balances are one."""
+    tree = grow(plan)
+    index = NodeIndex.of(tree)
+    by_image, by_node = (LevelAlignment(tree, index, balance=balance) for balance in ("image", "node"))
+    for level in range(tree.top):
+        ancestors = tree.ancestors[level].tolist()
+        first = [ancestors.index(node) for node in range(len(tree.levels[level]))]
+        labels = torch.tensor(first * count)
+        logits = torch.randn(len(labels), len(index.owner), generator=torch.Generator().manual_seed(0)).double()
+        rows = logits[:, by_image.reach[level]]
+        torch.testing.assert_close(by_image.per_image(rows, labels, level), by_node.per_image(rows, labels, level))
+        counts = torch.full((len(first),), float(count), dtype=torch.float64)
+        torch.testing.assert_close(
+            by_image.of_means(rows[: len(first)], counts, level), by_node.of_means(rows[: len(first)], counts, level)
+        )
+        if count > 1 and level > 0 and len(first) > 1:  # the first node has one image alone
+            few = torch.tensor(first[1:] * count + first[:1])
+            rows = rows[: len(few)]
+            assert by_image.per_image(rows, few, level) != by_node.per_image(rows, few, level)
+
+
+#: Depth factors of levels 0 to 3; a shorter list is continued with its last.
+DEPTHS = ((1.0,), (1.0, 0.7, 0.4, 0.2), (1.0, 0.5), (1.0, 1.3, 0.6))
+
+
+def present_only(points: Tensor, labels: Tensor, tree: Tree, head: HyperbolicHead) -> list[dict[int, Tensor]]:
+    """The definition: a node's mean is that of its present children's, each brought to the node's depth."""
     curvature = head.value("curvature").item()
-    points = poincare.expmap0(values, curvature)
-    means = ClassMeans(tree, points, labels, head)
+    factors = [head.image_factor(level).item() for level in range(tree.top)]
 
     def average(members: list[Tensor]) -> Tensor:
         group = torch.stack(members)
         return poincare.einstein_midpoint(group, torch.ones(1, len(group), dtype=group.dtype), curvature)[0]
 
-    below = [average([p for p, y in zip(points, labels, strict=True) if y == c]) for c in labels.unique()]
-    present = labels.unique().tolist()
-    for level in range(tree.top):
-        assert means.nodes[level].tolist() == present
-        torch.testing.assert_close(means.points[level], torch.stack(below), rtol=1e-9, atol=1e-9)
+    def placed(point: Tensor, factor: float) -> Tensor:
+        length = point.norm() * curvature**0.5
+        return point if length == 0 else point * (factor * length.atanh()).tanh() / length
+
+    levels = [
+        {c: average([p for p, y in zip(points, labels, strict=True) if y == c]) for c in labels.unique().tolist()}
+    ]
+    for level in range(1, tree.top):
+        groups: dict[int, list[Tensor]] = {}
+        for child, point in levels[-1].items():
+            parent = int(tree.parents(level - 1)[child])
+            groups.setdefault(parent, []).append(placed(point, factors[level] / factors[level - 1]))
+        levels.append({parent: average(group) for parent, group in groups.items()})
+    return levels
+
+
+@given(plans, st.floats(0.1, 4), st.sampled_from(DEPTHS), st.booleans(), st.data())
+def test_class_means_average_level_by_level(
+    plan: Plan, curvature: float, depth: tuple[float, ...], image_depth: bool, data: st.DataObject
+) -> None:
+    tree = grow(plan)
+    values, labels = scene(data, tree, 3)
+    head = HyperbolicHead(1.0, 1.0, 1.0, curvature, depth, image_depth).double()
+    points = poincare.expmap0(0.5 * values, head.value("curvature").item())
+    average = ClassMeans(tree)
+    means = average(points, labels, head)
+    expected = present_only(points, labels, tree, head)
+    norms = [{k: p.norm().item() for k, p in level.items()} for level in expected]
+    outwards = average.steps_outwards(means)
+    for level, of_node in enumerate(expected):
+        counts = torch.bincount(tree.ancestors[level][labels], minlength=len(tree.levels[level]))
+        assert means.counts[level].tolist() == counts.tolist()
+        assert (counts > 0).nonzero().squeeze(1).tolist() == sorted(of_node)
+        for node, point in enumerate(means.points[level]):
+            there = of_node.get(node, torch.zeros(3, dtype=torch.float64))
+            torch.testing.assert_close(point, there, rtol=1e-6, atol=1e-8)
         if level + 1 == tree.top:
             break
-        parents = tree.parents(level)[present].tolist()
-        groups = {p: [b for b, q in zip(below, parents, strict=True) if q == p] for p in sorted(set(parents))}
-        edges = {
-            (p, c)
-            for c, p in zip(present, parents, strict=True)
-            if tree.levels[level][c] is not tree.levels[level + 1][p] and len(groups[p]) > 1
-        }
-        above, children = means.edges[level]
-        named = {(sorted(groups)[a], present[c]) for a, c in zip(above.tolist(), children.tolist(), strict=True)}
-        assert named == edges
-        assert len(above) == len(edges)
-        present, below = sorted(groups), [average(groups[p]) for p in sorted(groups)]
-    assert len(means.edges) == tree.top - 1
+        parents = tree.parents(level).tolist()
+        for node in range(len(tree.levels[level])):
+            siblings = [k for k in of_node if parents[k] == parents[node]]
+            passes = tree.levels[level][node] is tree.levels[level + 1][parents[node]]
+            assert bool(means.edges[level][node]) == (node in of_node and not passes and len(siblings) > 1)
+            if node in of_node:
+                step = norms[level][node] - norms[level + 1][parents[node]]
+                assert outwards[level][node].item() == pytest.approx(step, abs=1e-7)
+    assert len(means.edges) == len(outwards) == tree.top - 1
+
+
+@given(plans, st.sampled_from((0.0, 1.0)), st.sampled_from(DEPTHS), st.data())
+def test_gradients_of_class_means_are_finite_and_those_of_the_present_nodes(
+    plan: Plan, curvature: float, depth: tuple[float, ...], data: st.DataObject
+) -> None:
+    """What nodes without images add to a loss is nothing, and so is what they add to a gradient."""
+    tree = grow(plan)
+    values, labels = scene(data, tree, 3)
+    head = HyperbolicHead(1.0, 1.0, 1.0, curvature, depth)
+    points = head.embed_image(0.5 * values.float()).detach().requires_grad_()
+    index = NodeIndex.of(tree)
+    texts = head.prepare(torch.randn(len(index.nodes), 3, generator=torch.Generator().manual_seed(0))[index.owner],
+                         index.level)  # fmt: skip
+    alignment, average = LevelAlignment(tree, index, balance="node"), ClassMeans(tree)
+    means = average(points, labels, head)
+
+    def term(level: int) -> Tensor:
+        logits = head.point_logits(means.points[level], texts[alignment.reach[level]], level)
+        return alignment.of_means(logits, means.counts[level], level)
+
+    loss = alignment.total(term)
+    if means.edges:
+        loss = loss + norm_gap(torch.cat(average.steps_outwards(means)), 10.0, torch.cat(means.edges))
+    learnt = [points, *(p for p in head.parameters() if p.requires_grad)]
+    assert loss.isfinite()
+    for gradient in torch.autograd.grad(loss, learnt, allow_unused=True, retain_graph=True):
+        assert gradient is None or gradient.isfinite().all()
+    for level, level_points in enumerate(means.points):
+        absent = means.counts[level] == 0
+        assert not level_points[absent].any()
+        if absent.any():
+            (gradient,) = torch.autograd.grad(level_points[absent].sum(), points, retain_graph=True)
+            assert not gradient.any()
 
 
 @given(plans)
@@ -167,7 +307,9 @@ def test_text_edges_are_those_below_the_root_each_once(plan: Plan) -> None:
     tree = grow(plan)
     index = NodeIndex.of(tree)
     parents, children = text_edges(tree, index)
-    found = [(id(index.nodes[p]), id(index.nodes[c])) for p, c in zip(parents.tolist(), children.tolist(), strict=True)]
+    assert torch.equal(index.level[parents], index.level[children] + 1)
+    ends = (index.owner[parents].tolist(), index.owner[children].tolist())
+    found = [(id(index.nodes[p]), id(index.nodes[c])) for p, c in zip(*ends, strict=True)]
     expected = [(id(n), id(c)) for n in tree.root.walk() if n is not tree.root for c in n.children]
     assert sorted(found) == sorted(expected)
 
@@ -187,21 +329,28 @@ def test_in_flat_space_means_are_means_and_distances_straight() -> None:
     flat = HyperbolicHead(1.0, 1.0, 1.0, 0.0)
     tree = grow((3, [[(0, False), (0, False), (1, False)]], 0)).restrict(("c0", "c1", "c2"))
     points = torch.tensor([[3.0, 0.0], [5.0, 0.0], [0.0, 2.0]])
-    means = ClassMeans(tree, points, torch.tensor([0, 0, 1]), flat)
-    assert means.points[0].tolist() == [[4.0, 0.0], [0.0, 2.0]]
-    assert means.points[1].tolist() == [[2.0, 1.0]]
+    labels = torch.tensor([0, 0, 1])
+    means = ClassMeans(tree)(points, labels, flat)
+    assert means.points[0].tolist() == [[4.0, 0.0], [0.0, 2.0], [0.0, 0.0]]
+    assert means.points[1].tolist() == [[2.0, 1.0], [0.0, 0.0]]
+    assert [count.tolist() for count in means.counts] == [[2.0, 1.0, 0.0], [3.0, 0.0]]
+    halved = ClassMeans(tree)(points, labels, HyperbolicHead(1.0, 1.0, 1.0, 0.0, (1.0, 0.5)))
+    assert halved.points[1].tolist() == [[1.0, 0.5], [0.0, 0.0]]
     assert vicinity(points[:1], torch.zeros(1, 2), 1.0, flat).item() == pytest.approx(2 * 3.0 - 1.0)
 
 
 def test_norm_gap_wants_parents_nearer_the_centre() -> None:
-    parents = torch.tensor([[0.3, 0.0], [0.3, 0.0]], requires_grad=True)
-    children = torch.tensor([[0.0, 0.4], [0.0, 0.35]], requires_grad=True)
-    loss = norm_gap(parents, children, 0.08)
-    assert loss.item() == pytest.approx((0.3 - 0.35 + 0.08) / 2)
-    of_parents, of_children = torch.autograd.grad(loss, (parents, children))
-    assert of_parents.tolist() == [[0.0, 0.0], [0.5, 0.0]]
-    assert of_children.tolist() == [[0.0, 0.0], [0.0, -0.5]]
+    steps = torch.tensor([0.1, 0.05, -0.5], requires_grad=True)
+    loss = norm_gap(steps, 0.08, torch.tensor([True, True, False]))
+    assert loss.item() == pytest.approx((0.08 - 0.05) / 2)
+    (gradient,) = torch.autograd.grad(loss, steps)
+    assert gradient.tolist() == [0.0, -0.5, 0.0]
+    assert norm_gap(steps, 0.08).item() == pytest.approx((0.08 - 0.05 + 0.08 + 0.5) / 3)
 
 
 def test_norm_gap_without_edges_is_zero() -> None:
-    assert norm_gap(torch.zeros(0, 2), torch.zeros(0, 2), 0.1).item() == 0.0
+    assert norm_gap(torch.zeros(0), 0.1).item() == 0.0
+    steps = torch.zeros(2, requires_grad=True)
+    loss = norm_gap(steps, 0.1, torch.zeros(2, dtype=torch.bool))
+    assert loss.item() == 0.0
+    assert not torch.autograd.grad(loss, steps)[0].any()

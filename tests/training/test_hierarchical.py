@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -16,8 +17,11 @@ from hrzs.data import Batch
 from hrzs.errors import UsageError
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.clip import ClipModel
+from hrzs.models.heads import HyperbolicHead
+from hrzs.models.text import TextBank
 from hrzs.training.methods import method_class
 from hrzs.training.methods.base import Method
+from hrzs.training.methods.hierarchical import SPREAD
 from hrzs.training.options import TrainOptions
 
 MakeModel = Callable[[], ClipModel]
@@ -66,11 +70,16 @@ def test_a_forests_loss_is_the_sum_over_its_trees(
         "hrzs.training.methods.hierarchical.perturb_universally",
         lambda model, loss, images, text, seeds, **_: (images, torch.zeros_like(text)),  # noqa: ARG005
     )
-    forest = total(start(make_model(), [shapes_tree, other_tree], batch, beta=5.0, **overrides), batch)
-    alone = [
-        total(start(make_model(), [tree], batch, beta=5.0, **overrides), batch) for tree in (shapes_tree, other_tree)
-    ]
-    assert forest == pytest.approx(sum(alone), rel=1e-5)
+    whole = start(make_model(), [shapes_tree, other_tree], batch, beta=5.0, **overrides)
+    head = whole.model.geometry
+    assert head is not None
+    alone = []
+    for tree in (shapes_tree, other_tree):
+        # With the same head: alone, a tree of fewer levels would have its own depth factors.
+        model = make_model()
+        model.geometry = HyperbolicHead(**head.values())
+        alone.append(total(start(model, [tree], batch, beta=5.0, **overrides), batch))
+    assert total(whole, batch) == pytest.approx(sum(alone), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["hierarchical", "tecoa"])
@@ -150,9 +159,10 @@ def test_a_level_of_no_weight_is_as_if_it_were_not_there(
     make_model: MakeModel, shapes_tree: Tree, batch: Batch
 ) -> None:
     weights = "1" + ",0" * (shapes_tree.top - 1)
-    only_leaves = start(make_model(), [shapes_tree], batch, level_weights=weights, beta=5.0)
+    leaves_alone = {"beta": 5.0, "hnsa": "none", "lambda_gap": 0.0}
+    only_leaves = start(make_model(), [shapes_tree], batch, level_weights=weights, **leaves_alone)
     flat = Tree(Node("all", "all", tuple(shapes_tree.levels[0]), level=1), shapes_tree.classes)
-    same = start(make_model(), [flat], batch, level_weights="1", beta=5.0)
+    same = start(make_model(), [flat], batch, level_weights="1", **leaves_alone)
     # The text perturbation is relative to the mean norm of all texts, of which the flat tree has fewer.
     assert total(only_leaves, batch) == pytest.approx(total(same, batch), rel=1e-3)
 
@@ -210,4 +220,53 @@ def test_where_the_levels_lie_is_logged(make_model: MakeModel, shapes_tree: Tree
     for level in range(shapes_tree.top):
         assert 0 < log[f"radius_text_{level}"] < 1
         assert 0 < log[f"radius_image_{level}"] < 1
+        assert 0 < log[f"margin_{level}"] <= log[f"bound_{level}"] * (1 + 1e-5)
     assert log["radius_text"] == log["radius_text_0"]
+    assert 0 <= log["edges_ordered"] <= 1
+
+
+def test_with_depth_levels_start_at_evenly_falling_radii(
+    make_model: MakeModel, shapes_tree: Tree, batch: Batch
+) -> None:
+    for depth in ("both", "text", "none"):
+        model = make_model()
+        method = start(model, [shapes_tree], batch, depth=depth, radius_text=0.6, radius=0.5)
+        head = model.geometry
+        assert head is not None
+        assert head.image_depth == (depth == "both")
+        factors = head.depth.tolist()
+        if depth == "none":
+            assert factors == [1.0]
+        else:
+            expected = [math.atanh(0.6 * (1 - level / 4)) / math.atanh(0.6) for level in range(4)]
+            assert factors == pytest.approx(expected, rel=1e-5)
+        assert len(head.value("beta")) == 4
+        # Texts of a random model are about as long at all levels; so are they after training (docs/method.md).
+        log = method.loss(batch.images, batch.labels, sample_seeds(batch.ids, 0)).log
+        for level in range(4):
+            radius = 0.6 * (1 - level / 4) if depth != "none" else 0.6
+            assert log[f"radius_text_{level}"].item() == pytest.approx(radius, rel=0.1)
+
+
+def test_each_level_starts_with_the_spread_of_the_models_own_logits(
+    make_model: MakeModel, shapes_tree: Tree, batch: Batch
+) -> None:
+    spreads = {}
+    for kind in ("own", "shared"):
+        model = make_model()
+        start(model, [shapes_tree], batch, beta_levels=kind)
+        head = model.geometry
+        assert head is not None
+        assert len(head.value("beta")) == (4 if kind == "own" else 1)
+        texts, cosine = TextBank(model, shapes_tree), model.head("cosine")
+        with torch.no_grad():
+            image, text = model.encode_image(batch.images), texts.features(model)[texts.index.owner]
+            prepared, plain = head.prepare(text, texts.index.level), cosine.prepare(text)
+            spreads[kind] = [
+                (head.logits(image, prepared[c], level).std(dim=1).mean()
+                 / cosine.logits(image, plain[c]).std(dim=1).mean()).item()
+                for level, c in enumerate(texts.index.columns)
+            ]  # fmt: skip
+    assert spreads["own"] == pytest.approx([SPREAD] * 4, rel=1e-3)
+    assert spreads["shared"][0] == pytest.approx(SPREAD, rel=1e-3)
+    assert spreads["shared"][3] < 0.8 * SPREAD, "one β starves the upper levels, which lie near the centre"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from hrzs.errors import UsageError
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.text import TextBank
-from hrzs.training.methods import METHODS, Method, method_class
+from hrzs.training.methods import METHODS, Method, check_options, method_class
 from hrzs.training.methods.hierarchical import SPREAD
 from hrzs.training.options import TrainOptions
 
@@ -28,6 +29,8 @@ CASES = {
     **{f"hierarchical-{m}": TrainOptions(image_levels=m) for m in ("per-image", "hypavg", "mixed")},
     "hierarchical-all-terms": TrainOptions(hnsa="both", lambda_vic=1.0, lambda_gap=1.0),
     "hierarchical-hypavg-all-terms": TrainOptions(image_levels="hypavg", hnsa="both", lambda_vic=1.0, lambda_gap=1.0),
+    "hierarchical-text-depth": TrainOptions(depth="text"),
+    "hierarchical-no-depth": TrainOptions(depth="none", beta_levels="shared", level_balance="image"),
     "hierarchical-anchor": TrainOptions(lambda_anchor=1.0),
     "tecoa-anchor": TrainOptions(method="tecoa", lambda_anchor=1.0),
     "clean-every-level": TrainOptions(method="clean", every_level=True),
@@ -36,6 +39,7 @@ CASES = {
     "fare-clean-too": TrainOptions(method="fare", fare_clean=0.5),
 }
 SCALARS = {"geometry.log_scale_image", "geometry.log_scale_text", "geometry.log_beta"}
+DEPTH = {"geometry.log_depth"}
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES)
@@ -71,7 +75,8 @@ def tuned(model: ClipModel, options: TrainOptions) -> set[str]:
         "image+projection": ("clip.visual", "clip.text_projection"),
         "all": ("clip",),
     }
-    head = SCALARS if options.method == "hierarchical" else set()
+    deep = DEPTH if options.depth != "none" else set()
+    head = SCALARS | deep if options.method == "hierarchical" else set()
     return named(model, *prefixes[tune]) | head
 
 
@@ -195,7 +200,10 @@ def test_calibration_takes_a_beta_as_given(make_model: MakeModel, shapes_tree: T
     model = make_model()
     start(model, shapes_tree, TrainOptions(beta=3.5), batch)
     assert model.geometry is not None
-    assert model.geometry.values()["beta"] == pytest.approx(3.5)
+    assert model.geometry.values()["beta"] == pytest.approx([3.5] * 4)
+    start(model := make_model(), shapes_tree, TrainOptions(beta=3.5, beta_levels="shared"), batch)
+    assert model.geometry is not None
+    assert model.geometry.values()["beta"] == pytest.approx([3.5])
 
 
 def test_a_baseline_leaves_the_head_it_trained(make_model: MakeModel, shapes_tree: Tree, batch: Batch) -> None:
@@ -204,6 +212,45 @@ def test_a_baseline_leaves_the_head_it_trained(make_model: MakeModel, shapes_tre
     assert model.head().name == "hyperbolic"
     start(model, shapes_tree, TrainOptions(method="tecoa"), batch)
     assert model.head().name == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "readers"),
+    [
+        ("tecoa", "depth", "hierarchical"), ("clean", "beta_levels", "hierarchical"),
+        ("tga-zsr", "head_lr", "hierarchical"), ("fare", "depth", "hierarchical"),
+        ("fare", "level_balance", "hierarchical, tecoa"),
+    ],
+)  # fmt: skip
+def test_options_that_a_method_does_not_read_are_refused(method: str, option: str, readers: str) -> None:
+    named = f"--{option.replace('_', '-')}: --method {method} does not read it; it belongs to {readers}"
+    with pytest.raises(UsageError, match=named):
+        check_options(method, {option})
+
+
+def test_what_reads_the_options_of_levels() -> None:
+    for option in ("depth", "beta_levels", "head_lr", "level_balance"):
+        check_options("hierarchical", {option})
+    for method in ("clean", "tecoa"):
+        check_options(method, {"level_balance", "every_level"})
+
+
+@pytest.mark.parametrize("method", ["clean", "tecoa"])
+def test_level_balance_tells_on_a_lopsided_tree(
+    method: str, make_model: MakeModel, shapes_tree: Tree, batch: Batch
+) -> None:
+    """Two images a class, but nodes of many classes and of few."""
+
+    def total(**overrides: Any) -> float:
+        options = TrainOptions(method=method, steps=1, **overrides)
+        return (
+            start(make_model(), shapes_tree, options, batch).loss(batch.images, batch.labels, seeds(batch)).total.item()
+        )
+
+    by_node, by_image = (total(every_level=True, level_balance=balance) for balance in ("node", "image"))
+    assert abs(by_node - by_image) > 1e-3 * by_image
+    # At the leaves alone there is nothing to balance.
+    assert total(level_balance="node") == total(level_balance="image")
 
 
 def test_unknown_method() -> None:
@@ -218,6 +265,7 @@ def test_unknown_method() -> None:
         ("batch_size", 0), ("lr", -1.0), ("lr", float("nan")), ("steps", 0), ("curvature", 0.0), ("radius", 1.0),
         ("radius_text", 0.0), ("beta", 0.0), ("lambda_gap", -1.0), ("eps_text", -1e-4), ("warmup", -0.1),
         ("fare_clean", 1.0), ("trades_beta", -1.0), ("pmg_original", -1.0),
+        ("level_balance", "class"), ("depth", "image"), ("beta_levels", "one"), ("head_lr", 0.0),
         ("tga_constraint", -1.0), ("pmg_direction", "both"), ("pmg_reduction", "none"),
     ],
 )  # fmt: skip

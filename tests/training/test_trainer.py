@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from hrzs.data import Dataset
@@ -20,9 +23,10 @@ from hrzs.errors import HrzsError, UsageError
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.loading import load_model, read_header
+from hrzs.training.checkpoints import save_checkpoint
 from hrzs.training.methods import METHODS, Loss
 from hrzs.training.options import TrainOptions
-from hrzs.training.trainer import Progress, Trainer, augment, is_finished, lr_factor, total_steps
+from hrzs.training.trainer import Progress, Trainer, augment, by_class, is_finished, lr_factor, total_steps
 
 MakeTrainer = Callable[..., Trainer]
 OPTIONS = TrainOptions(steps=1, batch_size=8, epochs=1.0, lr=1e-3, warmup=0.2, augment="dihedral")
@@ -93,7 +97,19 @@ def test_run_folder(make_trainer: MakeTrainer, shapes_tree: Tree) -> None:
     ]  # fmt: skip
     logged = metrics(trainer.folder)
     assert [line["step"] for line in logged] == list(range(1, STEPS + 1))
-    assert {"loss", "lr", "grad_norm", "alignment", "cap_share", "beta", "radius_image"} <= logged[0].keys()
+    assert {
+        "loss",
+        "lr",
+        "grad_norm",
+        "alignment",
+        "cap_share",
+        "beta_0",
+        "depth_3",
+        "radius_image",
+        "edges_ordered",
+        "margin_0",
+        "bound_0",
+    } <= logged[0].keys()
     run = read_header(trainer.folder / "model.safetensors")["run"]
     assert run["method"] == "hierarchical"
     assert run["tree_digest"] == shapes_tree.digest
@@ -293,23 +309,96 @@ def test_order_is_a_permutation_each_epoch(make_trainer: MakeTrainer) -> None:
     assert len(partial) == len(set(partial)) == 40
 
 
-def test_batches_of_neighbours(make_trainer: MakeTrainer) -> None:
-    """Two images of each of 24 classes: pairs, each image once, and batches of few superclasses."""
+def test_batches_of_a_few_classes(make_trainer: MakeTrainer) -> None:
+    """Two images of each of 24 classes: pairs, each image once, of classes that are drawn at random."""
     trainer = make_trainer(epochs=2.5, per_class=2)
     order, labels, tree = trainer._order(), trainer.data.labels, trainer.tree
     first, second = order[:48], order[48:96]
     assert sorted(first) == sorted(second) == list(range(48))
     assert first != second
     assert order == make_trainer(epochs=2.5, per_class=2)._order()
-
-    def families(order: list[int]) -> float:
-        """Nodes of level 2 that a batch of 8 touches, on the mean."""
-        batches = [order[k : k + 8] for k in range(0, 48, 8)]
-        return sum(len({int(tree.ancestors[2, labels[i]]) for i in batch}) for batch in batches) / len(batches)
-
+    assert order != make_trainer(epochs=2.5, per_class=2, seed=1)._order()
     for epoch in (first, second):
-        assert all(labels[a] == labels[b] for a, b in zip(epoch[::2], epoch[1::2], strict=True))
-        assert families(epoch) < 0.75 * families(make_trainer()._order())
+        for batch in (epoch[k : k + 8] for k in range(0, 48, 8)):
+            assert sorted(Counter(labels[i] for i in batch).values()) == [2] * 4
+        # The next class is any other, not a neighbour in the tree.
+        pairs = [int(tree.ancestors[2, labels[i]]) for i in epoch[::2]]
+        assert pairs != sorted(pairs)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 5), st.integers(0, 99))
+def test_runs_of_one_class(labels: list[int], per_class: int, seed: int) -> None:
+    def order() -> list[int]:
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randperm(len(labels), generator=generator).tolist()
+        return by_class(images, labels, per_class, generator)
+
+    found = order()
+    assert found == order()
+    assert sorted(found) == list(range(len(labels)))
+    whole = sum(count // per_class for count in Counter(labels).values())
+    for k in range(whole):
+        assert len({labels[i] for i in found[k * per_class : (k + 1) * per_class]}) == 1
+    # What is over of a class comes last.
+    over = Counter(labels[i] for i in found[whole * per_class :])
+    assert over == Counter({c: n % per_class for c, n in Counter(labels).items() if n % per_class})
+
+
+def test_the_head_learns_at_a_rate_of_its_own(make_trainer: MakeTrainer) -> None:
+    """By Adam's first step each parameter moves by the rate, whatever its gradient."""
+    moves = {}
+    for factor in (1.0, 10.0):
+        trainer = make_trainer(f"times-{factor}", head_lr=factor, max_steps=1, warmup=0.0, schedule="constant", lr=1e-3)
+        start: dict[str, Tensor] = {}
+        loss = trainer.method.loss
+
+        def watched(*args: Any, **kwargs: Any) -> Loss:
+            start.update(weights(trainer.model))  # noqa: B023 -- called within this turn of the loop
+            return loss(*args, **kwargs)  # noqa: B023
+
+        trainer.method.loss = watched  # type: ignore[method-assign]
+        trainer.run()
+        after = weights(trainer.model)
+        head = [name for name in after if name.startswith("geometry.") and "curvature" not in name]
+        assert len(head) == 4
+        moves[factor] = torch.cat([(after[name] - start[name]).abs().reshape(-1) for name in head])
+        conv = next(name for name in after if name.endswith("visual.conv1.weight"))
+        assert (after[conv] - start[conv]).abs().max().item() == pytest.approx(1e-3, rel=0.05)
+    torch.testing.assert_close(moves[1.0], torch.full_like(moves[1.0], 1e-3), rtol=0.05, atol=0)
+    torch.testing.assert_close(moves[10.0], torch.full_like(moves[10.0], 1e-2), rtol=0.05, atol=0)
+
+
+def test_what_a_batch_has_nothing_of_is_not_logged(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(max_steps=1)
+    loss = trainer.method.loss
+
+    def without(*args: Any) -> Loss:
+        good = loss(*args)
+        return Loss(good.total, good.log | {"edges_ordered_image": torch.tensor(float("nan"))})
+
+    monkeypatch.setattr(trainer.method, "loss", without)
+    trainer.run()
+    (line,) = metrics(trainer.folder)
+    assert "edges_ordered_image" not in line
+    assert line["edges_ordered"] >= 0
+
+
+def test_a_checkpoint_from_before_the_levels_had_depths_is_refused(make_trainer: MakeTrainer) -> None:
+    """One β as a single number, nothing of depth, another order of what the optimiser keeps."""
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer().run(stop_after(1))
+    path = checkpoint(make_trainer().folder)
+    state = torch.load(path, weights_only=True)
+    for option in ("depth", "beta_levels", "level_balance", "head_lr"):
+        del state["plan"][option]
+    state["geometry"] = {"scale_image": 0.1, "scale_text": 0.1, "beta": 2.0, "curvature": 1.0}
+    state["geometry_state"] = {
+        f"log_{name}": torch.tensor(0.1) for name in ("scale_image", "scale_text", "beta", "curvature")
+    }
+    path.unlink()
+    save_checkpoint(make_trainer().folder, state)
+    with pytest.raises(UsageError, match=r"--resume: .*other options: .*level_balance None \(now node\)"):
+        make_trainer().resume()
 
 
 @pytest.mark.parametrize(
