@@ -19,7 +19,7 @@ from hrzs.hierarchy.describe import check_picture, picture_style, save_picture, 
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.classifier import SCORINGS, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
-from hrzs.models.depth import ClassMeans, text_depth
+from hrzs.models.depth import ClassMeans, text_depth, text_edges
 from hrzs.models.heads import HyperbolicHead
 from hrzs.models.text import NodeIndex, Prompts, resolve_template
 from hrzs.tasks import Task
@@ -96,21 +96,22 @@ def level_depth(
     head = classifier.head
     if not isinstance(head, HyperbolicHead):
         return None
-    tree, index = classifier.tree, NodeIndex.of(classifier.tree)
-    placed = text_depth(head, tree, index, classifier.prepared)
+    tree, index = classifier.tree, NodeIndex.of(classifier.tree).to(model.device)
+    placed = text_depth(head, index, text_edges(tree, index), classifier.prepared)
     means_of, n = ClassMeans(tree, model.device), min(most, len(task.data))
     points, labels = [], []
     for batch in loader(task.data, 128, 0, list(range(n))):
         points.append(head.embed_image(model.encode_image(batch.images.to(model.device), "fp32")))
         labels.append(batch.labels.to(model.device))
-    means = means_of(torch.cat(points), torch.cat(labels), head)
+    groups = means_of.group(torch.cat(labels), points[0])
+    means = means_of(torch.cat(points), groups, head)
     levels = [
         {"level": level, "radius_text": placed.radius[level].item(),
          "radius_image": head.radius(mean[count > 0]).mean().item(),
          "margin": placed.margin[level].item(), "bound": placed.bound[level].item()}
-        for level, (mean, count) in enumerate(zip(means.points, means.counts, strict=True))
+        for level, (mean, count) in enumerate(zip(means, groups.counts, strict=True))
     ]  # fmt: skip
-    shares = {"edges_ordered": placed.edges_ordered, "edges_ordered_image": means_of.edges_ordered(means)}
+    shares = {"edges_ordered": placed.edges_ordered, "edges_ordered_image": means_of.edges_ordered(means, groups)}
     return {"head": head.name, "n": n, "levels": levels,
             **{name: None if share.isnan() else share.item() for name, share in shares.items()}}  # fmt: skip
 

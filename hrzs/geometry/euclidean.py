@@ -7,13 +7,15 @@ the distance here, and margins in units of distance (``ζ_vic``) mean the same n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hrzs.geometry.poincare import Curvature, full_precision, norm
 
-__all__ = ["cap_share", "distance", "einstein_midpoint", "expmap0", "norm", "pairwise_distance", "scale"]
+__all__ = ["cap_share", "distance", "einstein_midpoint", "expmap0", "nested_midpoints", "norm", "pairwise_distance"]
 
 
 def expmap0(v: Float[Tensor, "... D"], curvature: Curvature = 0.0) -> Float[Tensor, "... D"]:  # noqa: ARG001
@@ -22,15 +24,6 @@ def expmap0(v: Float[Tensor, "... D"], curvature: Curvature = 0.0) -> Float[Tens
 
 
 @full_precision
-def scale(
-    u: Float[Tensor, "... D"],
-    factor: Float[Tensor, "..."],
-    curvature: Curvature = 0.0,  # noqa: ARG001
-) -> Float[Tensor, "... D"]:
-    """``factor · u``."""
-    return u * factor.unsqueeze(-1)
-
-
 def cap_share(u: Float[Tensor, "... D"], curvature: Curvature = 0.0) -> Float[Tensor, ""]:  # noqa: ARG001
     """Flat space has no boundary: always 0."""
     return u.detach().new_zeros(())
@@ -69,3 +62,17 @@ def einstein_midpoint(
     """M weighted means of N points: all Lorentz factors are 1. The origin where a row of ``weights`` is zero."""
     totals = weights.sum(-1, keepdim=True)
     return (weights / torch.where(totals > 0, totals, torch.ones_like(totals))) @ u
+
+
+@full_precision
+def nested_midpoints(
+    u: Float[Tensor, "N D"],
+    shares: Sequence[Float[Tensor, "_ _"]],
+    factors: Sequence[Float[Tensor, ""]],
+    curvature: Curvature = 0.0,  # noqa: ARG001
+) -> tuple[Float[Tensor, "_ D"], ...]:
+    """Means of means, each level's multiplied by its factor: `hrzs.geometry.poincare.nested_midpoints`."""
+    found = [shares[0] @ u]
+    for weights, factor in zip(shares[1:], factors, strict=True):
+        found.append(weights @ (factor * found[-1]))
+    return tuple(found)

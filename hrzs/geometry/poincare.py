@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeAlias, TypeVar
 
 import torch
@@ -35,10 +35,10 @@ __all__ = [
     "lorentz_factor",
     "max_norm",
     "mobius_add",
+    "nested_midpoints",
     "norm",
     "pairwise_distance",
     "project",
-    "scale",
 ]
 
 Curvature: TypeAlias = float | Float[Tensor, ""]
@@ -130,21 +130,6 @@ def expmap0(v: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, ".
 
 
 @full_precision
-def scale(u: Float[Tensor, "... D"], factor: Float[Tensor, "..."], curvature: Curvature) -> Float[Tensor, "... D"]:
-    """Möbius scalar multiplication: the point of the geodesic from the origin through ``u``, ``factor`` times as far.
-
-    ``exp0(factor · log0(u))``, so ``d(0, scale(u, f)) = f d(0, u)``; capped at `max_norm`.
-
-    Args:
-        u: Points.
-        factor: At least 0; one for all points, or one for each.
-        curvature: r > 0.
-    """
-    radius = (_root(curvature) * norm(u)).clamp(torch.finfo(u.dtype).tiny, _cap(u.dtype))
-    return u * ((factor * radius.atanh()).tanh().clamp_max(_cap(u.dtype)) / radius).unsqueeze(-1)
-
-
-@full_precision
 def mobius_add(u: Float[Tensor, "... D"], v: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, "... D"]:
     """Möbius addition ``u ⊕ v``, broadcast over leading dimensions, capped at `max_norm` (section 1)."""
     # Written with s = u + v, every term of the denominator is positive: it cannot cancel, even where v = -u.
@@ -216,3 +201,41 @@ def einstein_midpoint(
     # least one (the hyperboloid's reversed triangle inequality): the bound holds where rounding does not.
     spread = (time.square() - curvature * space.square().sum(-1, keepdim=True)).clamp_min(1)
     return project(space / (time + spread.sqrt()), curvature)
+
+
+@full_precision
+def nested_midpoints(
+    u: Float[Tensor, "N D"],
+    shares: Sequence[Float[Tensor, "_ _"]],
+    factors: Sequence[Float[Tensor, ""]],
+    curvature: Curvature,
+) -> tuple[Float[Tensor, "_ D"], ...]:
+    """HypAvg level by level: the points of a level are midpoints of those of the level below, brought to its depth.
+
+    To bring a point to another depth is Möbius scalar multiplication: along its geodesic from the origin, to ``factor``
+    times the distance. Both are done on the hyperboloid, where a midpoint is a sum (docs/method.md).
+
+    Args:
+        u: The points of the lowest averages.
+        shares: For each level the weights of the points below in each average; a row sums to one, or is zero.
+        factors: For each level above the first, what the distances of the points below are multiplied by.
+        curvature: r > 0.
+
+    Returns:
+        For each level one point per row of its shares; the origin where the row is zero.
+    """
+    root = _root(curvature)
+    gap = _gap(u.square().sum(-1, keepdim=True), curvature)
+    space, time = 2 * u / gap, 2 / gap - 1
+    found = []
+    for level, weights in enumerate(shares):
+        if level:
+            sinh = (root * norm(space)).unsqueeze(-1).clamp_min(torch.finfo(u.dtype).tiny)
+            rapidity = factors[level - 1] * sinh.asinh()
+            space, time = space * (rapidity.sinh() / sinh), rapidity.cosh()
+        space, time = weights @ space, weights @ time
+        # The hyperboloid's reversed triangle inequality: at least one, also where rounding says less.
+        spread = (time.square() - curvature * space.square().sum(-1, keepdim=True)).clamp_min(1).sqrt()
+        found.append(space / (time + spread))
+        space = space / spread
+    return tuple(found)

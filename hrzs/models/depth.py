@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,42 +32,50 @@ class TextDepth(NamedTuple):
 
 
 @torch.no_grad()
-def text_depth(head: HyperbolicHead, tree: Tree, index: NodeIndex, prepared: Float[Tensor, "N D"]) -> TextDepth:
-    """Where the ``prepared`` texts of the columns of ``index`` lie."""
-    curvature, outwards = head.value("curvature"), []
-    radii = head.radius(prepared)
-    margins, bounds = [], []
+def text_depth(
+    head: HyperbolicHead,
+    index: NodeIndex,
+    edges: tuple[Int[Tensor, "E"], Int[Tensor, "E"]],
+    prepared: Float[Tensor, "N D"],
+) -> TextDepth:
+    """Where the ``prepared`` texts of the columns of ``index`` lie; ``edges`` are those of `text_edges`."""
+    curvature = head.value("curvature")
+    radii, parents, children = head.radius(prepared), *edges
+    centre = head.space.distance(prepared, torch.zeros_like(prepared), curvature)
+    radius, margin, bound = [], [], []
     for level, columns in enumerate(index.columns):
-        points = prepared[columns]
-        beta = head.beta(level)
-        margins.append(beta * head.space.pairwise_distance(points, points, curvature).max())
-        bounds.append(2 * beta * head.space.distance(points, torch.zeros_like(points), curvature).max())
-        if level + 1 < len(index.columns):
-            real = ~tree.passes_through(level)
-            above = index.columns[level + 1].cpu()[tree.parents(level)]
-            outwards.append(radii[columns.cpu()[real]] - radii[above[real]])
-    steps = torch.cat(outwards) if outwards else radii.new_zeros(0)
-    return TextDepth(
-        torch.stack([radii[columns].mean() for columns in index.columns]),
-        torch.stack(margins),
-        torch.stack(bounds),
-        (steps > 0).to(radii.dtype).mean(),
-    )
+        points, beta = prepared[columns], head.beta(level)
+        radius.append(radii[columns].mean())
+        margin.append(beta * head.space.pairwise_distance(points, points, curvature).max())
+        bound.append(2 * beta * centre[columns].max())
+    ordered = (radii[children] > radii[parents]).to(radii.dtype).mean()
+    return TextDepth(torch.stack(radius), torch.stack(margin), torch.stack(bound), ordered)
+
+
+def text_edges(tree: Tree, index: NodeIndex) -> tuple[Int[Tensor, "edges"], Int[Tensor, "edges"]]:
+    """Columns (parents, children) of every edge below the root; a node that passes through has none."""
+    parents, children = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, dtype=torch.long)]
+    for level in range(tree.top - 1):
+        real = ~tree.passes_through(level)
+        parents.append(index.columns[level + 1].cpu()[tree.parents(level)][real])
+        children.append(index.columns[level].cpu()[real])
+    device = index.owner.device
+    return torch.cat(parents).to(device), torch.cat(children).to(device)
 
 
 #: A class mean of so many images and more is steady enough to say where its class lies.
 STEADY = 4
 
 
-class Means(NamedTuple):
-    """The class means of a batch, one row for each node of a level whether it has images or not.
+class Groups(NamedTuple):
+    """Who is averaged in a batch: what `ClassMeans` knows from its labels, one row for each node of a level.
 
-    ``points[l]`` lie at the depth of level l (the origin where there is no image), ``counts[l]`` are the images
-    beneath. ``edges[l]`` says which nodes of level l are children in the sense of ``L_gap^Intra``: neither a node that
-    passes through nor the only child present.
+    ``shares[l]`` weigh the rows of the level below (at level 0 the images) in each node's mean; they sum to one, or are
+    zero where it has no image. ``counts[l]`` are the images beneath. ``edges[l]`` says which nodes of level l are
+    children in the sense of ``L_gap^Intra``: neither a node that passes through nor the only child present.
     """
 
-    points: tuple[Float[Tensor, "nodes D"], ...]
+    shares: tuple[Float[Tensor, "nodes below"], ...]
     counts: tuple[Float[Tensor, "nodes"], ...]
     edges: tuple[Bool[Tensor, "nodes"], ...]
 
@@ -79,45 +88,49 @@ class ClassMeans:
     """
 
     def __init__(self, tree: Tree, device: torch.device | str = "cpu") -> None:
-        self.classes = len(tree.classes)
+        self.classes = torch.arange(len(tree.classes), device=device)
         self.parents = [tree.parents(level).to(device) for level in range(tree.top - 1)]
         self.passing = [tree.passes_through(level).to(device) for level in range(tree.top - 1)]
-        self.sizes = [len(level) for level in tree.levels[: tree.top]]
+        self.children = [
+            (parents == torch.arange(len(tree.levels[level + 1]), device=device)[:, None]).float()
+            for level, parents in enumerate(self.parents)
+        ]
 
-    def __call__(self, points: Float[Tensor, "B D"], labels: Int[Tensor, "B"], head: HyperbolicHead) -> Means:
-        """The means of images that lie at ``points``, at the leaves' depth."""
-        curvature = head.value("curvature")
-        membership = _membership(labels, self.classes, points)
-        means = [head.space.einstein_midpoint(points, membership, curvature)]
-        counts, edges = [membership.sum(1)], []
+    def group(self, labels: Int[Tensor, "B"], like: Tensor) -> Groups:
+        """Who is averaged in a batch of these labels, in the dtype of ``like``."""
+        members, edges = [(labels == self.classes[:, None]).to(like.dtype)], []
+        counts = [members[0].sum(1)]
         for level, parents in enumerate(self.parents):
-            present = (counts[level] > 0).to(points.dtype)
-            membership = _membership(parents, self.sizes[level + 1], points)
-            siblings = (membership @ present)[parents]
-            edges.append(~self.passing[level] & (present > 0) & (siblings > 1))
-            factor = head.image_factor(level + 1) / head.image_factor(level)
-            placed = head.space.scale(means[level], factor, curvature)
-            means.append(head.space.einstein_midpoint(placed, membership * present, curvature))
-            counts.append(membership @ counts[level])
-        return Means(tuple(means), tuple(counts), tuple(edges))
+            children = self.children[level].to(like.dtype)
+            present = (counts[level] > 0).to(like.dtype)
+            edges.append(~self.passing[level] & (present > 0) & ((children @ present)[parents] > 1))
+            members.append(children * present)
+            counts.append(children @ counts[level])
+        shares = tuple(m / m.sum(1, keepdim=True).clamp_min(1) for m in members)
+        return Groups(shares, tuple(counts), tuple(edges))
 
-    def edges_ordered(self, means: Means) -> Float[Tensor, ""]:
-        """The share of edges whose parent lies nearer the centre, of those with `STEADY` images beneath the child."""
-        edges = zip(self.steps_outwards(means), means.edges, means.counts, strict=False)
-        steps, steady = [], []
-        for outwards, real, count in edges:
-            steps.append(outwards)
-            steady.append(real & (count >= STEADY))
-        if not steps:
-            return means.points[0].new_tensor(torch.nan)
-        kept = torch.cat(steady)
-        return ((torch.cat(steps) > 0) & kept).sum() / kept.sum()
+    def __call__(
+        self, points: Float[Tensor, "B D"], groups: Groups, head: HyperbolicHead
+    ) -> tuple[Float[Tensor, "nodes D"], ...]:
+        """The means of images that lie at ``points``, at the leaves' depth: a node a row, each at its level's depth.
 
-    def steps_outwards(self, means: Means) -> list[Float[Tensor, "nodes"]]:
+        A node without images lies at the origin.
+        """
+        levels = range(len(self.parents))
+        factors = [head.image_factor(level + 1) / head.image_factor(level) for level in levels]
+        means: tuple[Tensor, ...] = head.space.nested_midpoints(points, groups.shares, factors, head.value("curvature"))
+        return means
+
+    def steps_outwards(self, means: Sequence[Float[Tensor, "nodes D"]]) -> Float[Tensor, "below"]:
         """Of each node below the topmost level, how much further out than its parent's its mean lies."""
-        norms = [poincare.norm(points) for points in means.points]
-        return [norms[level] - norms[level + 1][parents] for level, parents in enumerate(self.parents)]
+        norms = [poincare.norm(points) for points in means]
+        steps = [norms[level] - norms[level + 1][parents] for level, parents in enumerate(self.parents)]
+        return torch.cat([means[0].new_zeros(0), *steps])
 
-
-def _membership(owner: Int[Tensor, "N"], groups: int, like: Tensor) -> Float[Tensor, "M N"]:
-    return (owner == torch.arange(groups, device=owner.device)[:, None]).to(like.dtype)
+    def edges_ordered(self, means: Sequence[Float[Tensor, "nodes D"]], groups: Groups) -> Float[Tensor, ""]:
+        """The share of edges whose parent lies nearer the centre, of those with `STEADY` images beneath the child; NaN
+        where there are none."""
+        steps = self.steps_outwards(means)
+        steady = [edge & (count >= STEADY) for edge, count in zip(groups.edges, groups.counts, strict=False)]
+        kept = torch.cat([steps.new_zeros(0, dtype=torch.bool), *steady])
+        return ((steps > 0) & kept).sum() / kept.sum()

@@ -125,13 +125,13 @@ class HyperbolicHead(Head):
         """``a_l``, the leaves' 1 first."""
         return torch.cat([self.log_depth.new_ones(1), self.value("depth")])
 
-    def beta(self, level: int) -> Float[Tensor, ""]:
-        """``β_l``."""
-        return self.value("beta")[min(level, len(self.log_beta) - 1)]
+    def beta(self, level: int | Int[Tensor, "B"]) -> Float[Tensor, "..."]:
+        """``β_l`` of one level, or of each row's."""
+        return self.value("beta")[_up_to(level, len(self.log_beta) - 1)]
 
-    def image_factor(self, level: int) -> Float[Tensor, ""]:
-        """The depth factor of images seen at ``level``."""
-        return self.depth[min(level, len(self.log_depth)) if self.image_depth else 0]
+    def image_factor(self, level: int | Int[Tensor, "B"]) -> Float[Tensor, "..."]:
+        """The depth factor of images seen at ``level``, or at each row's level."""
+        return self.depth[_up_to(level, len(self.log_depth) if self.image_depth else 0)]
 
     def values(self) -> dict[str, Any]:
         """The constructor's arguments, as plain values: what a checkpoint's header keeps."""
@@ -144,25 +144,35 @@ class HyperbolicHead(Head):
         norm = cast(Tensor, self.space.norm(points))
         return norm if self.is_flat else self.value("curvature").sqrt() * norm
 
-    def embed_image(self, image: Float[Tensor, "B D"], level: int = 0) -> Float[Tensor, "B D"]:
-        """``φ^l``: points of the ball."""
+    def embed_image(self, image: Float[Tensor, "B D"], level: int | Int[Tensor, "B"] = 0) -> Float[Tensor, "B D"]:
+        """``φ^l``: points of the ball, at one level or each at its own."""
         scale = self.image_factor(level) * self.value("scale_image")
-        return cast(Tensor, self.space.expmap0(scale * image, self.value("curvature")))
+        return cast(Tensor, self.space.expmap0(_by_row(scale) * image, self.value("curvature")))
 
     def prepare(self, text: Float[Tensor, "N D"], levels: Int[Tensor, "N"] | None = None) -> Float[Tensor, "N D"]:
         """``ψ``: points of the ball, each at the depth of its level (by default the leaves')."""
         scaled = self.value("scale_text") * text
         if levels is not None:
-            scaled = self.depth[levels.clamp_max(len(self.log_depth))].unsqueeze(1) * scaled
+            scaled = _by_row(self.depth[_up_to(levels, len(self.log_depth))]) * scaled
         return cast(Tensor, self.space.expmap0(scaled, self.value("curvature")))
 
     def point_logits(
-        self, points: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"], level: int = 0
+        self, points: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"], level: int | Int[Tensor, "B"] = 0
     ) -> Float[Tensor, "B N"]:
         """``-β_l d`` for images that are points of the ball already (class means, for example)."""
-        return -self.beta(level) * cast(Tensor, self.space.pairwise_distance(points, prepared, self.value("curvature")))
+        distance = cast(Tensor, self.space.pairwise_distance(points, prepared, self.value("curvature")))
+        return -_by_row(self.beta(level)) * distance
 
     def logits(
         self, image: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"], level: int = 0
     ) -> Float[Tensor, "B N"]:
         return self.point_logits(self.embed_image(image, level), prepared, level)
+
+
+def _up_to(level: int | Int[Tensor, "B"], last: int) -> int | Int[Tensor, "B"]:
+    """Levels beyond the last one that something is known of are taken for it."""
+    return level.clamp_max(last) if isinstance(level, Tensor) else min(level, last)
+
+
+def _by_row(value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    return value.unsqueeze(1) if value.ndim else value

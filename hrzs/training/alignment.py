@@ -1,13 +1,13 @@
 """Losses over the levels of a tree: alignment of images and texts (HITA) and the placing of depth by norm.
 
 Source: Dong et al., CVPR 2026 (method.md, sections 2 and 4). A column of logits is a node at a level
-(`hrzs.models.text.NodeIndex`); the logits of a level reach over its own columns and, for the negatives of its
-neighbours (HNSA), over theirs. Shapes never depend on which classes a batch holds, so nothing here waits for a device.
+(`hrzs.models.text.NodeIndex`). Shapes never depend on which classes a batch holds, so nothing here waits for a device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,18 @@ from hrzs.models.text import NodeIndex
 from hrzs.training.options import parse_level_weights
 
 
+class Rows(NamedTuple):
+    """The rows of a matrix of logits: the true column of each, and its weight in the loss."""
+
+    columns: Int[Tensor, "M"]
+    weights: Float[Tensor, "M"]
+
+
 class LevelAlignment:
     """``L'``: cross-entropy at each level, with hierarchy-aware negatives from its neighbours (HNSA).
+
+    All levels are one matrix of logits over all columns. A row is an image or a class mean seen at a level; what does
+    not stand in the denominator of its softmax is masked. So a loss over five levels is as few operations as one level.
 
     Args:
         tree: the class tree, L levels below its root.
@@ -49,39 +59,40 @@ class LevelAlignment:
         self.top = tree.top
         self.weights = _weights(weights, tree.top)
         self.balance = balance
-        self.ancestors = tree.ancestors.to(device)
-        self.reach = [_reach(index, level, hnsa, tree.top) for level in range(tree.top)]
-        self.candidates = [
-            mask[:, reach].to(device) for mask, reach in zip(_candidates(tree, index, hnsa), self.reach, strict=True)
-        ]
-        #: Where a level's own columns begin within its reach.
-        self._first = [int(index.columns[level][0]) - self.reach[level].start for level in range(tree.top)]
+        #: Of each class, the column of its ancestor at each level.
+        self.paths = torch.stack([index.columns[k].cpu()[tree.ancestors[k]] for k in range(tree.top)]).to(device)
+        self.columns = [c.to(device) for c in index.columns]
+        self.level = index.level.to(device)
+        self.candidates = _candidates(tree, index, hnsa).to(device)
+        self.omega = torch.tensor(self.weights, device=device)
 
-    def cross_entropy(self, logits: Float[Tensor, "M N"], nodes: Int[Tensor, "M"], level: int) -> Float[Tensor, "M"]:
-        """CE of rows against the true ``nodes`` of ``level``; the logits are those of the columns ``reach[level]``."""
-        masked = logits.masked_fill(~self.candidates[level][nodes], -torch.inf)
-        return F.cross_entropy(masked, nodes + self._first[level], reduction="none")
+    def levels(self, wanted: Iterable[int] | None = None) -> list[int]:
+        """The levels that count: those ``wanted``, by default all, but for those of weight 0."""
+        return [level for level in (range(self.top) if wanted is None else wanted) if self.weights[level] > 0]
 
-    def per_image(self, logits: Float[Tensor, "B N"], labels: Int[Tensor, "B"], level: int) -> Float[Tensor, ""]:
-        """The term of one level with every image itself: the mean of ``CE(p^l, anc(y, l))`` over images or nodes."""
-        nodes = self.ancestors[level][labels]
-        losses = self.cross_entropy(logits, nodes, level)
-        if self.balance == "image" or level == 0:
-            return losses.mean()
-        counts = losses.new_zeros(len(self.candidates[level])).index_add(0, nodes, torch.ones_like(losses))
-        return (losses / counts[nodes]).sum() / (counts > 0).sum()
+    def of_images(self, labels: Int[Tensor, "B"], levels: Sequence[int]) -> Rows:
+        """Every image once at each of ``levels``, level by level; the leaves' images count alike in any case."""
+        columns = self.paths[list(levels)].T[labels].T.reshape(-1)
+        omega = self.omega[self.level[columns]] / len(labels)
+        if self.balance == "image":
+            return Rows(columns, omega)
+        counts = omega.new_zeros(len(self.level)).index_add(0, columns, torch.ones_like(omega))
+        present = omega.new_zeros(self.top).index_add(0, self.level, (counts > 0).to(omega.dtype))
+        by_node = self.omega[self.level[columns]] / (counts[columns] * present[self.level[columns]])
+        return Rows(columns, torch.where(self.level[columns] == 0, omega, by_node))
 
-    def of_means(self, logits: Float[Tensor, "K N"], counts: Float[Tensor, "K"], level: int) -> Float[Tensor, ""]:
-        """The term of one level with class means: row k stands for node k, which has ``counts[k]`` images."""
-        nodes = torch.arange(len(counts), device=counts.device)
-        weights = (counts > 0).to(logits.dtype) if self.balance == "node" else counts
-        return (self.cross_entropy(logits, nodes, level) * weights).sum() / weights.sum()
+    def of_means(self, counts: Sequence[Float[Tensor, "_"]], levels: Sequence[int]) -> Rows:
+        """Every node of ``levels`` once, level by level; ``counts[l]`` are the images of the nodes of level l."""
+        weights = []
+        for level in levels:
+            share = (counts[level] > 0).to(counts[level].dtype) if self.balance == "node" else counts[level]
+            weights.append(self.weights[level] * share / share.sum())
+        return Rows(torch.cat([self.columns[level] for level in levels]), torch.cat(weights))
 
-    def total(self, term: Callable[[int], Float[Tensor, ""]], levels: Iterable[int] | None = None) -> Float[Tensor, ""]:
-        """``Σ_l ω_l term(l)`` over ``levels``, by default all; a level of weight 0 is not computed."""
-        wanted = range(self.top) if levels is None else levels
-        terms = [self.weights[level] * term(level) for level in wanted if self.weights[level] > 0]
-        return torch.stack(terms).sum() if terms else torch.zeros((), device=self.ancestors.device)
+    def loss(self, logits: Float[Tensor, "M N"], rows: Rows) -> Float[Tensor, ""]:
+        """``Σ_l ω_l · (mean of CE(p^l, true node))``, by the weights of ``rows``."""
+        masked = logits.masked_fill(~self.candidates[rows.columns], -torch.inf)
+        return (F.cross_entropy(masked, rows.columns, reduction="none") * rows.weights).sum()
 
 
 def _weights(spec: str, top: int) -> tuple[float, ...]:
@@ -95,48 +106,25 @@ def _weights(spec: str, top: int) -> tuple[float, ...]:
     return weights[:top]
 
 
-def _reach(index: NodeIndex, level: int, hnsa: str, top: int) -> slice:
-    """The columns that a level's logits are taken of; levels lie side by side."""
-    lowest = level - 1 if hnsa in ("lower", "both") and level > 0 else level
-    highest = level + 1 if hnsa in ("upper", "both") and level + 1 < top else level
-    return slice(int(index.columns[lowest][0]), int(index.columns[highest][-1]) + 1)
+def _candidates(tree: Tree, index: NodeIndex, hnsa: str) -> Bool[Tensor, "N N"]:
+    """For each true column, which columns stand in the softmax's denominator.
 
-
-def _candidates(tree: Tree, index: NodeIndex, hnsa: str) -> list[Bool[Tensor, "_ N"]]:
-    """Per level: for each true node, which columns stand in the softmax's denominator.
-
-    A neighbouring level lends the nodes that share no edge with the true one. Those that pass through stand in the
-    denominator already, as nodes of the level itself.
+    These are the columns of its level, and of a neighbouring level the nodes that share no edge with the true one.
+    Those that pass through stand in the denominator already, as nodes of the level itself.
     """
-    size = len(index.owner)
-    masks = []
-    for level in range(tree.top):
-        mask = torch.zeros(len(index.columns[level]), size, dtype=torch.bool)
-        mask[:, index.columns[level]] = True
-        if hnsa in ("upper", "both") and level + 1 < tree.top:
-            parents, passing = tree.parents(level), tree.passes_through(level)
-            lent = torch.ones(len(mask), len(index.columns[level + 1]), dtype=torch.bool)
-            lent[torch.arange(len(mask)), parents] = False
-            lent[:, parents[passing]] = False
-            mask[:, index.columns[level + 1]] = lent
-        if hnsa in ("lower", "both") and level > 0:
-            parents, passing = tree.parents(level - 1), tree.passes_through(level - 1)
-            lent = torch.ones(len(mask), len(index.columns[level - 1]), dtype=torch.bool)
-            lent[parents, torch.arange(len(parents))] = False
-            lent[:, passing] = False
-            mask[:, index.columns[level - 1]] = lent
-        masks.append(mask)
-    return masks
-
-
-def text_edges(tree: Tree, index: NodeIndex) -> tuple[Int[Tensor, "edges"], Int[Tensor, "edges"]]:
-    """Columns (parents, children) of every edge below the root; a node that passes through has none."""
-    parents, children = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, dtype=torch.long)]
-    for level in range(tree.top - 1):
-        real = ~tree.passes_through(level)
-        parents.append(index.columns[level + 1].cpu()[tree.parents(level)][real])
-        children.append(index.columns[level].cpu()[real])
-    return torch.cat(parents), torch.cat(children)
+    level, columns = index.level.cpu(), [c.cpu() for c in index.columns]
+    mask: Tensor = level[:, None] == level
+    for below in range(tree.top - 1):
+        parents, passing = tree.parents(below), tree.passes_through(below)
+        lower, upper = columns[below], columns[below + 1]
+        strangers = parents[:, None] != torch.arange(len(upper))
+        if hnsa in ("upper", "both"):
+            passed = torch.zeros(len(upper), dtype=torch.bool)
+            passed[parents[passing]] = True
+            mask[lower[0] : lower[-1] + 1, upper] = strangers & ~passed
+        if hnsa in ("lower", "both"):
+            mask[upper[0] : upper[-1] + 1, lower] = strangers.T & ~passing
+    return mask
 
 
 def vicinity(

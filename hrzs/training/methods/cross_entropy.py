@@ -68,8 +68,8 @@ class Clean(Method):
         """The mean over the batch."""
         if self.options.every_level:
             logits = self.head.logits(features, prepared)
-            align = self.alignment
-            return align.total(lambda level: align.per_image(logits[:, align.reach[level]], labels, level))
+            levels = self.alignment.levels()
+            return self.alignment.loss(logits.repeat(len(levels), 1), self.alignment.of_images(labels, levels))
         return torch.nn.functional.cross_entropy(self.leaf_logits(features, prepared), labels)
 
     def loss(self, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:

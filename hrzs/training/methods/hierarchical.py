@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -16,10 +16,10 @@ from hrzs.errors import UsageError
 from hrzs.geometry import poincare
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
-from hrzs.models.depth import ClassMeans, Means, text_depth
+from hrzs.models.depth import ClassMeans, Groups, text_depth, text_edges
 from hrzs.models.heads import CosineHead, HyperbolicHead
 from hrzs.models.text import TextBank
-from hrzs.training.alignment import LevelAlignment, norm_gap, text_edges, vicinity
+from hrzs.training.alignment import LevelAlignment, Rows, norm_gap, vicinity
 from hrzs.training.methods.base import Loss, Method
 from hrzs.training.options import LEVEL_WEIGHTS, TrainOptions, parse_level_weights
 from hrzs.training.original import Anchor
@@ -33,15 +33,26 @@ logger = logging.getLogger(__name__)
 SPREAD = 0.5
 
 
+#: The class means of a batch, level by level.
+Means: TypeAlias = Sequence[Float[Tensor, "_ D"]]
 #: Which levels of the tree: these, or all.
 Levels: TypeAlias = Sequence[int] | None
+
+
+class _Batch(NamedTuple):
+    """What a tree knows of a batch from its labels: whose rows the logits have at ``levels``, and who is averaged."""
+
+    levels: list[int]
+    images: Rows | None
+    means: Rows | None
+    groups: Groups
 
 
 class _Aligned:
     """One tree of the forest: its texts, and its terms of the loss."""
 
     def __init__(self, model: ClipModel, tree: Tree, options: TrainOptions) -> None:
-        self.tree, self.options = tree, options
+        self.tree, self.mode = tree, options.image_levels
         self.bank = TextBank(model, tree, options.template)
         self.index = self.bank.index
         self.size = len(self.index.nodes)
@@ -49,31 +60,44 @@ class _Aligned:
             tree, self.index, options.hnsa, model.device, options.level_weights, options.level_balance
         )
         self.means = ClassMeans(tree, model.device)
-        self.parents, self.children = (e.to(model.device) for e in text_edges(tree, self.index))
+        self.edges = text_edges(tree, self.index)
 
     def place(self, head: HyperbolicHead, text: Float[Tensor, "nodes D"]) -> Float[Tensor, "N D"]:
         """The texts of all columns, each at the depth of its level."""
         return head.prepare(text[self.index.owner], self.index.level)
 
+    def batch(self, labels: Int[Tensor, "B"], groups: Groups, levels: Levels) -> _Batch:
+        """Level 0 is aligned per image, the levels above as ``image_levels`` says."""
+        align = self.alignment
+        wanted = align.levels(None if levels is None else [level for level in levels if level < align.top])
+        by_means = [] if self.mode == "per-image" else [level for level in wanted if level > 0]
+        by_image = wanted if self.mode != "hypavg" else [level for level in wanted if level == 0]
+        images = align.of_images(labels, by_image) if by_image else None
+        means = align.of_means(groups.counts, by_means) if by_means else None
+        if images is not None and means is not None and self.mode == "mixed":
+            halved = torch.where(self.index.level[images.columns] > 0, 0.5, 1.0) * images.weights
+            images, means = images._replace(weights=halved), means._replace(weights=means.weights / 2)
+        return _Batch(by_means, images, means, groups)
+
     def align(
-        self, head: HyperbolicHead, features: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"],
-        labels: Int[Tensor, "B"], levels: Levels,
+        self, head: HyperbolicHead, features: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"], batch: _Batch,
+        means: Means | None = None,
     ) -> Float[Tensor, ""]:  # fmt: skip
-        """``L'`` of a batch at ``levels``: level 0 per image, the levels above as ``image_levels`` says."""
-        align, mode = self.alignment, self.options.image_levels
-        means = None if mode == "per-image" else self.means(head.embed_image(features), labels, head)
-
-        def of_images(level: int) -> Float[Tensor, ""]:
-            return align.per_image(head.logits(features, prepared[align.reach[level]], level), labels, level)
-
-        def term(level: int) -> Float[Tensor, ""]:
-            if level == 0 or means is None:
-                return of_images(level)
-            of_means = head.point_logits(means.points[level], prepared[align.reach[level]], level)
-            averaged = align.of_means(of_means, means.counts[level], level)
-            return averaged if mode == "hypavg" else (averaged + of_images(level)) / 2
-
-        return align.total(term, None if levels is None else [level for level in levels if level < align.top])
+        """``L'`` of a batch at its levels; ``means``: the class means, where they are known already."""
+        points, rows = [], []
+        if batch.images is not None:
+            levels = self.index.level[batch.images.columns]
+            points.append(head.embed_image(features.repeat(len(levels) // len(features), 1), levels))
+            rows.append(batch.images)
+        if batch.means is not None:
+            means = self.means(head.embed_image(features), batch.groups, head) if means is None else means
+            points.append(torch.cat([means[level] for level in batch.levels]))
+            rows.append(batch.means)
+        if not rows:
+            return features.new_zeros(())
+        together = Rows(torch.cat([r.columns for r in rows]), torch.cat([r.weights for r in rows]))
+        logits = head.point_logits(torch.cat(points), prepared, self.index.level[together.columns])
+        return self.alignment.loss(logits, together)
 
 
 class Hierarchical(Method):
@@ -188,12 +212,12 @@ class Hierarchical(Method):
         return [aligned.place(self._head(), part) for aligned, part in zip(self.forest, parts, strict=True)]
 
     def _align(
-        self, features: Float[Tensor, "B D"], prepared: Sequence[Float[Tensor, "_ D"]], labels: Int[Tensor, "B"],
-        levels: Levels,
+        self, features: Float[Tensor, "B D"], prepared: Sequence[Float[Tensor, "_ D"]], batches: Sequence[_Batch],
+        means: Sequence[Means] | None = None,
     ) -> Float[Tensor, ""]:  # fmt: skip
         terms = [
-            aligned.align(self._head(), features, texts, labels, levels)
-            for aligned, texts in zip(self.forest, prepared, strict=True)
+            aligned.align(self._head(), features, prepared[i], batches[i], None if means is None else means[i])
+            for i, aligned in enumerate(self.forest)
         ]
         return torch.stack(terms).sum()
 
@@ -204,12 +228,20 @@ class Hierarchical(Method):
         alignment = torch.zeros((), device=text.device)
         placing = torch.zeros((), device=text.device)
         log: dict[str, Tensor] = {}
+        groups = [aligned.means.group(labels, text) for aligned in self.forest]
+
+        def batches(levels: Levels) -> list[_Batch]:
+            return [aligned.batch(labels, g, levels) for aligned, g in zip(self.forest, groups, strict=True)]
+
         for i, (attacked, trained) in enumerate(self.passes):
+            attacked_batches = batches(attacked)
 
             def adversary(
-                features: Float[Tensor, "B D"], texts: Float[Tensor, "N D"], levels: Levels = attacked
+                features: Float[Tensor, "B D"],
+                texts: Float[Tensor, "N D"],
+                among: Sequence[_Batch] = attacked_batches,
             ) -> Float[Tensor, ""]:
-                return self._align(features, self._place(texts), labels, levels)
+                return self._align(features, self._place(texts), among)
 
             perturbed, delta = perturb_universally(
                 self.model, adversary, images, text, further_seeds(seeds, i),
@@ -217,45 +249,49 @@ class Hierarchical(Method):
             )  # fmt: skip
             features = self.model.encode_image(perturbed)
             prepared = self._place(text + delta)
-            alignment = alignment + self._align(features, prepared, labels, trained)
+            among = attacked_batches if trained == attacked else batches(trained)
+            points = self._head().embed_image(features)
+            means = [a.means(points, g, self._head()) for a, g in zip(self.forest, groups, strict=True)]
+            alignment = alignment + self._align(features, prepared, among, means)
             if i == 0:  # embeddings are placed at their depth once, on what was made against the leaves or against all
-                placing, log = self._placing(features, prepared, labels)
+                placing, log = self._placing(points, prepared, labels, means, groups)
                 anchor, share = self.anchor(features, images)
                 placing, log = placing + anchor, log | share
         log["alignment"] = alignment.detach()
         return Loss(alignment + placing, log)
 
     def _placing(
-        self, features: Float[Tensor, "B D"], prepared: Sequence[Float[Tensor, "_ D"]], labels: Int[Tensor, "B"]
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        self, points: Float[Tensor, "B D"], prepared: Sequence[Float[Tensor, "_ D"]], labels: Int[Tensor, "B"],
+        means: Sequence[Means], groups: Sequence[Groups],
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:  # fmt: skip
         """``λ_vic L_vic + λ_gap (L_gap^Label + L_gap^Intra)`` (section 4), and where the embeddings lie."""
         o, head = self.options, self._head()
-        points = head.embed_image(features)
-        means = [aligned.means(points, labels, head) for aligned in self.forest]
         vic, gap_label, gap_intra = (points.new_zeros(()) for _ in range(3))
-        for aligned, texts, averages in zip(self.forest, prepared, means, strict=True):
+        for aligned, texts, averages, g in zip(self.forest, prepared, means, groups, strict=True):
             vic = vic + vicinity(points, texts[aligned.index.columns[0]][labels], o.zeta_vic, head)
-            outwards = poincare.norm(texts[aligned.children]) - poincare.norm(texts[aligned.parents])
-            gap_label = gap_label + norm_gap(outwards, o.zeta_gap)
-            if averages.edges:
-                outwards = torch.cat(aligned.means.steps_outwards(averages))
-                gap_intra = gap_intra + norm_gap(outwards, o.zeta_gap, torch.cat(averages.edges))
+            norms, (parents, children) = poincare.norm(texts), aligned.edges
+            gap_label = gap_label + norm_gap(norms[children] - norms[parents], o.zeta_gap)
+            if g.edges:
+                gap_intra = gap_intra + norm_gap(aligned.means.steps_outwards(averages), o.zeta_gap, torch.cat(g.edges))
         total = o.lambda_vic * vic + o.lambda_gap * (gap_label + gap_intra)
-        log = {"vic": vic, "gap_label": gap_label, "gap_intra": gap_intra} | self._where(points, prepared[0], means[0])
+        log = {"vic": vic, "gap_label": gap_label, "gap_intra": gap_intra}
+        log |= self._where(points, prepared[0], means[0], groups[0])
         return total, {key: value.detach() for key, value in log.items()}
 
     @torch.no_grad()
-    def _where(self, points: Float[Tensor, "B D"], texts: Float[Tensor, "N D"], means: Means) -> dict[str, Tensor]:
+    def _where(
+        self, points: Float[Tensor, "B D"], texts: Float[Tensor, "N D"], means: Means, groups: Groups
+    ) -> dict[str, Tensor]:
         """Where texts, images and class means of the first tree lie, level by level."""
         head, first = self._head(), self.forest[0]
-        placed = text_depth(head, first.tree, first.index, texts)
+        placed = text_depth(head, first.index, first.edges, texts)
         log = {"radius_image": head.radius(points).mean(), "radius_text": placed.radius[0]}
         log["edges_ordered"] = placed.edges_ordered
-        for level, (mean, count) in enumerate(zip(means.points, means.counts, strict=True)):
+        for level, (mean, count) in enumerate(zip(means, groups.counts, strict=True)):
             log[f"radius_text_{level}"] = placed.radius[level]
             log[f"radius_image_{level}"] = (head.radius(mean) * (count > 0)).sum() / (count > 0).sum()
             log[f"margin_{level}"], log[f"bound_{level}"] = placed.margin[level], placed.bound[level]
-        log["edges_ordered_image"] = first.means.edges_ordered(means)
+        log["edges_ordered_image"] = first.means.edges_ordered(means, groups)
         log["cap_share"] = head.space.cap_share(points, head.value("curvature"))
         return log
 
