@@ -16,7 +16,7 @@ from hrzs.training.trainer import Trainer
 
 Rows = list[dict[str, float]]
 #: Nothing of the method is set: only how long a run is, and how many images it sees at a time.
-STEPS, BATCH = 60, 32
+STEPS, BATCH = 60, 24
 LEVELS = range(4)
 
 
