@@ -211,10 +211,10 @@ def pretrain(bench: Bench) -> None:
         model = load_model(str(config), "none", device=bench.device, precision="bf16")
     tree = bench.tree.restrict(data.classes)
     pixels, labels = on_device(data, bench.device), torch.tensor(list(data.labels)).to(bench.device)
-    index = NodeIndex.of(tree)
+    index = NodeIndex.of(tree).to(model.device)
     prompts = Prompts.of(index.nodes, resolve_template("photo"))
     tokens = model.tokenize(prompts.texts)
-    columns, ancestors = [c.to(bench.device) for c in index.columns], tree.ancestors.to(bench.device)
+    ancestors = tree.ancestors.to(bench.device)
     clip: Any = model.clip
     tuned = [p for p in clip.parameters() if p.requires_grad]
     groups = [{"params": [p for p in tuned if p.ndim >= 2], "weight_decay": 0.05},
@@ -232,9 +232,9 @@ def pretrain(bench: Bench) -> None:
         with model.autocast():
             text = prompts.gather(clip.encode_text(tokens), normalise=False)
         image = F.normalize(model.encode_image(images), dim=-1)
-        text = F.normalize(text.float(), dim=-1)
+        text = F.normalize(text.float(), dim=-1)[index.owner]
         logits = clip.logit_scale.exp().clamp(max=100) * image @ text.T
-        terms = [F.cross_entropy(logits[:, c], ancestors[level][labels[some]]) for level, c in enumerate(columns)]
+        terms = [F.cross_entropy(logits[:, c], ancestors[level][labels[some]]) for level, c in enumerate(index.columns)]
         loss = torch.stack(terms).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
