@@ -68,7 +68,7 @@ def finetune(
     hnsa: Annotated[str | None, typer.Option("--hnsa", help="Negatives from neighbouring levels: none, lower, upper, both.", rich_help_panel=METHOD)] = None,
     no_hnsa: Annotated[bool, typer.Option("--no-hnsa", help="The same as --hnsa none.", rich_help_panel=METHOD)] = False,
     depth: Annotated[str | None, typer.Option("--depth", help="What lies at the depth of its level from the start: texts and images (both), texts alone (text), or nothing (none).", show_default="both", rich_help_panel=METHOD)] = None,
-    beta_levels: Annotated[str | None, typer.Option("--beta-levels", help="An inverse temperature for each level (own), or one for all (shared).", show_default="own", rich_help_panel=METHOD)] = None,
+    beta_levels: Annotated[str | None, typer.Option("--beta-levels", help="An inverse temperature for each level, learnt together (tied) or alone (free), or one for all (shared).", show_default="tied", rich_help_panel=METHOD)] = None,
     head_lr: Annotated[float | None, typer.Option("--head-lr", help="The head's scales, depths and temperatures learn that many times as fast as the rest.", show_default="10", rich_help_panel=METHOD)] = None,
     radius: Annotated[float | None, typer.Option("--radius", help="Where the mean image starts, as a share of the ball's.", rich_help_panel=METHOD)] = None,
     radius_text: Annotated[float | None, typer.Option("--radius-text", help="Where the mean leaf text starts.", rich_help_panel=METHOD)] = None,

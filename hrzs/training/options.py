@@ -88,16 +88,16 @@ class TrainOptions:
     radius: float = 0.6
     radius_text: float = 0.6
     beta: float | None = None
-    beta_levels: str = "own"
+    beta_levels: str = "tied"
     curvature: float = 1.0
     learn_curvature: bool = False
     # The head's scalars learn that many times as fast as the rest.
     head_lr: float = 10.0
     lambda_vic: float = 0.1
-    lambda_gap: float = 1.0
+    lambda_gap: float = 10.0
     lambda_anchor: float = 0.0
     zeta_vic: float = 1.0
-    zeta_gap: float = 0.1
+    zeta_gap: float = 0.2
     eps_text: float = 2e-4
     # pmg-aft: weights of the divergences from the original's prediction and from the one on clean images
     pmg_original: float = 1.0
@@ -124,7 +124,7 @@ class TrainOptions:
             "image_levels": ("per-image", "hypavg", "mixed"),
             "level_balance": ("node", "image"),
             "depth": ("both", "text", "none"),
-            "beta_levels": ("own", "shared"),
+            "beta_levels": ("tied", "free", "shared"),
             "hnsa": ("none", "lower", "upper", "both"),
             "optimizer": ("adamw", "sgd"),
             "schedule": ("cosine", "constant"),

@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 SPREAD = 0.5
 
 
+#: At the start the largest margin of a level is this share of the level below's at most: margins grow with depth.
+NARROWER = 0.9
+
 #: The class means of a batch, level by level.
 Means: TypeAlias = Sequence[Float[Tensor, "_ D"]]
 #: Which levels of the tree: these, or all.
@@ -154,6 +157,8 @@ class Hierarchical(Method):
     def adopt(self, head: HyperbolicHead) -> None:
         head.requires_grad_(True)
         head.log_curvature.requires_grad_(self.options.learn_curvature)
+        if self.options.beta_levels == "tied":  # one gradient for all: their ratios stay
+            head.log_beta.register_hook(lambda gradient: gradient.mean().expand_as(gradient))
         self.model.geometry = head.to(self.model.device)
 
     @torch.no_grad()
@@ -163,7 +168,7 @@ class Hierarchical(Method):
         The mean image and the mean leaf text land at ``radius`` and ``radius_text`` (of the ball's; in flat space at
         these norms). With depth, the levels above fall evenly to 0 at the root: level l at ``(1 - l/L)`` of the leaves'
         radius. ``β_l`` gives the logits of level l `SPREAD` times the spread that the model's own cosine logits have
-        there; one β for all levels has that of the leaves.
+        there, but no largest margin above `NARROWER` times that of the level below; one β for all levels has the leaves'.
         """
         if self.model.geometry is not None:
             return
@@ -183,7 +188,7 @@ class Hierarchical(Method):
         head = HyperbolicHead(
             float(reach(o.radius) / image.norm(dim=1).mean()),
             float(reach(o.radius_text) / text[columns[0]].norm(dim=1).mean()),
-            [1.0] * (top if o.beta_levels == "own" else 1),
+            [1.0] * (1 if o.beta_levels == "shared" else top),
             0.0 if flat else o.curvature,
             depth,
             o.depth == "both",
@@ -191,12 +196,15 @@ class Hierarchical(Method):
         cosine = self.model.head("cosine")
         assert isinstance(cosine, CosineHead)
         prepared, plain = deepest.place(head, text), cosine.prepare(text[deepest.index.owner])
-        agree = 0.0
+        apart = text_depth(head, deepest.index, deepest.edges, prepared).margin  # at β = 1
+        agree, widest = 0.0, math.inf
         for level in range(len(head.log_beta)):
             own = cosine.logits(image, plain[columns[level]])
             ours = head.logits(image, prepared[columns[level]], level)
-            spread = own.std(dim=1).mean() / ours.std(dim=1).mean() if len(columns[level]) > 1 else head.beta(level - 1)
-            head.log_beta[level] = math.log(o.beta or SPREAD * float(spread))
+            spread = (own.std(dim=1).mean() / ours.std(dim=1).mean()).item() if len(columns[level]) > 1 else math.inf
+            beta = o.beta or min(SPREAD * spread, widest / apart[level].item())
+            head.log_beta[level] = math.log(beta)
+            widest = NARROWER * beta * apart[level].item()
             agree = agree or (own.argmax(1) == ours.argmax(1)).float().mean().item()
         logger.info("calibrated: %s; agrees with the cosine head on %.0f%% of %d images",
                     head.values(), 100 * agree, len(images))  # fmt: skip
