@@ -103,6 +103,10 @@ class _Aligned:
         return self.alignment.loss(logits, together)
 
 
+def _shared(gradient: Float[Tensor, "L"]) -> Float[Tensor, "L"]:
+    return gradient.mean().expand_as(gradient)
+
+
 class Hierarchical(Method):
     """Alignment at every level in the Poincaré ball, against one universal perturbation of images and texts.
 
@@ -158,7 +162,7 @@ class Hierarchical(Method):
         head.requires_grad_(True)
         head.log_curvature.requires_grad_(self.options.learn_curvature)
         if self.options.beta_levels == "tied":  # one gradient for all: their ratios stay
-            head.log_beta.register_hook(lambda gradient: gradient.mean().expand_as(gradient))
+            head.log_beta.register_hook(_shared)  # type: ignore[no-untyped-call]
         self.model.geometry = head.to(self.model.device)
 
     @torch.no_grad()
@@ -168,7 +172,7 @@ class Hierarchical(Method):
         The mean image and the mean leaf text land at ``radius`` and ``radius_text`` (of the ball's; in flat space at
         these norms). With depth, the levels above fall evenly to 0 at the root: level l at ``(1 - l/L)`` of the leaves'
         radius. ``β_l`` gives the logits of level l `SPREAD` times the spread that the model's own cosine logits have
-        there, but no largest margin above `NARROWER` times that of the level below; one β for all levels has the leaves'.
+        there, but no largest margin above `NARROWER` times that of the level below. One β for all levels is the leaves'.
         """
         if self.model.geometry is not None:
             return
