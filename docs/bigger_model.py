@@ -140,14 +140,18 @@ def rows(bench: Bench, parts: Sequence[str], wanted: Sequence[str]) -> Iterator[
 # -- images ---------------------------------------------------------------------------------------------------------
 
 
-def read_images(sources: Sequence[Path], each: int | None) -> dict[str, Decoded]:
-    """The train and val images of a folder, or of one or more .tar.gz of it; ``each``: at most so many a class."""
+def read_images(sources: Sequence[Path], each: int | None, kept: Path) -> dict[str, Decoded]:
+    """The train and val images of a folder, or of one or more .tar.gz of it; ``each``: at most so many a class.
+
+    What was decoded of a folder is kept in ``kept``.
+    """
     if len(sources) == 1 and sources[0].is_dir():
         found = {}
         for split in ("train", "val"):
             data = open_dataset(str(sources[0]), split)
             limit = None if each is None else each * len(data.classes)
-            found[split] = decode(data if limit is None else subset(data, limit=limit), 2 * (os.cpu_count() or 1))
+            some = data if limit is None else subset(data, limit=limit)
+            found[split] = decode(some, 2 * (os.cpu_count() or 1), kept)
         return found
     images: dict[str, dict[str, Future[Pixels]]] = {"train": {}, "val": {}}
     counts: dict[tuple[str, str], int] = {}
@@ -455,7 +459,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if device == "auto":
         device = "cuda" if gpu_is_here() else "cpu"
     options.work.mkdir(parents=True, exist_ok=True)
-    data = read_images(options.images, sizes.read)
+    data = read_images(options.images, sizes.read, options.work)
     ids = data["val"].classes
     classes, tree = options.work / "classes.txt", options.work / "tree.yaml"
     classes.write_text("".join(f"{c}\n" for c in ids))
