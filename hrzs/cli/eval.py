@@ -191,6 +191,10 @@ def evaluate(
         report["results"] += evaluation.rows()
         report["summary"]["levels"] += evaluation.summary()
         report["summary"]["truth"][evaluation.task.data.name] = evaluation.truth()
+    from hrzs.evaluation.tree_view import level_depth
+
+    depths = {e.task.data.name: level_depth(loaded, e.classifier, e.task) for e in evaluations}
+    report["summary"]["depth"] = {name: depth for name, depth in depths.items() if depth is not None}
     if canaries:
         report["summary"] |= _canaries(evaluations, quiet=quiet)
     _call_out(report["results"])

@@ -23,6 +23,7 @@ from torch import Tensor
 from hrzs.attacks.budget import format_eps
 from hrzs.errors import HrzsError
 from hrzs.evaluation.average import FIGURES
+from hrzs.evaluation.charts import Curve, line_chart
 from hrzs.evaluation.export import Headline, headlines, sources_of
 from hrzs.evaluation.gallery import Example
 from hrzs.evaluation.markup import Markup, definitions, document, el, image_element, join, number_heads, table
@@ -105,6 +106,7 @@ def render(
             ("classes", "Worst classes", _worst(outcomes, trees)),
             ("gallery", "Adversarial images", _galleries(galleries, trees)),
             ("tree", "The tree", _trees(trees, outcomes)),
+            ("depth", "Where levels lie", _depth(report["summary"].get("depth") or {})),
             ("against", "Against another model", _against(report["summary"].get("against"))),
             ("mistakes", "How bad the mistakes are", _mistakes(report["summary"]["levels"])),
             ("canaries", "Canaries", _canaries(report["summary"]["canaries"], _masking(report["summary"]))),
@@ -581,6 +583,41 @@ _MISTAKES = {
     "lca_height_mistakes": "LCA height, mistakes", "lca_height_all": "LCA height, all images",
     "consistency": "agree at level", **{f"hd@{k}": f"HD@{k}" for k in TOP},
 }  # fmt: skip
+
+
+def _depth(found: Mapping[str, Mapping[str, Any]]) -> list[object]:
+    """Radii, margins and the order of edges, of a model whose head tells levels apart or might."""
+    if not found:
+        return []
+    cards: list[Markup] = []
+    for dataset, depth in found.items():
+        levels = depth["levels"]
+        flat = depth["head"] == "euclidean"
+        curves = [
+            Curve(name, [(-float(level["level"]), level[key]) for level in reversed(levels)], i)
+            for i, (name, key) in enumerate((("texts", "radius_text"), ("class means of images", "radius_image")))
+        ]
+        names = {-float(level["level"]): str(level["level"]) for level in levels}
+        chart = line_chart("Mean radius by level, the highest on the left", curves, x="level", x_names=names)
+        body = [
+            (level["level"], *(f"{level[key]:.3f}" for key in ("radius_text", "radius_image")),
+             *(f"{level[key]:.1f}" for key in ("margin", "bound")))
+            for level in levels
+        ]  # fmt: skip
+        heads = number_heads("Texts", "Images", "Margin", "Bound")
+        ordered = [f"{_percent(depth[key])} % of {name}" if depth[key] is not None else f"no {name}"
+                   for key, name in (("edges_ordered", "edges between texts"),
+                                     ("edges_ordered_image", "edges between steady class means"))]  # fmt: skip
+        cards.append(
+            el("article", el("h3", dataset), chart, table("Radius and margin by level", ["Level", *heads], body),
+               el("p", f"The parent lies nearer the centre than the child for {' and '.join(ordered)}."), class_="card")
+        )  # fmt: skip
+        unit = "its norm" if flat else "its share of the ball’s radius"
+    said = (
+        f"The radius of an embedding is {unit}. The margin is the largest that the texts of a level leave room for, in "
+        "logits; the bound is what theory allows texts so far out."
+    )
+    return [el("p", said), *cards]
 
 
 def _mistakes(summary: Sequence[Mapping[str, Any]]) -> list[object]:
