@@ -172,11 +172,9 @@ def _listed(model: str, data: str, method: str | None, recipe: str, template: st
 
         console.print_names([(name, m.description) for name, m in METHODS.items()])
     elif recipe == console.LIST:
-        from hrzs.training.options import RECIPES
+        from hrzs.training.options import RECIPES, about_recipe
 
-        console.print_names(
-            [(name, ", ".join(f"{k} {v}" for k, v in r.items()) or "the defaults") for name, r in RECIPES.items()]
-        )
+        console.print_names([(name, about_recipe(name)) for name in RECIPES])
     else:
         options.print_models_or_data(model, data, template)
     return True
@@ -186,10 +184,12 @@ def _settings(context: typer.Context, recipe: str) -> TrainOptions:
     """Defaults, then the recipe, then what was given here or in the configuration file."""
     from hrzs.attacks.budget import default_step_size, parse_eps
     from hrzs.training.methods import check_options
-    from hrzs.training.options import RECIPES, TrainOptions
+    from hrzs.training.options import PUBLISHED, RECIPES, TrainOptions, about_recipe
 
     if recipe not in RECIPES:
         raise UsageError(f"--recipe {recipe!r}: one of {', '.join(RECIPES)}")
+    if recipe in PUBLISHED:
+        console.note(f"--recipe {recipe}: {about_recipe(recipe)}")
     values: dict[str, Any] = dict(RECIPES[recipe])
     given = {"compile" if name == "compile_encoder" else name: value for name, value in context.params.items()}
     if given["no_hnsa"]:
