@@ -254,6 +254,26 @@ def test_report_without_the_whole_suite(evaluate: Callable[..., Evaluation], tre
     assert "the suite was not run in full" in page.text
 
 
+def test_depth_of_levels_is_shown() -> None:
+    levels = [{"level": k, "radius_text": 0.6 - 0.2 * k, "radius_image": 0.5 - 0.2 * k, "margin": 9.0 - k, "bound": 12.0}
+              for k in range(3)]  # fmt: skip
+    depth = {"head": "hyperbolic", "n": 9, "levels": levels, "edges_ordered": 0.96, "edges_ordered_image": None}
+    report = made()
+    report["summary"]["depth"] = {"shapes": depth}
+    shown = check(render(report, {}, {}, {})).text
+    for text in (
+        "Where levels lie",
+        "0.600",
+        "0.100",
+        "7.0",
+        "12.0",
+        "96.0 % of edges between texts",
+        "no edges between steady",
+    ):
+        assert text in shown
+    assert "Where levels lie" not in render(made(), {}, {}, {})
+
+
 def test_several_datasets_and_a_flat_tree(tree: Tree, flat: Tree) -> None:
     report, other = made("flat one", levels=1), made("deep", levels=3)
     report["results"] += other["results"]

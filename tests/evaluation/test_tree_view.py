@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hrzs.errors import UsageError
-from hrzs.evaluation.tree_view import geodesic, level_accuracy, node_points, plot_disk, to_disk
+from hrzs.evaluation.tree_view import geodesic, level_accuracy, level_depth, node_points, plot_disk, to_disk
 from hrzs.geometry import poincare
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.heads import HyperbolicHead
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from hrzs.tasks import Task
 
 complexes = st.builds(lambda r, a: r * complex(math.cos(a), math.sin(a)), st.floats(0, 0.95), st.floats(0, 6.3))
+
+
+def test_nodes_lie_at_the_depth_of_their_level(small: ClipModel, tree: Tree) -> None:
+    small.geometry = HyperbolicHead(0.5, 0.2, 3.0, 0.25, [1.0, 0.5, 0.2])
+    found = node_points(small, tree)
+    small.geometry = HyperbolicHead(0.5, 0.2, 3.0, 0.25)
+    flat = node_points(small, tree)
+    for node, point, without in zip(found.nodes, found.points, flat.points, strict=True):
+        factor = 0.0 if node is tree.root else (1.0, 0.5, 0.2)[node.level]
+        assert torch.atanh(point.norm()).item() == pytest.approx(factor * torch.atanh(without.norm()).item(), abs=1e-5)
 
 
 @pytest.fixture
@@ -63,6 +73,51 @@ def test_level_accuracy_of_a_flat_tree(small: ClipModel, task: Task, flat: Tree)
 
     found = level_accuracy(small, replace(task, tree=flat))
     assert [row["level"] for row in found["levels"]] == [0]
+
+
+# -- where the levels lie ---------------------------------------------------------------------------------------------
+
+
+def test_depth_of_levels(small: ClipModel, task: Task) -> None:
+    """Texts by their definition; class means of all images, at the depth of their level."""
+    from hrzs.data import loader
+    from hrzs.models.classifier import ZeroShotClassifier
+
+    small.geometry = head = HyperbolicHead(0.5, 0.2, [4.0, 3.0, 2.0], 0.25, [1.0, 0.5, 0.2])
+    classifier = ZeroShotClassifier(small, task.tree)
+    found = level_depth(small, classifier, task)
+    assert found is not None
+    assert found == json.loads(json.dumps(found))
+    assert [row["level"] for row in found["levels"]] == [0, 1, 2]
+    for row, columns, beta in zip(found["levels"], classifier.columns, (4.0, 3.0, 2.0), strict=True):
+        texts = classifier.prepared[columns].double()
+        assert row["radius_text"] == pytest.approx((0.5 * texts.norm(dim=1)).mean().item(), rel=1e-5)
+        furthest = max(poincare.distance(a, b, 0.25).item() for a in texts for b in texts)
+        assert row["margin"] == pytest.approx(beta * furthest, rel=1e-3)
+        assert row["margin"] <= row["bound"]
+    batch = next(iter(loader(task.data, 24)))
+    with torch.no_grad():
+        points = head.embed_image(small.encode_image(batch.images))
+    classes = [points[batch.labels == label] for label in range(6)]
+    means = torch.cat([poincare.einstein_midpoint(p, torch.ones(1, len(p)), 0.25) for p in classes])
+    radius = (0.5 * means.norm(dim=1)).mean().item()
+    assert found["levels"][0]["radius_image"] == pytest.approx(radius, rel=1e-4)
+    assert found["edges_ordered"] == found["edges_ordered_image"] == 1.0
+
+
+def test_order_is_not_given_away(small: ClipModel, task: Task) -> None:
+    from hrzs.models.classifier import ZeroShotClassifier
+
+    small.geometry = HyperbolicHead(0.5, 0.2, 3.0, 0.25, [1.0, 1.5, 2.0])
+    found = level_depth(small, ZeroShotClassifier(small, task.tree), task)
+    assert found is not None
+    assert found["edges_ordered"] == 0.0
+
+
+def test_a_cosine_head_has_no_depth(small: ClipModel, task: Task) -> None:
+    from hrzs.models.classifier import ZeroShotClassifier
+
+    assert level_depth(small, ZeroShotClassifier(small, task.tree), task) is None
 
 
 # -- where the nodes lie ----------------------------------------------------------------------------------------------
