@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from measures import Batch, ratio, seconds, training_step
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hrzs.hierarchy.tree import Tree
@@ -54,6 +56,27 @@ def test_perturbations_beside_the_leaves_alone(
     measured = ratio(whole, training_step(model, tree, batch, "hierarchical", perturbation="leaf"))
     report(f"hierarchical step, {mode} perturbation / leaf perturbation, 1000 leaves, 5 levels", measured, bound, "≤")
     assert measured <= bound
+
+
+def operations(step: Callable[[], object]) -> int:
+    """What a device is given to do: on a small model its time is that of the calls, not of the arithmetic."""
+
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += 1
+            return function(*args, **(kwargs or {}))
+
+    with Counter() as counter:
+        step()
+    return counter.count
+
+
+def test_operations_of_a_step(model: ClipModel, tree: Tree, batch: Batch) -> None:
+    ours, theirs = (operations(training_step(model, tree, batch, name)) for name in ("hierarchical", "tecoa"))
+    print(f"\noperations of a step, hierarchical {ours}, TeCoA {theirs}: {ours / theirs:.2f} (bound ≤ 3)")
+    assert ours <= 3 * theirs
 
 
 # -- beside public code: what its loop does, in our words -----------------------------------------------------------
