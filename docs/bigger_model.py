@@ -32,7 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from decoded import Decoded, Pixels, decode, load_from_device, on_device
-from evidence import RESULTS, options_of, read
+from evidence import options_of, read
 from make_results import gpu_is_here, work_off, write
 from make_results import hrzs as hrzs_command
 from paired import Difference, paired
@@ -89,7 +89,6 @@ class Bench:
     """What every row works with."""
 
     work: Path
-    results: Path
     threads: int
     device: str
     config: str
@@ -324,7 +323,7 @@ def do(bench: Bench, job: Row) -> None:
     last: dict[str, Any] = {}
     if job.row != "untouched":
         options = train_options(
-            options_of(job.row, bench.results) or (), lr=bench.rates[job.part], batch_size=sizes.batch,
+            options_of(job.row), lr=bench.rates[job.part], batch_size=sizes.batch,
             max_steps=sizes.steps, epochs=1000.0, seed=job.seed, validate_every=0,
         )  # fmt: skip
         data = subset(bench.data["train"], limit=None, classes=bench.seen)
@@ -434,9 +433,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", required=True, help="the small model's open_clip config")
     parser.add_argument("--weights", required=True, help="its weights: a file, or none")
     parser.add_argument("--work", type=Path, default=Path("runs/bigger"), help="what is finished lies here")
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="where the runs lie that decide the method's options"
-    )
     parser.add_argument("--output", type=Path, default=Path("bigger.json"))
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--seconds", type=float, default=480, help="after which nothing more is begun")
@@ -467,7 +463,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hrzs_command("build-tree", "--classes", str(classes), "--depths", "8,6,4", "--quiet", "-o", str(tree))
     print(f"{time.monotonic() - began:.0f} s to read {sum(map(len, data.values()))} images", flush=True)
     bench = Bench(
-        options.work, options.results, options.threads, device, options.config, options.weights,
+        options.work, options.threads, device, options.config, options.weights,
         {SMALL: options.lr_small, VIT: options.lr_vit}, 1.0 if options.miniature else options.pretrain_seconds, sizes,
         data, load_tree(tree), tuple(c for i, c in enumerate(ids) if i % 4 != 3), ids[3::4],
     )  # fmt: skip

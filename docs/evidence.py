@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,6 @@ BEYOND = ("5e-5", "1e-4", *RATES, "16e-4", "32e-4")
 SEEDS = (0, 1, 2)
 
 HIERARCHICAL = ("--method", "hierarchical")
-#: What of the paper's method is tried before its rates: each of these with each of the others, seed 0, on the images
-#: for tuning. The first of each is the paper's, and is kept unless it costs more than `DESIGN_COST` of the criterion.
-DESIGN = {"--image-levels": ("hypavg", "mixed"), "--hnsa": ("both", "lower", "none"), "--per-class": ("4", "1")}
-DESIGN_RATE = "4e-4"
-#: About the 95% interval of a difference in the criterion on the images for tuning.
-DESIGN_COST = 0.015
 EVERY_LEVEL = ("--method", "tecoa", "--every-level")
 ANCHOR = ("--lambda-anchor", "30")
 
@@ -57,7 +50,7 @@ ROWS: dict[str, tuple[str, ...]] = {
 #: The 2 × 2: rows by what is averaged, columns by what is weighed.
 SQUARE = (("per-image, image", "per-image, node"), ("means, image", "means, node"))
 #: A row whose options come to those of another: it has no runs of its own (the cell of the 2 × 2 that is the default).
-SAME: dict[str, str] = {}
+SAME: dict[str, str] = {"means, node": "hierarchical"}
 #: By what a row's rate is chosen, where that is not balanced accuracy (counted by node).
 CHOSEN_BY = {"clean": "clean"}
 
@@ -77,10 +70,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "hnsa-off": ("--hnsa", "none"),
     "hnsa-lower": ("--hnsa", "lower"),
     "hnsa-upper": ("--hnsa", "upper"),
-    "hnsa-both": ("--hnsa", "both"),
-    "hypavg": ("--image-levels", "hypavg"),
     "mixed": ("--image-levels", "mixed"),
-    "per-class-1": ("--per-class", "1"),
     "per-class-4": ("--per-class", "4"),
     "eps-text-0": ("--eps-text", "0"),
     "leaf-perturbation": ("--perturbation", "leaf"),
@@ -122,39 +112,9 @@ MINIATURE = Sizes(steps=2, batch=8, seen=8, unseen=8, new_seen=8, new_unseen=8, 
                   look=1, tuning=8)  # fmt: skip
 
 
-def designs() -> dict[str, tuple[str, ...]]:
-    """The runs that decide what `hierarchical` is: names and options, the paper's complete method first."""
-    return {
-        "-".join(("design", *values)): tuple(part for pair in zip(DESIGN, values, strict=True) for part in pair)
-        for values in product(*DESIGN.values())
-    }
-
-
-def design(folder: Path = RESULTS) -> tuple[str, ...] | None:
-    """The options that make `hierarchical`, by the rule of `DESIGN`; None before all of its runs are made."""
-    found = {name: training(name, folder) for name in designs()}
-    if not all(file.exists() for file in found.values()):
-        return None
-    criterion = {name: read(file)["last"]["validation"]["criterion"] for name, file in found.items()}
-    complete, best = next(iter(criterion)), max(criterion, key=criterion.__getitem__)
-    return designs()[complete if criterion[best] - criterion[complete] <= DESIGN_COST else best]
-
-
-def options_of(row: str, folder: Path = RESULTS) -> tuple[str, ...] | None:
-    """What `hrzs finetune` is told for a row or an ablation: what was designed, then what the row sets."""
-    own = ROWS.get(row) or (*HIERARCHICAL, *ABLATIONS[row])
-    if own[:2] != HIERARCHICAL or row == "hierarchical-before":
-        return own
-    designed = design(folder)
-    return None if designed is None else (*HIERARCHICAL, *merged(designed, own[2:]))
-
-
-def merged(first: Sequence[str], then: Sequence[str]) -> tuple[str, ...]:
-    """Options and values, the later ones in the place of the earlier; ``--tree`` may come several times."""
-    pairs = list(zip(then[::2], then[1::2], strict=True))
-    given = {name for name, _ in pairs}
-    kept = [pair for pair in zip(first[::2], first[1::2], strict=True) if pair[0] not in given]
-    return tuple(part for pair in (*kept, *pairs) for part in pair)
+def options_of(row: str) -> tuple[str, ...]:
+    """What `hrzs finetune` is told for a row or an ablation."""
+    return ROWS[row] if row in ROWS else (*HIERARCHICAL, *ABLATIONS[row])
 
 
 def training(name: str, folder: Path = RESULTS) -> Path:

@@ -33,7 +33,6 @@ from evidence import (
     BEYOND,
     CHOSEN_BY,
     CORRUPTIONS,
-    DESIGN_RATE,
     MINIATURE,
     NEW,
     NEW_EACH,
@@ -48,7 +47,6 @@ from evidence import (
     Unit,
     best_rate,
     chosen,
-    designs,
     evaluation,
     options_of,
     plain,
@@ -57,7 +55,7 @@ from evidence import (
     units,
 )
 
-STAGES = ("design", "tune", "main", "new", "ablations", "canaries", "autoattack")
+STAGES = ("tune", "main", "new", "ablations", "canaries", "autoattack")
 #: For the plan, of one core with fast bf16: seconds of a training step, and of an image in each kind of evaluation.
 STEP = 1.2
 PER_IMAGE = {"suite": 0.25, "none": 0.02, "matrix": 1.2, "curve": 0.2, "autoattack": 3.6}
@@ -136,15 +134,9 @@ def jobs(place: Place, stages: Sequence[str], rows: Sequence[str], failed: Seque
 
 
 def _jobs(place: Place, stages: Sequence[str], rows: Sequence[str], failed: Sequence[str]) -> Iterator[Job]:
-    settled = {row: options_of(row, place.results) for row in ROWS if row in rows and row not in SAME}
-    own = {row: options for row, options in settled.items() if options is not None}
+    own = {row: options_of(row) for row in ROWS if row in rows and row not in SAME}
     for stage in stages:
-        if stage == "design":
-            for name, options in designs().items():
-                if not training(name, place.results).exists():
-                    options = ("--method", "hierarchical", *options)
-                    yield Job(name, _training_seconds(place, options), True, name, name, options, DESIGN_RATE)
-        elif stage == "tune":
+        if stage == "tune":
             for row, options in own.items():
                 for rate in place.best_rate(row, failed)[1]:
                     run = f"tune-{row}-{rate}"
@@ -165,8 +157,8 @@ def _jobs(place: Place, stages: Sequence[str], rows: Sequence[str], failed: Sequ
                         yield from _run(place, row, f"{row}-new-s{seed}", options, seed, ("new",), failed)
         elif stage == "ablations":
             for name in ABLATIONS:
-                options = options_of(name, place.results)
-                if name in rows and options is not None:
+                if name in rows:
+                    options = options_of(name)
                     yield from _run(place, "hierarchical", name, options, 0, ("ablations",), failed)
         else:  # of seed 0 alone
             if "untouched" in rows:
@@ -283,7 +275,7 @@ def train(place: Place, job: Job) -> None:
         "--epochs", "1000", "--max-steps", str(sizes.steps), "--batch-size", str(sizes.batch), "--lr", job.rate,
         "--seed", str(job.seed), "--eps", "1/255", "--steps", "3", "--precision", "bf16",
         "--save-every", str(max(1, sizes.steps // (1 if on_gpu(place) else 3))), "--device", place.device,
-        *(look if job.run.startswith(("tune-", "design-")) or job.run in ABLATIONS else ("--validate-every", "0")),
+        *(look if job.run.startswith("tune-") or job.run in ABLATIONS else ("--validate-every", "0")),
         "--threads", str(place.threads), "--quiet", "--resume", "-o", str(folder),
     )  # fmt: skip
     for waste in ("checkpoint", "best"):
