@@ -75,9 +75,9 @@ class Groups(NamedTuple):
     children in the sense of ``L_gap^Intra``: neither a node that passes through nor the only child present.
     """
 
-    shares: tuple[Float[Tensor, "nodes below"], ...]
-    counts: tuple[Float[Tensor, "nodes"], ...]
-    edges: tuple[Bool[Tensor, "nodes"], ...]
+    shares: tuple[Float[Tensor, "_ _"], ...]
+    counts: tuple[Float[Tensor, "_"], ...]
+    edges: tuple[Bool[Tensor, "_"], ...]
 
 
 class ClassMeans:
@@ -111,7 +111,7 @@ class ClassMeans:
 
     def __call__(
         self, points: Float[Tensor, "B D"], groups: Groups, head: HyperbolicHead
-    ) -> tuple[Float[Tensor, "nodes D"], ...]:
+    ) -> tuple[Float[Tensor, "_ D"], ...]:
         """The means of images that lie at ``points``, at the leaves' depth: a node a row, each at its level's depth.
 
         A node without images lies at the origin.
@@ -121,13 +121,13 @@ class ClassMeans:
         means: tuple[Tensor, ...] = head.space.nested_midpoints(points, groups.shares, factors, head.value("curvature"))
         return means
 
-    def steps_outwards(self, means: Sequence[Float[Tensor, "nodes D"]]) -> Float[Tensor, "below"]:
+    def steps_outwards(self, means: Sequence[Float[Tensor, "_ D"]]) -> Float[Tensor, "below"]:
         """Of each node below the topmost level, how much further out than its parent's its mean lies."""
         norms = [poincare.norm(points) for points in means]
         steps = [norms[level] - norms[level + 1][parents] for level, parents in enumerate(self.parents)]
         return torch.cat([means[0].new_zeros(0), *steps])
 
-    def edges_ordered(self, means: Sequence[Float[Tensor, "nodes D"]], groups: Groups) -> Float[Tensor, ""]:
+    def edges_ordered(self, means: Sequence[Float[Tensor, "_ D"]], groups: Groups) -> Float[Tensor, ""]:
         """The share of edges whose parent lies nearer the centre, of those with `STEADY` images beneath the child; NaN
         where there are none."""
         steps = self.steps_outwards(means)

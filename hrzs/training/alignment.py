@@ -72,7 +72,7 @@ class LevelAlignment:
 
     def of_images(self, labels: Int[Tensor, "B"], levels: Sequence[int]) -> Rows:
         """Every image once at each of ``levels``, level by level; the leaves' images count alike in any case."""
-        columns = self.paths[list(levels)].T[labels].T.reshape(-1)
+        columns = torch.cat([self.paths[level][labels] for level in levels])
         omega = self.omega[self.level[columns]] / len(labels)
         if self.balance == "image":
             return Rows(columns, omega)
