@@ -64,7 +64,7 @@ class LevelAlignment:
         self.columns = [c.to(device) for c in index.columns]
         self.level = index.level.to(device)
         self.candidates = _candidates(tree, index, hnsa).to(device)
-        self.omega = torch.tensor(self.weights, device=device)
+        self.omega = torch.tensor(self.weights).to(device)
 
     def levels(self, wanted: Iterable[int] | None = None) -> list[int]:
         """The levels that count: those ``wanted``, by default all, but for those of weight 0."""
