@@ -48,12 +48,12 @@ R = TypeVar("R")
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Run ``function`` with autocast off and its half-precision tensors widened to float32."""
+    """Run ``function`` with autocast off and its half-precision tensors, also those in lists, widened to float32."""
 
     def widened(value: object) -> object:
         if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
             return value.float()
-        return value
+        return [widened(part) for part in value] if isinstance(value, (tuple, list)) else value
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -222,16 +222,17 @@ def nested_midpoints(
         curvature: r > 0.
 
     Returns:
-        For each level one point per row of its shares; the origin where the row is zero.
+        For each level one point per row of its shares, at `max_norm` at most; the origin where the row is zero.
     """
     root = _root(curvature)
     gap = _gap(u.square().sum(-1, keepdim=True), curvature)
     space, time = 2 * u / gap, 2 / gap - 1
+    furthest = 2 * math.atanh(_cap(u.dtype))
     found = []
     for level, weights in enumerate(shares):
         if level:
             sinh = (root * norm(space)).unsqueeze(-1).clamp_min(torch.finfo(u.dtype).tiny)
-            rapidity = factors[level - 1] * sinh.asinh()
+            rapidity = (factors[level - 1] * sinh.asinh()).clamp_max(furthest)
             space, time = space * (rapidity.sinh() / sinh), rapidity.cosh()
         space, time = weights @ space, weights @ time
         # The hyperboloid's reversed triangle inequality: at least one, also where rounding says less.

@@ -64,7 +64,7 @@ class LevelAlignment:
         self.columns = [c.to(device) for c in index.columns]
         self.level = index.level.to(device)
         self.candidates = _candidates(tree, index, hnsa).to(device)
-        self.omega = torch.tensor(self.weights, device=device)
+        self.omega = torch.tensor(self.weights).to(device)
 
     def levels(self, wanted: Iterable[int] | None = None) -> list[int]:
         """The levels that count: those ``wanted``, by default all, but for those of weight 0."""
@@ -72,7 +72,7 @@ class LevelAlignment:
 
     def of_images(self, labels: Int[Tensor, "B"], levels: Sequence[int]) -> Rows:
         """Every image once at each of ``levels``, level by level; the leaves' images count alike in any case."""
-        columns = self.paths[list(levels)].T[labels].T.reshape(-1)
+        columns = torch.cat([self.paths[level][labels] for level in levels])
         omega = self.omega[self.level[columns]] / len(labels)
         if self.balance == "image":
             return Rows(columns, omega)

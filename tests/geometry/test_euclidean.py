@@ -39,19 +39,29 @@ def test_the_limit_of_vanishing_curvature(seed: int) -> None:
     torch.testing.assert_close(
         euclidean.einstein_midpoint(u, weights), poincare.einstein_midpoint(u, weights, NEARLY_FLAT), **close
     )
-    for factor in (weights[0], weights[0, 0]):
-        torch.testing.assert_close(euclidean.scale(u, factor), poincare.scale(u, factor, NEARLY_FLAT), **close)
+    shares = (weights / weights.sum(1, keepdim=True), torch.tensor([[0.3, 0.7], [0.0, 0.0], [1.0, 0.0]]).double())
+    nested = [space.nested_midpoints(u, shares, (weights[0, 0],), NEARLY_FLAT) for space in (euclidean, poincare)]
+    assert [len(level) for level in nested[0]] == [2, 3]
+    for flat, curved in zip(*nested, strict=True):
+        torch.testing.assert_close(flat, curved, **close)
 
 
 @given(SEEDS)
-def test_scaling_is_a_product(seed: int) -> None:
+def test_nested_midpoints_are_means_of_multiplied_means(seed: int) -> None:
     u = points(seed, 4)
-    factors = torch.rand(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    first, second = torch.rand(2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    eye = torch.eye(4, dtype=torch.float64)
+    once, twice = euclidean.nested_midpoints(u, (eye, eye, eye), (first, second))[1:]
+    torch.testing.assert_close(once, first * u)
+    torch.testing.assert_close(twice, first * second * u)
     origin = torch.zeros_like(u)
-    scaled = euclidean.scale(u, factors)
-    torch.testing.assert_close(euclidean.distance(origin, scaled), factors * euclidean.distance(origin, u))
-    torch.testing.assert_close(euclidean.scale(scaled, factors), euclidean.scale(u, factors.square()))
-    assert torch.equal(euclidean.scale(u, torch.ones(()).double()), u)
+    torch.testing.assert_close(euclidean.distance(origin, once), first * euclidean.distance(origin, u))
+    pairs = torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0.25, 0.75], [0, 0, 0, 0]], dtype=torch.float64)
+    both = torch.tensor([[0.5, 0.5, 0]], dtype=torch.float64)
+    means, mean = euclidean.nested_midpoints(u, (pairs, both), (first,))
+    expected = torch.stack([(u[0] + u[1]) / 2, u[2] / 4 + 3 * u[3] / 4, origin[0]])
+    torch.testing.assert_close(means, expected)
+    torch.testing.assert_close(mean, first * (expected[:1] + expected[1:2]) / 2)
 
 
 @given(SEEDS)
@@ -76,7 +86,8 @@ def test_no_weights_no_mean() -> None:
 def test_half_precision_is_widened_and_nothing_lies_at_a_boundary() -> None:
     far = torch.full((2, 3), 1e4, dtype=torch.bfloat16)
     assert euclidean.expmap0(far).dtype == torch.float32
-    assert euclidean.scale(far, torch.tensor(0.5)).dtype == torch.float32
+    half = torch.eye(2, dtype=torch.bfloat16)
+    assert euclidean.nested_midpoints(far, (half, half), (torch.tensor(0.5),))[1].dtype == torch.float32
     assert euclidean.cap_share(far) == 0
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert euclidean.pairwise_distance(far.float(), far.float()).dtype == torch.float32

@@ -62,6 +62,31 @@ def naive_midpoint(u: Tensor, weights: Tensor, r: float) -> Tensor:
     return mean / (1 + (1 - r * (mean * mean).sum(-1, keepdim=True)).sqrt())
 
 
+def naive_scale(u: Tensor, factor: Tensor, r: float) -> Tensor:
+    """Möbius scalar multiplication by its definition."""
+    length = math.sqrt(r) * u.norm(dim=-1, keepdim=True)
+    return torch.where(length > 0, (factor * length.atanh()).tanh() * u / length, 0.0)
+
+
+def scale(u: Tensor, factor: Tensor, r: poincare.Curvature) -> Tensor:
+    """Möbius scalar multiplication: nested midpoints with one point a group."""
+    eye = torch.eye(len(u), dtype=u.dtype)
+    return poincare.nested_midpoints(u, (eye, eye), (factor,), r)[1]
+
+
+def random_shares(seed: int, below: int, sizes: list[int]) -> list[Tensor]:
+    """Weights of groups of groups; about a fourth of the rows are zero, the others sum to one."""
+    generator = torch.Generator().manual_seed(seed)
+    shares = []
+    for size in sizes:
+        weights = torch.rand(size, below, generator=generator, dtype=torch.float64)
+        present = torch.rand(size, 1, generator=generator) > 0.25
+        members = weights * (weights > 0.4) * present
+        shares.append(members / torch.where(members.sum(1, keepdim=True) > 0, members.sum(1, keepdim=True), 1.0))
+        below = size
+    return shares
+
+
 # Identities
 
 
@@ -118,7 +143,7 @@ def test_expmap0_doubles_the_length_it_is_given(seed: int, r: float) -> None:
 @given(SEEDS, CURVATURES, st.floats(0, 3))
 def test_scaling_multiplies_the_distance_from_the_origin(seed: int, r: float, factor: float) -> None:
     u = points(seed, 4, r)
-    scaled = poincare.scale(u, torch.tensor(factor, dtype=torch.float64), r)
+    scaled = scale(u, torch.tensor(factor, dtype=torch.float64), r)
     origin = torch.zeros_like(u)
     torch.testing.assert_close(
         poincare.distance(origin, scaled, r), factor * poincare.distance(origin, u, r), rtol=1e-6, atol=1e-9
@@ -132,20 +157,23 @@ def test_scaling_multiplies_the_distance_from_the_origin(seed: int, r: float, fa
 def test_scalings_compose(seed: int, r: float, first: float, second: float) -> None:
     u = points(seed, 4, r)
     a, b = (torch.tensor(factor, dtype=torch.float64) for factor in (first, second))
-    twice = poincare.scale(poincare.scale(u, a, r), b, r)
-    torch.testing.assert_close(twice, poincare.scale(u, a * b, r), rtol=1e-8, atol=1e-10)
-    torch.testing.assert_close(poincare.scale(u, torch.ones(()).double(), r), u)
-    assert not poincare.scale(u, torch.zeros(()).double(), r).any()
+    eye = torch.eye(4, dtype=torch.float64)
+    at_once = scale(u, a * b, r)
+    torch.testing.assert_close(scale(scale(u, a, r), b, r), at_once, rtol=1e-8, atol=1e-10)
+    whole, once, twice = poincare.nested_midpoints(u, (eye, eye, eye), (a, b), r)
+    torch.testing.assert_close(whole, u)
+    torch.testing.assert_close(once, scale(u, a, r))
+    torch.testing.assert_close(twice, at_once, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(scale(u, torch.ones(()).double(), r), u)
+    assert not scale(u, torch.zeros(()).double(), r).any()
 
 
 @untimed
 @given(SEEDS, CURVATURES)
-def test_scaling_a_lifted_vector_lifts_the_scaled_one_with_a_factor_for_each(seed: int, r: float) -> None:
+def test_scaling_a_lifted_vector_lifts_the_scaled_one(seed: int, r: float) -> None:
     v = points(seed, 4, r)
-    factors = torch.rand(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    torch.testing.assert_close(
-        poincare.scale(poincare.expmap0(v, r), factors, r), poincare.expmap0(factors[:, None] * v, r)
-    )
+    for factor in torch.rand(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64):
+        torch.testing.assert_close(scale(poincare.expmap0(v, r), factor, r), poincare.expmap0(factor * v, r))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -155,15 +183,74 @@ def test_gradients_of_scaling_are_finite(radius: float, factor: float, dtype: to
     u = at_radius(radius, 0.5, dtype).requires_grad_()
     f = torch.tensor(factor, dtype=dtype, requires_grad=True)
     r = torch.tensor(0.5, dtype=dtype, requires_grad=True)
-    scaled = poincare.scale(u, f, r)
+    scaled = scale(u, f, r)
     assert scaled.dtype == dtype
     assert (0.5 * scaled.square().sum(-1) < 1).all()
+    cap = poincare.max_norm(dtype, 0.5)
+    assert (poincare.norm(scaled) <= cap * (1 + 8 * torch.finfo(dtype).eps)).all()
     weight = torch.randn(scaled.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
     for gradient in torch.autograd.grad((scaled * weight).sum(), (u, f, r)):
         assert gradient.isfinite().all()
     # Near the origin it is a plain product.
     if 0 < radius < 1e-4:
         torch.testing.assert_close(scaled, factor * u, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("factor", [0.0, 0.3, 1.0, 2.5])
+@pytest.mark.parametrize("radius", RADII)
+def test_gradients_of_nested_midpoints_are_finite_and_empty_groups_have_none(
+    radius: float, factor: float, dtype: torch.dtype
+) -> None:
+    """Among the groups are one of equal points, one of antipodal ones, one that is empty, and one of empty ones."""
+    v = at_radius(radius, 0.5, dtype)
+    u = torch.cat([v, v, -v]).requires_grad_()
+    f = torch.tensor(factor, dtype=dtype, requires_grad=True)
+    r = torch.tensor(0.5, dtype=dtype, requires_grad=True)
+    first = torch.zeros(5, 9, dtype=dtype)
+    for row, members in enumerate([(0, 3), (1, 7), (), (0, 1, 2), (8,)]):
+        first[row, list(members)] = 1 / max(len(members), 1)
+    second = torch.tensor([[0.5, 0.5, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0.5, 0.5]], dtype=dtype)
+    third = torch.tensor([[0.5, 0, 0.5], [0, 0, 0]], dtype=dtype)
+    found = poincare.nested_midpoints(u, (first, second, third), (f, f), r)
+    empty = (2, 1, 1)
+    cap = poincare.max_norm(dtype, 0.5) * (1 + 8 * torch.finfo(dtype).eps)
+    for level, none in zip(found, empty, strict=True):
+        assert level.dtype == dtype
+        assert not level[none].any()
+        assert (poincare.norm(level) <= cap).all()
+        (gradient,) = torch.autograd.grad(level[none].sum(), u, retain_graph=True)
+        assert not gradient.any()
+    weights = [torch.randn(level.shape, generator=torch.Generator().manual_seed(1)).to(dtype) for level in found]
+    total = sum(((level * weight).sum() for level, weight in zip(found, weights, strict=True)), torch.zeros(()))
+    for gradient in torch.autograd.grad(total, (u, f, r)):
+        assert gradient.isfinite().all()
+
+
+@untimed
+@given(SEEDS, CURVATURES, st.lists(st.integers(1, 5), min_size=1, max_size=4), st.floats(0, 1.5), st.floats(0, 1.5))
+def test_nested_midpoints_are_midpoints_of_scaled_midpoints(
+    seed: int, r: float, sizes: list[int], first: float, second: float
+) -> None:
+    """Level by level, by method.md's forms as they stand; rows of weights may be zero."""
+    u = points(seed, 6, r, radius=0.8)
+    shares = random_shares(seed, 6, sizes)
+    factors = [torch.tensor(f, dtype=torch.float64) for f in (first, second, first)][: len(sizes) - 1]
+    found = poincare.nested_midpoints(u, shares, factors, r)
+    assert [len(level) for level in found] == sizes
+    below = u
+    for level, weights in enumerate(shares):
+        if level:
+            below = naive_scale(below, factors[level - 1], r)
+        there = weights.sum(1) > 0
+        below = torch.where(there[:, None], naive_midpoint(below, weights, r), 0.0)
+        torch.testing.assert_close(found[level], below, rtol=1e-8, atol=1e-10)
+    # With factors of one it is the midpoint again and again.
+    found = poincare.nested_midpoints(u, shares, [torch.ones(()).double()] * (len(sizes) - 1), r)
+    below = u
+    for weights, level_points in zip(shares, found, strict=True):
+        below = poincare.einstein_midpoint(below, weights, r)
+        torch.testing.assert_close(level_points, below, rtol=1e-8, atol=1e-10)
 
 
 @untimed
@@ -257,7 +344,7 @@ def test_parity_with_geoopt(curvature: float) -> None:
     torch.testing.assert_close(poincare.expmap0(2 * u, curvature), ball.expmap0(2 * u))
     for factor in (0.2, 1.0, 1.7):
         f = torch.tensor(factor, dtype=torch.float64)
-        torch.testing.assert_close(poincare.scale(u, f, curvature), ball.mobius_scalar_mul(f, u))
+        torch.testing.assert_close(scale(u, f, curvature), ball.mobius_scalar_mul(f, u))
     expected = ball.weighted_midpoint(u, weights=None, reducedim=[0])
     middle = poincare.einstein_midpoint(u, torch.ones(1, 50, dtype=torch.float64), curvature)
     torch.testing.assert_close(middle.squeeze(0), expected)
@@ -301,6 +388,7 @@ def test_gradients_are_finite(radius: float, other: float, dtype: torch.dtype) -
     # The other points share directions with u: they coincide with it, are collinear, or are antipodal.
     v = torch.cat([at_radius(other, 1.7, dtype), -at_radius(other, 1.7, dtype)]).requires_grad_()
     w = torch.cat([u, v])
+    cumulative = torch.eye(9, dtype=dtype).cumsum(0) / torch.arange(1, 10, dtype=dtype)[:, None]
     results = {
         "expmap0": poincare.expmap0(4 * w, curvature),
         "norm": poincare.norm(w),
@@ -309,6 +397,9 @@ def test_gradients_are_finite(radius: float, other: float, dtype: torch.dtype) -
         "distance": poincare.distance(u.unsqueeze(1), v, curvature),
         "pairwise_distance": poincare.pairwise_distance(u, v, curvature),
         "einstein_midpoint": poincare.einstein_midpoint(w, torch.eye(9, dtype=dtype).cumsum(0), curvature),
+        "nested_midpoints": torch.cat(
+            poincare.nested_midpoints(w, (cumulative, cumulative), (torch.tensor(0.6, dtype=dtype),), curvature)
+        ),
     }
     for name, result in results.items():
         assert result.isfinite().all(), name
@@ -346,8 +437,16 @@ def test_derivatives_of_maps_agree_with_finite_differences() -> None:
     weights = torch.rand(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert torch.autograd.gradcheck(poincare.expmap0, (u, curvature))
     assert torch.autograd.gradcheck(poincare.mobius_add, (u, v, curvature))
-    assert torch.autograd.gradcheck(poincare.scale, (u, weights[0].requires_grad_(), curvature))
     assert torch.autograd.gradcheck(poincare.einstein_midpoint, (u, weights, curvature))
+    shares = random_shares(2, 4, [5, 3, 2])
+    assert any(not row.any() for row in torch.cat([level.sum(1) for level in shares])[:, None])
+    assert shares[2].any()
+    factors = [torch.tensor(f, dtype=torch.float64, requires_grad=True) for f in (0.6, 1.3)]
+
+    def nested(u: Tensor, first: Tensor, second: Tensor, r: Tensor) -> tuple[Tensor, ...]:
+        return poincare.nested_midpoints(u, shares, (first, second), r)
+
+    assert torch.autograd.gradcheck(nested, (u, *factors, curvature))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -408,6 +507,7 @@ def test_half_inputs_under_autocast_give_the_float32_results(half: torch.dtype) 
         "pairwise_distance": lambda u, v, _w: poincare.pairwise_distance(u, v=v, curvature=1.0),
         "lorentz_factor": lambda u, _v, _w: poincare.lorentz_factor(u, 1.0),
         "einstein_midpoint": lambda u, _v, w: poincare.einstein_midpoint(u, w, 1.0),
+        "nested_midpoints": lambda u, _v, w: poincare.nested_midpoints(u, (w / 8, w / 8), (w[0, 0],), 1.0)[1],
     }
     for name, call in calls.items():
         expected = call(u.float(), v.float(), weights.float())

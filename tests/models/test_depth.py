@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hrzs.hierarchy.tree import Node, Tree
-from hrzs.models.depth import text_depth
+from hrzs.models.depth import text_depth, text_edges
 from hrzs.models.heads import HyperbolicHead
 from hrzs.models.text import NodeIndex
 
@@ -30,7 +30,7 @@ def test_by_brute_force(tree: Tree, curvature: float, seed: int) -> None:
     index = NodeIndex.of(tree)
     texts = torch.randn(10, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 0.3
     prepared = head.prepare(texts[index.owner], index.level)
-    found = text_depth(head, tree, index, prepared)
+    found = text_depth(head, index, text_edges(tree, index), prepared)
     points: list[list[float]] = prepared.tolist()
     lengths = [math.hypot(*p) for p in points]
     ordered = []
@@ -60,12 +60,12 @@ def test_antipodal_texts_reach_the_bound(curvature: float) -> None:
     index = NodeIndex.of(pair)
     head = HyperbolicHead(1.0, 1.0, 5.0, curvature).double()
     direction = torch.tensor([[0.3, -0.4, 0.2]], dtype=torch.float64)
-    found = text_depth(head, pair, index, head.prepare(torch.cat([direction, -direction])))
+    found = text_depth(head, index, text_edges(pair, index), head.prepare(torch.cat([direction, -direction])))
     torch.testing.assert_close(found.margin, found.bound, rtol=1e-9, atol=0)
     assert found.edges_ordered.isnan(), "there is no superclass"
     # At right angles they stay under it.
     aside = torch.tensor([[0.4, 0.3, 0.0]], dtype=torch.float64)
-    less = text_depth(head, pair, index, head.prepare(torch.cat([direction, aside])))
+    less = text_depth(head, index, text_edges(pair, index), head.prepare(torch.cat([direction, aside])))
     assert less.margin.item() < 0.95 * less.bound.item()
 
 
@@ -75,7 +75,8 @@ def test_factors_that_fall_order_every_edge_of_texts_of_one_length(tree: Tree) -
 
     def ordered(depth: tuple[float, ...]) -> float:
         head = HyperbolicHead(1.0, 0.5, 1.0, depth=depth)
-        return text_depth(head, tree, index, head.prepare(texts[index.owner], index.level)).edges_ordered.item()
+        prepared = head.prepare(texts[index.owner], index.level)
+        return text_depth(head, index, text_edges(tree, index), prepared).edges_ordered.item()
 
     assert ordered((1.0, 0.6, 0.3)) == 1.0
     assert ordered((1.0, 1.2, 1.4)) == 0.0

@@ -149,11 +149,32 @@ def test_depth_factors_shrink_the_distance_from_the_centre(features: tuple[torch
     placed = head.prepare(text, levels)
     factors = torch.tensor([1.0, 0.6, 0.2, 0.6, 0.2])
     torch.testing.assert_close(head.radius(placed).atanh(), factors * head.radius(head.prepare(text)).atanh())
+    whole, eye = head.embed_image(features[0]), torch.eye(len(features[0]))
     for level, factor in enumerate((1.0, 0.6, 0.2, 0.2)):
         moved = head.embed_image(features[0], level)
-        whole = head.embed_image(features[0])
-        torch.testing.assert_close(moved, poincare.scale(whole, torch.tensor(factor), 1.0))
+        _, expected = poincare.nested_midpoints(whole, (eye, eye), (torch.tensor(factor),), 1.0)
+        torch.testing.assert_close(moved, expected)
         assert head.image_factor(level).item() == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("image_depth", [True, False])
+@pytest.mark.parametrize("curvature", [0.0, 0.5])
+def test_rows_of_several_levels_are_those_of_each(
+    curvature: float, image_depth: bool, features: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """Level 7 is beyond the last factor and has those of level 2."""
+    head = HyperbolicHead(0.03, 0.02, curvature=curvature, image_depth=image_depth, **DEEP)
+    levels = [0, 2, 1, 7, 1]
+    rows = torch.tensor(levels)
+    prepared = head.prepare(features[1], torch.tensor([0, 1, 2]))
+    points = head.embed_image(features[0], rows)
+    logits = head.point_logits(points, prepared, rows)
+    assert head.beta(rows).tolist() == [head.beta(level).item() for level in levels]
+    assert head.image_factor(rows).tolist() == [head.image_factor(level).item() for level in levels]
+    for k, level in enumerate(levels):
+        torch.testing.assert_close(points[k], head.embed_image(features[0], level)[k])
+        torch.testing.assert_close(logits[k], head.point_logits(points[k : k + 1], prepared, level)[0])
+        torch.testing.assert_close(logits[k], head.logits(features[0], prepared, level)[k])
 
 
 def test_images_stay_at_the_leaves_where_only_texts_have_depth(features: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor
 from hrzs.errors import UsageError
 from hrzs.geometry import poincare
 from hrzs.hierarchy.tree import Node, Tree
+from hrzs.models.depth import STEADY, ClassMeans, text_edges
 from hrzs.models.heads import HyperbolicHead
 from hrzs.models.text import NodeIndex
-from hrzs.training.alignment import ClassMeans, LevelAlignment, norm_gap, text_edges, vicinity
+from hrzs.training.alignment import LevelAlignment, Rows, norm_gap, vicinity
 
 HNSA = ("none", "lower", "upper", "both")
 
@@ -56,11 +57,9 @@ def joined(tree: Tree) -> set[frozenset[int]]:
     return {frozenset((id(node), id(child))) for node in tree.root.walk() for child in node.children}
 
 
-def spread(alignment: LevelAlignment, level: int, row: int, columns: int) -> list[int]:
-    """The columns in the denominator of a node, in the numbering of `NodeIndex`."""
-    mask = torch.zeros(columns, dtype=torch.bool)
-    mask[alignment.reach[level]] = alignment.candidates[level][row]
-    return [int(i) for i in mask.nonzero().squeeze(1)]
+def spread(alignment: LevelAlignment, column: int) -> list[int]:
+    """The columns in the denominator of a true column."""
+    return [int(i) for i in alignment.candidates[column].nonzero().squeeze(1)]
 
 
 @given(plans, st.sampled_from(HNSA))
@@ -68,6 +67,7 @@ def test_denominator_is_own_level_and_strangers_of_neighbouring_levels(plan: Pla
     tree = grow(plan)
     index, edges = NodeIndex.of(tree), joined(tree)
     alignment = LevelAlignment(tree, index, hnsa)
+    assert alignment.candidates.shape == (len(index.owner), len(index.owner))
     for level in range(tree.top):
         neighbours = {"none": (), "lower": (-1,), "upper": (1,), "both": (-1, 1)}[hnsa]
         for k, true in enumerate(tree.levels[level]):
@@ -75,7 +75,9 @@ def test_denominator_is_own_level_and_strangers_of_neighbouring_levels(plan: Pla
             for neighbour in (level + step for step in neighbours):
                 if 0 <= neighbour < tree.top:
                     expected |= {id(n) for n in tree.levels[neighbour] if frozenset((id(n), id(true))) not in edges}
-            allowed = spread(alignment, level, k, len(index.owner))
+            column = int(index.columns[level][k])
+            allowed = spread(alignment, column)
+            assert column in allowed
             standing = [id(index.nodes[i]) for i in index.owner[allowed]]
             # A node that passes through has a column in either level: it stands there once, with that of the level.
             assert sorted(standing) == sorted(expected)
@@ -84,40 +86,36 @@ def test_denominator_is_own_level_and_strangers_of_neighbouring_levels(plan: Pla
             assert touched <= {level, *(level + step for step in neighbours)}
 
 
-@given(plans, st.sampled_from(HNSA))
-def test_logits_reach_over_no_more_than_whole_levels(plan: Plan, hnsa: str) -> None:
-    tree = grow(plan)
-    index = NodeIndex.of(tree)
-    alignment = LevelAlignment(tree, index, hnsa)
-    for level in range(tree.top):
-        steps = {"none": (0,), "lower": (-1, 0), "upper": (0, 1), "both": (-1, 0, 1)}[hnsa]
-        levels = [level + step for step in steps if 0 <= level + step < tree.top]
-        reached = torch.arange(len(index.owner))[alignment.reach[level]]
-        assert reached.tolist() == torch.cat([index.columns[k] for k in levels]).tolist()
-        assert alignment.candidates[level].shape == (len(tree.levels[level]), len(reached))
-
-
 @given(plans)
 def test_level_weights_fall_from_the_leaves(plan: Plan) -> None:
     tree = grow(plan)
-    weights = LevelAlignment(tree, NodeIndex.of(tree)).weights
-    assert weights == pytest.approx([1 - level / (tree.top + 1) for level in range(tree.top)])
+    alignment = LevelAlignment(tree, NodeIndex.of(tree))
+    assert alignment.weights == pytest.approx([1 - level / (tree.top + 1) for level in range(tree.top)])
+    assert alignment.levels() == list(range(tree.top))
 
 
 @pytest.mark.parametrize(("spec", "weights"), [("equal", (1, 1)), ("1,0.25", (1, 0.25)), ("0,2,7", (0, 2))])
 def test_other_level_weights(spec: str, weights: tuple[float, ...]) -> None:
     tree = grow((3, [[(0, False), (0, False), (1, False)]], 0))
-    alignment = LevelAlignment(tree, NodeIndex.of(tree), weights=spec)
-    asked: list[int] = []
+    index = NodeIndex.of(tree)
+    alignment = LevelAlignment(tree, index, weights=spec)
+    labels, counts = torch.tensor([0, 1, 2]), [torch.ones(3), torch.tensor([2.0, 1.0])]
 
-    def term(level: int) -> Tensor:
-        asked.append(level)
-        return torch.tensor(float(10**level))
+    def term(levels: list[int]) -> tuple[float, float]:
+        """Of logits that make an image of a leaf cost 1, one of a superclass 10."""
+        found = []
+        for rows in (alignment.of_images(labels, levels), alignment.of_means(counts, levels)):
+            assert len(rows.columns) == len(rows.weights)
+            found.append((rows.weights * 10.0 ** index.level[rows.columns]).sum().item())
+        return found[0], found[1]
 
-    assert alignment.total(term).item() == weights[0] + 10 * weights[1]
-    assert asked == [level for level, weight in enumerate(weights) if weight]
-    assert alignment.total(term, [1]).item() == 10 * weights[1]
-    assert alignment.total(term, []).item() == 0
+    counted = [level for level, weight in enumerate(weights) if weight]
+    assert alignment.levels() == counted
+    assert term(alignment.levels()) == pytest.approx([weights[0] + 10 * weights[1]] * 2)
+    assert alignment.levels([1]) == [1]
+    assert term([1]) == pytest.approx([10 * weights[1]] * 2)
+    assert alignment.levels([0]) == [0][: int(weights[0])]
+    assert alignment.levels([]) == []
 
 
 def test_too_few_level_weights_are_refused() -> None:
@@ -126,40 +124,47 @@ def test_too_few_level_weights_are_refused() -> None:
         LevelAlignment(tree, NodeIndex.of(tree), weights="1")
 
 
-def scene(data: st.DataObject, tree: Tree, columns: int) -> tuple[Tensor, Tensor]:
-    """Random values of 1 to 6 images, float64, and their labels."""
+def scene(data: st.DataObject, tree: Tree, columns: int, rows: int = 1) -> tuple[Tensor, Tensor]:
+    """Random values, so many ``rows`` for each of 1 to 6 images, float64, and the images' labels."""
     count = data.draw(st.integers(1, 6))
     labels = data.draw(st.lists(st.integers(0, len(tree.classes) - 1), min_size=count, max_size=count))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
-    return torch.randn(count, columns, dtype=torch.float64, generator=generator), torch.tensor(labels)
+    return torch.randn(rows * count, columns, dtype=torch.float64, generator=generator), torch.tensor(labels)
 
 
-def naive(row: list[float], alignment: LevelAlignment, index: NodeIndex, level: int, true: int) -> float:
-    """``CE`` of one row of all columns against node ``true`` of ``level``."""
-    against = [row[i] for i in spread(alignment, level, true, len(row))]
-    return math.log(sum(math.exp(v) for v in against)) - row[int(index.columns[level][true])]
+def naive(row: list[float], alignment: LevelAlignment, column: int) -> float:
+    """``CE`` of one row of all columns against the true one."""
+    return math.log(sum(math.exp(row[i]) for i in spread(alignment, column))) - row[column]
+
+
+def levels_of(data: st.DataObject, tree: Tree) -> list[int]:
+    """All levels, or some of them."""
+    some = data.draw(st.sets(st.integers(0, tree.top - 1), min_size=1))
+    return data.draw(st.sampled_from((list(range(tree.top)), sorted(some))))
 
 
 @given(plans, st.sampled_from(HNSA), st.sampled_from(("image", "node")), st.data())
-def test_per_image_loss_against_its_definition(plan: Plan, hnsa: str, balance: str, data: st.DataObject) -> None:
+def test_loss_of_images_against_its_definition(plan: Plan, hnsa: str, balance: str, data: st.DataObject) -> None:
     """The leaves' term is the mean over images; above it is that, or the mean over present nodes of theirs."""
     tree = grow(plan)
     index = NodeIndex.of(tree)
-    logits, labels = scene(data, tree, len(index.owner))
+    levels = levels_of(data, tree)
+    logits, labels = scene(data, tree, len(index.owner), len(levels))
     alignment = LevelAlignment(tree, index, hnsa, balance=balance)
-    expected = 0.0
-    for level in range(tree.top):
+    expected, columns, values = 0.0, [], iter(logits.tolist())
+    for level in levels:
         of_node: dict[int, list[float]] = {}
-        for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
-            true = int(tree.ancestors[level, label])
-            of_node.setdefault(true, []).append(naive(row, alignment, index, level, true))
+        for label in labels.tolist():
+            columns.append(int(index.columns[level][tree.ancestors[level, label]]))
+            of_node.setdefault(columns[-1], []).append(naive(next(values), alignment, columns[-1]))
         groups = list(of_node.values())
         if balance == "image" or level == 0:
             groups = [[loss for group in groups for loss in group]]
         mean = sum(sum(group) / len(group) for group in groups) / len(groups)
         expected += (1 - level / (tree.top + 1)) * mean
-    total = alignment.total(lambda level: alignment.per_image(logits[:, alignment.reach[level]], labels, level))
-    assert total.item() == pytest.approx(expected)
+    rows = alignment.of_images(labels, levels)
+    assert rows.columns.tolist() == columns
+    assert alignment.loss(logits, rows).item() == pytest.approx(expected)
 
 
 @given(plans, st.sampled_from(HNSA), st.sampled_from(("image", "node")), st.data())
@@ -168,19 +173,25 @@ def test_loss_of_means_against_its_definition(plan: Plan, hnsa: str, balance: st
     tree = grow(plan)
     index = NodeIndex.of(tree)
     _, labels = scene(data, tree, 1)
+    levels = levels_of(data, tree)
     alignment = LevelAlignment(tree, index, hnsa, balance=balance)
-    for level in range(1, tree.top):
-        nodes = len(tree.levels[level])
-        generator = torch.Generator().manual_seed(level)
-        logits = torch.randn(nodes, len(index.owner), dtype=torch.float64, generator=generator).requires_grad_()
-        counts = torch.bincount(tree.ancestors[level][labels], minlength=nodes).double()
-        losses = [naive(row, alignment, index, level, k) for k, row in enumerate(logits.tolist())]
-        weights = [float(c > 0) if balance == "node" else c for c in counts.tolist()]
-        expected = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
-        found = alignment.of_means(logits[:, alignment.reach[level]], counts, level)
-        assert found.item() == pytest.approx(expected)
-        (gradient,) = torch.autograd.grad(found, logits)
-        assert not gradient[counts == 0].any()
+    counts = [torch.bincount(tree.ancestors[k][labels], minlength=len(tree.levels[k])).double() for k in range(tree.top)]
+    rows = alignment.of_means(counts, levels)
+    assert rows.columns.tolist() == torch.cat([index.columns[level] for level in levels]).tolist()
+    logits = torch.randn(
+        len(rows.columns), len(index.owner), dtype=torch.float64, generator=torch.Generator().manual_seed(len(labels))
+    ).requires_grad_()
+    expected, values = 0.0, iter(logits.tolist())
+    for level in levels:
+        losses = [naive(next(values), alignment, int(column)) for column in index.columns[level]]
+        weights = [float(c > 0) if balance == "node" else c for c in counts[level].tolist()]
+        mean = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
+        expected += (1 - level / (tree.top + 1)) * mean
+    found = alignment.loss(logits, rows)
+    assert found.item() == pytest.approx(expected)
+    (gradient,) = torch.autograd.grad(found, logits)
+    assert gradient.isfinite().all()
+    assert not gradient[torch.cat([counts[level] for level in levels]) == 0].any()
 
 
 @given(plans, st.integers(1, 3))
@@ -189,21 +200,26 @@ def test_nodes_of_as_many_images_weigh_alike_either_way(plan: Plan, count: int) 
     tree = grow(plan)
     index = NodeIndex.of(tree)
     by_image, by_node = (LevelAlignment(tree, index, balance=balance) for balance in ("image", "node"))
+
+    def same(one: Rows, other: Rows) -> None:
+        assert torch.equal(one.columns, other.columns)
+        torch.testing.assert_close(one.weights, other.weights)
+
     for level in range(tree.top):
         ancestors = tree.ancestors[level].tolist()
         first = [ancestors.index(node) for node in range(len(tree.levels[level]))]
         labels = torch.tensor(first * count)
-        logits = torch.randn(len(labels), len(index.owner), generator=torch.Generator().manual_seed(0)).double()
-        rows = logits[:, by_image.reach[level]]
-        torch.testing.assert_close(by_image.per_image(rows, labels, level), by_node.per_image(rows, labels, level))
-        counts = torch.full((len(first),), float(count), dtype=torch.float64)
-        torch.testing.assert_close(
-            by_image.of_means(rows[: len(first)], counts, level), by_node.of_means(rows[: len(first)], counts, level)
-        )
+        same(by_image.of_images(labels, [level]), by_node.of_images(labels, [level]))
+        counts = [torch.full((len(nodes),), float(count)) for nodes in tree.levels[: tree.top]]
+        same(by_image.of_means(counts, [level]), by_node.of_means(counts, [level]))
         if count > 1 and level > 0 and len(first) > 1:  # the first node has one image alone
             few = torch.tensor(first[1:] * count + first[:1])
-            rows = rows[: len(few)]
-            assert by_image.per_image(rows, few, level) != by_node.per_image(rows, few, level)
+            alike, balanced = (a.of_images(few, [level]).weights for a in (by_image, by_node))
+            assert not torch.allclose(alike, balanced)
+            torch.testing.assert_close(alike.sum(), balanced.sum())
+            omega = 1 - level / (tree.top + 1)
+            assert balanced[-1].item() == pytest.approx(omega / len(first))
+            assert alike[-1].item() == pytest.approx(omega / len(few))
 
 
 #: Depth factors of levels 0 to 3; a shorter list is continued with its last.
@@ -244,15 +260,20 @@ def test_class_means_average_level_by_level(
     head = HyperbolicHead(1.0, 1.0, 1.0, curvature, depth, image_depth).double()
     points = poincare.expmap0(0.5 * values, head.value("curvature").item())
     average = ClassMeans(tree)
-    means = average(points, labels, head)
+    groups = average.group(labels, points)
+    means = average(points, groups, head)
     expected = present_only(points, labels, tree, head)
     norms = [{k: p.norm().item() for k, p in level.items()} for level in expected]
-    outwards = average.steps_outwards(means)
+    outwards = average.steps_outwards(means).split([len(nodes) for nodes in tree.levels[: tree.top - 1]])
+    assert len(means) == len(groups.counts) == len(groups.shares) == tree.top
+    assert len(groups.edges) == len(outwards) == tree.top - 1
+    steady: list[bool] = []
     for level, of_node in enumerate(expected):
         counts = torch.bincount(tree.ancestors[level][labels], minlength=len(tree.levels[level]))
-        assert means.counts[level].tolist() == counts.tolist()
+        assert groups.counts[level].tolist() == counts.tolist()
+        torch.testing.assert_close(groups.shares[level].sum(1), (counts > 0).double())
         assert (counts > 0).nonzero().squeeze(1).tolist() == sorted(of_node)
-        for node, point in enumerate(means.points[level]):
+        for node, point in enumerate(means[level]):
             there = of_node.get(node, torch.zeros(3, dtype=torch.float64))
             torch.testing.assert_close(point, there, rtol=1e-6, atol=1e-8)
         if level + 1 == tree.top:
@@ -261,11 +282,31 @@ def test_class_means_average_level_by_level(
         for node in range(len(tree.levels[level])):
             siblings = [k for k in of_node if parents[k] == parents[node]]
             passes = tree.levels[level][node] is tree.levels[level + 1][parents[node]]
-            assert bool(means.edges[level][node]) == (node in of_node and not passes and len(siblings) > 1)
+            edge = node in of_node and not passes and len(siblings) > 1
+            assert bool(groups.edges[level][node]) == edge
             if node in of_node:
                 step = norms[level][node] - norms[level + 1][parents[node]]
                 assert outwards[level][node].item() == pytest.approx(step, abs=1e-7)
-    assert len(means.edges) == len(outwards) == tree.top - 1
+            if edge and counts[node] >= STEADY:
+                steady.append(bool(outwards[level][node] > 0))
+    ordered = average.edges_ordered(means, groups).item()
+    assert ordered == pytest.approx(sum(steady) / len(steady)) if steady else math.isnan(ordered)
+
+
+def test_the_share_of_ordered_edges_is_of_those_with_enough_images() -> None:
+    """Two classes of four images, one of three; the parent of the first two is nearer than one of them alone."""
+    tree = grow((4, [[(0, False), (0, False), (1, False), (1, False)]], 0)).restrict(("c0", "c1", "c2", "c3"))
+    labels = torch.tensor([0] * 4 + [1] * 4 + [2] * 3 + [3] * 3)
+    head, average = HyperbolicHead(1.0, 1.0, 1.0, 0.0), ClassMeans(tree)
+
+    def ordered(*places: float) -> float:
+        points = torch.tensor(places).repeat_interleave(torch.bincount(labels))[:, None]
+        groups = average.group(labels, points)
+        return average.edges_ordered(average(points, groups, head), groups).item()
+
+    assert ordered(1.0, 2.0, 5.0, 5.0) == 0.5
+    assert ordered(1.0, -2.0, 5.0, 5.0) == 1.0
+    assert ordered(1.0, 1.0, 1.0, -1.0) == 0.0
 
 
 @given(plans, st.sampled_from((0.0, 1.0)), st.sampled_from(DEPTHS), st.data())
@@ -281,21 +322,18 @@ def test_gradients_of_class_means_are_finite_and_those_of_the_present_nodes(
     texts = head.prepare(torch.randn(len(index.nodes), 3, generator=torch.Generator().manual_seed(0))[index.owner],
                          index.level)  # fmt: skip
     alignment, average = LevelAlignment(tree, index, balance="node"), ClassMeans(tree)
-    means = average(points, labels, head)
-
-    def term(level: int) -> Tensor:
-        logits = head.point_logits(means.points[level], texts[alignment.reach[level]], level)
-        return alignment.of_means(logits, means.counts[level], level)
-
-    loss = alignment.total(term)
-    if means.edges:
-        loss = loss + norm_gap(torch.cat(average.steps_outwards(means)), 10.0, torch.cat(means.edges))
+    groups = average.group(labels, points)
+    means = average(points, groups, head)
+    rows = alignment.of_means(groups.counts, alignment.levels())
+    loss = alignment.loss(head.point_logits(torch.cat(means), texts, index.level[rows.columns]), rows)
+    if groups.edges:
+        loss = loss + norm_gap(average.steps_outwards(means), 10.0, torch.cat(groups.edges))
     learnt = [points, *(p for p in head.parameters() if p.requires_grad)]
     assert loss.isfinite()
     for gradient in torch.autograd.grad(loss, learnt, allow_unused=True, retain_graph=True):
         assert gradient is None or gradient.isfinite().all()
-    for level, level_points in enumerate(means.points):
-        absent = means.counts[level] == 0
+    for level_points, counts in zip(means, groups.counts, strict=True):
+        absent = counts == 0
         assert not level_points[absent].any()
         if absent.any():
             (gradient,) = torch.autograd.grad(level_points[absent].sum(), points, retain_graph=True)
@@ -330,12 +368,14 @@ def test_in_flat_space_means_are_means_and_distances_straight() -> None:
     tree = grow((3, [[(0, False), (0, False), (1, False)]], 0)).restrict(("c0", "c1", "c2"))
     points = torch.tensor([[3.0, 0.0], [5.0, 0.0], [0.0, 2.0]])
     labels = torch.tensor([0, 0, 1])
-    means = ClassMeans(tree)(points, labels, flat)
-    assert means.points[0].tolist() == [[4.0, 0.0], [0.0, 2.0], [0.0, 0.0]]
-    assert means.points[1].tolist() == [[2.0, 1.0], [0.0, 0.0]]
-    assert [count.tolist() for count in means.counts] == [[2.0, 1.0, 0.0], [3.0, 0.0]]
-    halved = ClassMeans(tree)(points, labels, HyperbolicHead(1.0, 1.0, 1.0, 0.0, (1.0, 0.5)))
-    assert halved.points[1].tolist() == [[1.0, 0.5], [0.0, 0.0]]
+    average = ClassMeans(tree)
+    groups = average.group(labels, points)
+    means = average(points, groups, flat)
+    assert means[0].tolist() == [[4.0, 0.0], [0.0, 2.0], [0.0, 0.0]]
+    assert means[1].tolist() == [[2.0, 1.0], [0.0, 0.0]]
+    assert [count.tolist() for count in groups.counts] == [[2.0, 1.0, 0.0], [3.0, 0.0]]
+    halved = average(points, groups, HyperbolicHead(1.0, 1.0, 1.0, 0.0, (1.0, 0.5)))
+    assert halved[1].tolist() == [[1.0, 0.5], [0.0, 0.0]]
     assert vicinity(points[:1], torch.zeros(1, 2), 1.0, flat).item() == pytest.approx(2 * 3.0 - 1.0)
 
 
