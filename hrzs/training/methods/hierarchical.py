@@ -173,7 +173,7 @@ class Hierarchical(Method):
         The mean image and the mean leaf text land at ``radius`` and ``radius_text`` (of the ball's; in flat space at
         these norms). With depth, the levels above fall evenly to 0 at the root: level l at ``(1 - l/L)`` of the leaves'
         radius. ``β_l`` gives the logits of level l `SPREAD` times the spread that the model's own cosine logits have
-        there, but no largest margin above `NARROWER` times that of the level below. One β for all levels is the leaves'.
+        there, but no largest margin above `NARROWER` times that of the level below. One β for all is the leaves'.
         """
         if self.model.geometry is not None:
             return
