@@ -227,9 +227,11 @@ def test_training_steps(
         device.waits.clear()
         log = trainer._step(optimizer, images, labels, batch.ids)
         assert all(isinstance(number, float) for number in log.values())
-    if options.method != "hierarchical" and options.tune != "all":
-        # The seeds go there, the numbers of the log come back.
-        assert +device.waits == {"to CPU": 1, **({"from CPU": options.accumulate} if attacks else {})}
+    if options.tune != "all":
+        # The seeds of each pass go there, the numbers of the log come back, and after the step those of the head.
+        passes = shapes_tree.top if options.perturbation == "per-level" else 1
+        back = 2 if options.method == "hierarchical" else 1
+        assert +device.waits == {"to CPU": back, **({"from CPU": options.accumulate * passes} if attacks else {})}
 
 
 def test_validation(model: ClipModel, shapes: Dataset, shapes_tree: Tree) -> None:

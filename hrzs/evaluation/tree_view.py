@@ -152,7 +152,7 @@ def node_points(model: ClipModel, tree: Tree, template: str = "photo", radius: f
         lift = f"text features of a cosine model, lifted so that the mean leaf is at radius {radius:g}"
     else:
         lift = f"the model's own hyperbolic head, curvature r = {head.value('curvature').item():.3g}"
-    levels = torch.tensor([node.level for node in nodes], device=text.device)
+    levels = torch.tensor([node.level for node in nodes]).to(text.device)
     points = head.value("curvature").sqrt() * head.prepare(text, levels)
     if len(head.depth) > 1:
         points[-1] = 0

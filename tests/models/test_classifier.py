@@ -91,8 +91,9 @@ def test_text_needs_no_gradient(classifier: ZeroShotClassifier) -> None:
     assert torch.equal(classifier.prepared[classifier.columns[1][[1, 3]]], classifier.prepared[[2, 5]])
 
 
-def test_head_by_name(model: ClipModel, tree: Tree, features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "geometry", HyperbolicHead(0.1, 0.1, 4.0))
+def test_head_by_name(tree: Tree, features: Tensor) -> None:
+    model = load_model("tiny", "none", seed=0)
+    model.geometry = HyperbolicHead(0.1, 0.1, 4.0)
     own, cosine = ZeroShotClassifier(model, tree), ZeroShotClassifier(model, tree, head="cosine")
     assert (own.head.name, cosine.head.name) == ("hyperbolic", "cosine")
     with torch.no_grad():

@@ -175,7 +175,9 @@ def test_loss_of_means_against_its_definition(plan: Plan, hnsa: str, balance: st
     _, labels = scene(data, tree, 1)
     levels = levels_of(data, tree)
     alignment = LevelAlignment(tree, index, hnsa, balance=balance)
-    counts = [torch.bincount(tree.ancestors[k][labels], minlength=len(tree.levels[k])).double() for k in range(tree.top)]
+    counts = [
+        torch.bincount(tree.ancestors[k][labels], minlength=len(tree.levels[k])).double() for k in range(tree.top)
+    ]
     rows = alignment.of_means(counts, levels)
     assert rows.columns.tolist() == torch.cat([index.columns[level] for level in levels]).tolist()
     logits = torch.randn(

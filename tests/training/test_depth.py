@@ -11,12 +11,13 @@ import pytest
 
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.loading import load_model
+from hrzs.training.methods.hierarchical import NARROWER
 from hrzs.training.options import TrainOptions
 from hrzs.training.trainer import Trainer
 
 Rows = list[dict[str, float]]
 #: Nothing of the method is set: only how long a run is, and how many images it sees at a time.
-STEPS, BATCH = 60, 24
+STEPS, BATCH = 40, 24
 LEVELS = range(4)
 
 
@@ -25,9 +26,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, shapes_tree: Tree) -> Callable
     """What a run of the embedded model on all of `shapes` logs, step by step."""
     from hrzs.data import open_dataset
 
-    def run(steps: int, batch_size: int = BATCH, **overrides: Any) -> Rows:
+    def run(steps: int, **overrides: Any) -> Rows:
         folder: Path = tmp_path_factory.mktemp("depth")
-        options = TrainOptions(max_steps=steps, batch_size=batch_size, **overrides)
+        options = TrainOptions(max_steps=steps, batch_size=BATCH, **overrides)
         Trainer(load_model("tiny"), open_dataset("shapes", "train"), shapes_tree, options, folder).run()
         return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -71,18 +72,38 @@ def test_radii_of_texts_fall_from_level_to_level(deep: Rows, shallow: Rows) -> N
 
 
 def test_margins_grow_towards_the_leaves_and_stay_under_theorys_bound(deep: Rows) -> None:
-    assert min(min(falls(row, "margin")) for row in deep) > 0
     for row in deep:
+        assert min(falls(row, "margin")) > 0
         assert all(row[f"margin_{level}"] <= row[f"bound_{level}"] * (1 + 1e-5) for level in LEVELS)
+
+
+def test_margins_start_a_tenth_apart(deep: Rows, shallow: Rows) -> None:
+    """A little of slack: the texts of the first step are perturbed already."""
+    for start in (deep[0], shallow[0]):
+        for level in LEVELS[:-1]:
+            assert start[f"margin_{level + 1}"] <= 1.001 * NARROWER * start[f"margin_{level}"]
+
+
+def test_temperatures_move_together(deep: Rows) -> None:
+    """So margins keep to the order that they start with: tied, which is the default."""
+    first, last = ([row[f"beta_{level}"] for level in LEVELS] for row in (deep[0], deep[-1]))
+    assert abs(last[0] / first[0] - 1) > 0.01
+    assert [after / last[0] for after in last] == pytest.approx([before / first[0] for before in first], rel=1e-4)
 
 
 def test_nothing_lies_at_the_boundary(deep: Rows) -> None:
     assert max(row["cap_share"] for row in deep) < 0.01
 
 
-def test_the_gap_term_keeps_parents_and_children_apart(run: Callable[..., Rows]) -> None:
-    """Depth is there by construction, and the default's weight moves little. A large one, and the term is seen to act."""
-    wide = {"zeta_gap": 0.25, "batch_size": 16}
-    without, with_it = (run(12, lambda_gap=weight, **wide)[-1] for weight in (0.0, 100.0))
+def test_the_gap_term_keeps_parents_and_children_apart(run: Callable[..., Rows], deep: Rows) -> None:
+    """Depth is there by construction; at its default weight the term is seen to act on it.
+
+    Measured with two seeds: `gap_label` ends at 0.83 and 0.85 of what it is without, ``a_1`` at 0.962 and 0.965,
+    ``a_3`` at 0.965 and 0.970.
+    """
+    without, with_it = run(STEPS, lambda_gap=0.0)[-1], deep[-1]
     assert with_it["gap_label"] < 0.9 * without["gap_label"]
-    assert with_it["radius_text_0"] - with_it["radius_text_3"] > without["radius_text_0"] - without["radius_text_3"]
+    for level in (1, 3):
+        assert with_it[f"depth_{level}"] < 0.98 * without[f"depth_{level}"]
+    between = [row["radius_text_0"] - row["radius_text_1"] for row in (with_it, without)]
+    assert between[0] > 1.05 * between[1]

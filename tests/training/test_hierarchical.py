@@ -17,11 +17,12 @@ from hrzs.data import Batch
 from hrzs.errors import UsageError
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.clip import ClipModel
+from hrzs.models.depth import text_depth, text_edges
 from hrzs.models.heads import HyperbolicHead
 from hrzs.models.text import TextBank
 from hrzs.training.methods import method_class
 from hrzs.training.methods.base import Method
-from hrzs.training.methods.hierarchical import SPREAD
+from hrzs.training.methods.hierarchical import NARROWER, SPREAD
 from hrzs.training.options import TrainOptions
 
 MakeModel = Callable[[], ClipModel]
@@ -248,25 +249,77 @@ def test_with_depth_levels_start_at_evenly_falling_radii(
             assert log[f"radius_text_{level}"].item() == pytest.approx(radius, rel=0.1)
 
 
-def test_each_level_starts_with_the_spread_of_the_models_own_logits(
+def test_each_level_starts_with_the_spread_of_the_models_own_logits_or_a_smaller_margin_than_the_one_below(
     make_model: MakeModel, shapes_tree: Tree, batch: Batch
 ) -> None:
-    spreads = {}
-    for kind in ("own", "shared"):
+    held_back = set()
+    for kind in ("tied", "free", "shared"):
+        for depth in ("both", "none"):
+            model = make_model()
+            start(model, [shapes_tree], batch, beta_levels=kind, depth=depth)
+            head = model.geometry
+            assert head is not None
+            assert len(head.value("beta")) == (1 if kind == "shared" else 4)
+            texts, cosine = TextBank(model, shapes_tree), model.head("cosine")
+            with torch.no_grad():
+                image, text = model.encode_image(batch.images), texts.features(model)[texts.index.owner]
+                prepared, plain = head.prepare(text, texts.index.level), cosine.prepare(text)
+                spreads = [
+                    (head.logits(image, prepared[c], level).std(dim=1).mean()
+                     / cosine.logits(image, plain[c]).std(dim=1).mean()).item()
+                    for level, c in enumerate(texts.index.columns)
+                ]  # fmt: skip
+            edges = text_edges(shapes_tree, texts.index)
+            margins = text_depth(head, texts.index, edges, prepared).margin.tolist()
+            assert spreads[0] == pytest.approx(SPREAD, rel=1e-3)
+            if kind == "shared":
+                if depth == "both":
+                    assert spreads[3] < 0.8 * SPREAD, "one β starves the upper levels, which lie near the centre"
+                continue
+            for level in range(1, 4):
+                most = NARROWER * margins[level - 1]
+                assert spreads[level] <= SPREAD * (1 + 1e-3)
+                assert margins[level] <= most * (1 + 1e-4)
+                is_held_back = spreads[level] < SPREAD * (1 - 1e-3)
+                held_back.add(is_held_back)
+                if is_held_back:
+                    assert margins[level] == pytest.approx(most, rel=1e-4)
+    assert held_back == {True, False}, "either is to be seen here"
+
+
+@pytest.mark.parametrize(("optimizer_class", "lr"), [(torch.optim.AdamW, 0.01), (torch.optim.SGD, 0.05)])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_tied_temperatures_keep_their_ratios_and_free_ones_do_not(
+    make_model: MakeModel,
+    shapes_tree: Tree,
+    batch: Batch,
+    resumed: bool,
+    optimizer_class: type[torch.optim.Optimizer],
+    lr: float,
+) -> None:
+    gradients = {}
+    for kind in ("tied", "free"):
         model = make_model()
-        start(model, [shapes_tree], batch, beta_levels=kind)
+        method = start(model, [shapes_tree], batch, beta_levels=kind)
+        if resumed:
+            kept = model.geometry
+            assert kept is not None
+            method.adopt(HyperbolicHead(**kept.values()))
+            assert model.geometry is not kept
         head = model.geometry
         assert head is not None
-        assert len(head.value("beta")) == (4 if kind == "own" else 1)
-        texts, cosine = TextBank(model, shapes_tree), model.head("cosine")
-        with torch.no_grad():
-            image, text = model.encode_image(batch.images), texts.features(model)[texts.index.owner]
-            prepared, plain = head.prepare(text, texts.index.level), cosine.prepare(text)
-            spreads[kind] = [
-                (head.logits(image, prepared[c], level).std(dim=1).mean()
-                 / cosine.logits(image, plain[c]).std(dim=1).mean()).item()
-                for level, c in enumerate(texts.index.columns)
-            ]  # fmt: skip
-    assert spreads["own"] == pytest.approx([SPREAD] * 4, rel=1e-3)
-    assert spreads["shared"][0] == pytest.approx(SPREAD, rel=1e-3)
-    assert spreads["shared"][3] < 0.8 * SPREAD, "one β starves the upper levels, which lie near the centre"
+        first = head.value("beta").detach().clone()
+        optimizer = optimizer_class([head.log_beta], lr=lr, weight_decay=0.0)  # type: ignore[call-arg]
+        for step in range(4):
+            optimizer.zero_grad()
+            method.loss(batch.images, batch.labels, sample_seeds(batch.ids, step)).total.backward()
+            assert head.log_beta.grad is not None
+            gradients.setdefault(kind, head.log_beta.grad.clone())
+            optimizer.step()
+        moved = head.value("beta").detach() / first
+        assert (moved[0] - 1).abs() > 0.01
+        if kind == "tied":
+            torch.testing.assert_close(moved, moved[0].expand(4), rtol=1e-6, atol=0)
+        elif optimizer_class is torch.optim.SGD:  # Adam's first steps are of one length, whatever the gradients
+            assert moved.max() / moved.min() > 1.1
+    torch.testing.assert_close(gradients["tied"], gradients["free"].mean().expand(4))

@@ -106,7 +106,10 @@ def rows(n: int, **overrides: Any) -> list[dict[str, Any]]:
         {"step": i, "loss": 3.0 + math.sin(i), "lr": 1e-4, "grad_norm": 5.0, "alignment": 2.5, "vic": 0.25,
          "gap_label": 0.02, "gap_intra": 0.01, "radius_text": 0.4, "radius_image": 0.5, "cap_share": 0.0,
          **{f"radius_text_{k}": 0.4 - 0.1 * k for k in range(3)}, **{f"radius_image_{k}": 0.5 - 0.1 * k for k in range(3)},
-         "scale_image": 0.03, "scale_text": 0.06, "beta": 14.0, "curvature": 1.0, "seconds": 0.5 * i, **overrides}
+         **{f"margin_{k}": 30.0 - 4.0 * k for k in range(3)}, **{f"bound_{k}": 40.0 - 4.0 * k for k in range(3)},
+         "edges_ordered": 0.875, "edges_ordered_image": 0.75, "scale_image": 0.03, "scale_text": 0.06,
+         "curvature": 1.0, **{f"beta_{k}": 14.0 + 3.0 * k for k in range(3)},
+         **{f"depth_{k}": 1.0 - 0.3 * k for k in range(3)}, "seconds": 0.5 * i, **overrides}
         for i in range(1, n + 1)
     ]  # fmt: skip
 
@@ -218,6 +221,44 @@ def test_curves_hold_the_log(write: Callable[..., Page]) -> None:
     assert [line[0][1] for line in texts] == sorted(line[0][1] for line in texts)  # leaves highest
     assert f"total {values[-1]:.4g}" in page.text
     assert "The curvature stayed at r = 1." in page.text
+
+
+def test_margins_and_edges_are_charted_and_are_no_parts_of_the_loss(write: Callable[..., Page]) -> None:
+    page = write(rows(6))
+    assert [about for about in page.charts() if "loss" in about] == [
+        about for about in page.charts() if about.startswith("The loss and its main parts")
+    ]
+    assert len(page.curves("The loss and its main parts")) == 2  # the total and the alignment
+    assert len(page.curves("Norm gaps short of the margin")) == 2
+    lines = page.curves("Largest margin that the texts of each level leave room for")
+    assert [len(line) for line in lines] == [6] * 6
+    heights = [line[0][1] for line in lines]  # from the top of the picture
+    margins, bounds = heights[:3], heights[3:]
+    assert margins == sorted(margins)
+    assert bounds == sorted(bounds)
+    per_logit = (margins[1] - margins[0]) / 4
+    assert per_logit > 0
+    assert [m - b for m, b in zip(margins, bounds, strict=True)] == pytest.approx([10 * per_logit] * 3, abs=0.5)
+    texts, images = page.curves("Share of the tree’s edges whose parent lies nearer the centre")
+    assert len(texts) == len(images) == 6
+    assert texts[0][1] < images[0][1]
+    temperatures = [line[0][1] for line in page.curves("Inverse temperature")]
+    assert len(temperatures) == 3
+    assert temperatures == sorted(temperatures, reverse=True)
+    for word in ("margin_", "bound_", "edges_ordered", "depth_", "beta_"):
+        assert word not in page.text
+    for word in ("margin 0", "bound 0", "edges ordered", "depth 0", "beta 0"):
+        assert word not in page.text
+
+
+def test_the_log_of_an_earlier_run(write: Callable[..., Page]) -> None:
+    """It had one β for all levels, and neither margins nor edges."""
+    newer = ("margin_", "bound_", "edges_ordered", "beta_", "depth_")
+    log = [{k: v for k, v in row.items() if not k.startswith(newer)} | {"beta": 14.0} for row in rows(4)]
+    page = write(log)
+    assert len(page.curves("Inverse temperature")) == 1
+    assert not [about for about in page.charts() if "margin that" in about or "edges" in about]
+    assert len(page.curves("The loss and its main parts")) == 2
 
 
 def test_parts_of_a_method_that_is_not_known_here(write: Callable[..., Page]) -> None:

@@ -159,11 +159,12 @@ class Hierarchical(Method):
         return super().encodings(options, levels) * passes + (options.lambda_anchor > 0) / 3
 
     def adopt(self, head: HyperbolicHead) -> None:
+        head = head.to(self.model.device)  # before the hook, which a parameter that is made anew would lose
         head.requires_grad_(True)
         head.log_curvature.requires_grad_(self.options.learn_curvature)
         if self.options.beta_levels == "tied":  # one gradient for all: their ratios stay
             head.log_beta.register_hook(_shared)  # type: ignore[no-untyped-call]
-        self.model.geometry = head.to(self.model.device)
+        self.model.geometry = head
 
     @torch.no_grad()
     def begin(self, images: Float[Tensor, "B 3 H W"]) -> None:
