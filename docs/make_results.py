@@ -285,7 +285,9 @@ def train(place: Place, job: Job) -> None:
     summary = {"name": job.run, "options": list(job.options), "lr": job.rate, "seed": job.seed, "steps": sizes.steps,
                "batch": sizes.batch, "step_seconds": round(median(took), 3) if took else None,
                "device": device_name(), "first": log[0], "last": log[-1]}  # fmt: skip
-    write(training(job.run, place.results), summary)
+    # A run made again for its model, on another machine, leaves the record that its rate was chosen by.
+    if not training(job.run, place.results).exists():
+        write(training(job.run, place.results), summary)
 
 
 def evaluate(place: Place, job: Job) -> None:
