@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hrzs.geometry.poincare import Curvature, full_precision, norm
 
-__all__ = ["cap_share", "distance", "einstein_midpoint", "expmap0", "nested_midpoints", "norm", "pairwise_distance"]
+__all__ = ["cap_share", "distance", "expmap0", "nested_midpoints", "norm", "pairwise_distance"]
 
 
 def expmap0(v: Float[Tensor, "... D"], curvature: Curvature = 0.0) -> Float[Tensor, "... D"]:  # noqa: ARG001
@@ -51,17 +51,6 @@ def pairwise_distance(
     uu, vv = u.square().sum(-1), v.square().sum(-1)
     squared = torch.addmm(uu.unsqueeze(1) + vv, u, v.T, alpha=-2)
     return 2 * squared.clamp(min=(4 * info.eps * uu.detach() + info.tiny).unsqueeze(1)).sqrt()
-
-
-@full_precision
-def einstein_midpoint(
-    u: Float[Tensor, "N D"],
-    weights: Float[Tensor, "M N"],
-    curvature: Curvature = 0.0,  # noqa: ARG001
-) -> Float[Tensor, "M D"]:
-    """M weighted means of N points: all Lorentz factors are 1. The origin where a row of ``weights`` is zero."""
-    totals = weights.sum(-1, keepdim=True)
-    return (weights / torch.where(totals > 0, totals, torch.ones_like(totals))) @ u
 
 
 @full_precision
