@@ -76,9 +76,6 @@ def test_gradients_are_finite_at_coincident_points() -> None:
         assert gradient.isfinite().all()
 
 
-def test_no_weights_no_mean() -> None:
-
-
 def test_half_precision_is_widened_and_nothing_lies_at_a_boundary() -> None:
     far = torch.full((2, 3), 1e4, dtype=torch.bfloat16)
     assert euclidean.expmap0(far).dtype == torch.float32
