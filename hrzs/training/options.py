@@ -97,7 +97,7 @@ class TrainOptions:
     lambda_gap: float = 10.0
     lambda_anchor: float = 0.0
     zeta_vic: float = 1.0
-    zeta_gap: float = 0.2
+    zeta_gap: float = 0.12
     eps_text: float = 2e-4
     # pmg-aft: weights of the divergences from the original's prediction and from the one on clean images
     pmg_original: float = 1.0
@@ -180,7 +180,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "lambda_vic": 0.1,
         "lambda_gap": 10.0,
         "zeta_vic": 1.0,
-        "zeta_gap": 0.2,
+        "zeta_gap": 0.12,
         "radius": 0.6,
         "radius_text": 0.6,
         "curvature": 1.0,
