@@ -96,14 +96,9 @@ def test_nothing_lies_at_the_boundary(deep: Rows) -> None:
 
 
 def test_the_gap_term_keeps_parents_and_children_apart(run: Callable[..., Rows], deep: Rows) -> None:
-    """Depth is there by construction; at its default weight the term is seen to act on it.
-
-    Measured with two seeds: `gap_label` ends at 0.83 and 0.85 of what it is without, ``a_1`` at 0.962 and 0.965,
-    ``a_3`` at 0.965 and 0.970.
-    """
+    """Depth is there by construction; at its default weight the term is seen to act on it."""
     without, with_it = run(STEPS, lambda_gap=0.0)[-1], deep[-1]
     assert with_it["gap_label"] < 0.9 * without["gap_label"]
-    for level in (1, 3):
-        assert with_it[f"depth_{level}"] < 0.98 * without[f"depth_{level}"]
+    assert with_it["depth_1"] < 0.98 * without["depth_1"]
     between = [row["radius_text_0"] - row["radius_text_1"] for row in (with_it, without)]
     assert between[0] > 1.05 * between[1]
