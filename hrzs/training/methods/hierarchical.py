@@ -202,14 +202,15 @@ class Hierarchical(Method):
         assert isinstance(cosine, CosineHead)
         prepared, plain = deepest.place(head, text), cosine.prepare(text[deepest.index.owner])
         apart = text_depth(head, deepest.index, deepest.edges, prepared).margin  # at β = 1
-        agree, widest = 0.0, math.inf
+        agree, widest, beta = 0.0, math.inf, o.beta or 1.0
         for level in range(len(head.log_beta)):
             own = cosine.logits(image, plain[columns[level]])
             ours = head.logits(image, prepared[columns[level]], level)
-            spread = (own.std(dim=1).mean() / ours.std(dim=1).mean()).item() if len(columns[level]) > 1 else math.inf
-            beta = o.beta or min(SPREAD * spread, widest / apart[level].item())
+            if len(columns[level]) > 1:  # a single node has neither a spread nor a margin: it takes the β below
+                spread = (own.std(dim=1).mean() / ours.std(dim=1).mean()).item()
+                beta = o.beta or min(SPREAD * spread, widest / apart[level].item())
+                widest = NARROWER * beta * apart[level].item()
             head.log_beta[level] = math.log(beta)
-            widest = NARROWER * beta * apart[level].item()
             agree = agree or (own.argmax(1) == ours.argmax(1)).float().mean().item()
         logger.info("calibrated: %s; agrees with the cosine head on %.0f%% of %d images",
                     head.values(), 100 * agree, len(images))  # fmt: skip
