@@ -13,19 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from hrzs.data.base import (
-    Batch,
-    Dataset,
-    Sample,
-    digest,
-    held_out,
-    in_memory,
-    loader,
-    pick,
-    resize_to,
-    subset,
-    suggest,
-)
+from hrzs.data.base import Batch, Dataset, Sample, digest, held_out, loader, pick, resize_to, subset, suggest
 from hrzs.data.named import NAMED, Splits, open_named
 from hrzs.data.shapes import SPLITS as SHAPES_SPLITS
 from hrzs.data.shapes import Shapes
@@ -41,7 +29,6 @@ __all__ = [
     "describe_datasets",
     "digest",
     "held_out",
-    "in_memory",
     "loader",
     "open_dataset",
     "pick",

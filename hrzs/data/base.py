@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.utils.data
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor
 
@@ -264,9 +264,6 @@ def loader(dataset: Dataset, batch_size: int, workers: int = 0, order: Sequence[
     The batches do not depend on `workers` (processes that read ahead; 0 reads in this one). Raises HrzsError that
     names the image if one cannot be decoded or differs in size from the others of its batch.
     """
-    if isinstance(dataset, InMemory):
-        yield from dataset.batches(range(len(dataset)) if order is None else order, batch_size)
-        return
     batches = torch.utils.data.DataLoader(
         _Fetch(dataset),
         batch_size=batch_size,
@@ -280,44 +277,3 @@ def loader(dataset: Dataset, batch_size: int, workers: int = 0, order: Sequence[
         if isinstance(batch, HrzsError):
             raise batch
         yield batch
-
-
-class InMemory(_View):
-    """Another dataset whose images, all of one size, are decoded already: see `in_memory`."""
-
-    def __init__(self, parent: Dataset, pixels: UInt8[Tensor, "N 3 H W"]) -> None:
-        super().__init__(parent, range(len(parent)))
-        self.pixels = pixels
-
-    def picture(self, index: int) -> Image.Image:
-        return Image.fromarray(self.pixels[index].permute(1, 2, 0).numpy())
-
-    def batches(self, order: Sequence[int], batch_size: int) -> Iterator[Batch]:
-        """What `loader` gives, a batch at a time and in this process: nothing is left to do for others."""
-        for start in range(0, len(order), batch_size):
-            rows = list(order[start : start + batch_size])
-            images = self.pixels[rows].to(torch.float32).div_(255)
-            labels = torch.tensor([self.labels[i] for i in rows], dtype=torch.int64)
-            yield Batch(images, labels, tuple(self.ids[i] for i in rows))
-
-
-def in_memory(dataset: Dataset, workers: int = 0) -> InMemory:
-    """`dataset` with every image decoded now, once, and kept as bytes: 12 KB for one of 64 × 64 pixels.
-
-    Pixels are to the bit those of `dataset`. Processes forked afterwards share the memory. Take a `subset` and
-    `resize_to` before, not after. workers: processes that decode; 0 decodes in this one.
-
-    Raises HrzsError that names the image if one cannot be decoded or differs in size from the others.
-    """
-    pixels: Tensor | None = None
-    done = 0
-    for batch in loader(dataset, 256, workers):
-        images = batch.images.mul(255).round_().to(torch.uint8)
-        if pixels is None:
-            pixels = torch.empty(len(dataset), *images.shape[1:], dtype=torch.uint8)
-        if images.shape[1:] != pixels.shape[1:]:
-            raise HrzsError(f"Image {batch.ids[0]} differs in size from {dataset.ids[0]}: resize them first.")
-        pixels[done : done + len(images)] = images
-        done += len(images)
-    assert pixels is not None
-    return InMemory(dataset, pixels)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hrzs.data import Dataset, digest, held_out, in_memory, loader, pick, resize_to, subset
+from hrzs.data import Dataset, digest, held_out, loader, pick, resize_to, subset
 from hrzs.data.base import prompt_name
 from hrzs.errors import HrzsError, UsageError
 
@@ -204,41 +204,3 @@ def test_loader_names_images_that_differ_in_size() -> None:
 )
 def test_prompt_name(class_id: str, name: str) -> None:
     assert prompt_name(class_id) == name
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_in_memory_is_the_same_dataset(workers: int) -> None:
-    plain = subset(Plain([300, 40]), limit=300, skip=2)
-    held = in_memory(plain, workers)
-    assert (held.name, held.ids, held.labels, held.classes) == (plain.name, plain.ids, plain.labels, plain.classes)
-    assert digest(held) == digest(plain)
-    assert all(torch.equal(held[i].image, plain[i].image) for i in (0, 7, 299))
-    assert held.picture(7).tobytes() == plain.picture(7).tobytes()
-    order = [5, 299, 0, 5]
-    for here, there in zip(loader(held, 3, 0, order), loader(plain, 3, 0, order), strict=True):
-        assert torch.equal(here.images, there.images)
-        assert torch.equal(here.labels, there.labels)
-        assert here.ids == there.ids
-    assert sum(len(batch.ids) for batch in loader(held, 128)) == 300
-
-
-def test_in_memory_holds_all_256_values() -> None:
-    held, plain = in_memory(Plain([256])), Plain([256])
-    assert all(torch.equal(held[i].image, plain[i].image) for i in range(256))
-
-
-def test_in_memory_reads_nothing_twice() -> None:
-    data = Plain([4])
-    held = in_memory(data)
-    data.picture = None  # type: ignore[assignment, method-assign]
-    assert len(next(loader(held, 4)).ids) == 4
-    assert len(next(loader(subset(held, limit=2), 4)).ids) == 2
-
-
-def test_in_memory_names_a_faulty_image() -> None:
-    with pytest.raises(HrzsError, match=r"c0/3\.png cannot be decoded"):
-        in_memory(Broken([5]))
-    with pytest.raises(HrzsError, match=r"c0/1\.png.*resized first"):
-        in_memory(Plain([4], sizes=((6, 6), (6, 7))))
-    with pytest.raises(HrzsError, match=r"c1/0\.png differs in size from c0/0\.png"):
-        in_memory(Plain([256, 1], sizes=((6, 6),) * 256 + ((7, 7),)))
