@@ -43,11 +43,15 @@ Levels: TypeAlias = Sequence[int] | None
 
 
 class _Batch(NamedTuple):
-    """What a tree knows of a batch from its labels: whose rows the logits have at ``levels``, and who is averaged."""
+    """What a tree knows of a batch from its labels: whose rows the logits have, and who is averaged.
+
+    ``means`` are rows of the class means of ``levels``, one below the other; ``kept`` says which of these rows.
+    """
 
     levels: list[int]
     images: Rows | None
     means: Rows | None
+    kept: Int[Tensor, "_"] | slice
     groups: Groups
 
 
@@ -80,7 +84,12 @@ class _Aligned:
         if images is not None and means is not None and self.mode == "mixed":
             halved = torch.where(self.index.level[images.columns] > 0, 0.5, 1.0) * images.weights
             images, means = images._replace(weights=halved), means._replace(weights=means.weights / 2)
-        return _Batch(by_means, images, means, groups)
+        kept: Tensor | slice = slice(None)
+        if means is not None and labels.device.type == "cpu":
+            # Most nodes have no image in a small batch. An accelerator would have to be waited for to know which.
+            kept = means.weights.nonzero().squeeze(1)
+            means = Rows(means.columns[kept], means.weights[kept])
+        return _Batch(by_means, images, means, kept, groups)
 
     def align(
         self, head: HyperbolicHead, features: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"], batch: _Batch,
@@ -94,7 +103,7 @@ class _Aligned:
             rows.append(batch.images)
         if batch.means is not None:
             means = self.means(head.embed_image(features), batch.groups, head) if means is None else means
-            points.append(torch.cat([means[level] for level in batch.levels]))
+            points.append(torch.cat([means[level] for level in batch.levels])[batch.kept])
             rows.append(batch.means)
         if not rows:
             return features.new_zeros(())
