@@ -309,7 +309,7 @@ def test_tied_temperatures_keep_their_ratios_and_free_ones_do_not(
         head = model.geometry
         assert head is not None
         first = head.value("beta").detach().clone()
-        optimizer = optimizer_class([head.log_beta], lr=lr, weight_decay=0.0)  # type: ignore[call-arg]
+        optimizer = optimizer_class([head.log_beta], lr=lr, weight_decay=0.0)  # type: ignore[call-arg]  # SGD and AdamW alike
         for step in range(4):
             optimizer.zero_grad()
             method.loss(batch.images, batch.labels, sample_seeds(batch.ids, step)).total.backward()

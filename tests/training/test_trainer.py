@@ -354,9 +354,9 @@ def test_the_head_learns_at_a_rate_of_its_own(make_trainer: MakeTrainer) -> None
 
         def watched(*args: Any, **kwargs: Any) -> Loss:
             start.update(weights(trainer.model))  # noqa: B023 -- called within this turn of the loop
-            return loss(*args, **kwargs)  # noqa: B023
+            return loss(*args, **kwargs)  # noqa: B023 -- likewise
 
-        trainer.method.loss = watched  # type: ignore[method-assign]
+        trainer.method.loss = watched  # type: ignore[method-assign]  # to look at the weights before the first step
         trainer.run()
         after = weights(trainer.model)
         head = [name for name in after if name.startswith("geometry.") and "curvature" not in name]
