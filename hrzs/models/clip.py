@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from hrzs.errors import HrzsError, UsageError
 from hrzs.models.attention import straighten
+from hrzs.models.folding import folded, make_foldable
 from hrzs.models.heads import CosineHead, Head, HyperbolicHead
 from hrzs.models.layout import channels_last
 from hrzs.models.patches import embed_by_product
@@ -63,6 +64,7 @@ class ClipModel(nn.Module):
         straighten(clip)
         embed_by_product(clip)
         channels_last(clip)
+        make_foldable(clip)
         self.clip = clip
         self.info = info
         self.geometry = geometry
@@ -199,7 +201,9 @@ def _tokenizer(arch: str) -> Any:
 def frozen(model: ClipModel) -> Iterator[None]:
     """No parameter of ``model`` requires a gradient inside: neither its time nor its memory is spent in an attack.
 
-    In bf16 the encoder's matrices are cast once here: autocast would cast frozen ones anew in every forward.
+    In bf16 the encoder's matrices are cast once here (autocast would cast frozen ones anew in every forward), and the
+    batch norms of a ResNet are folded into its convolutions. fp32 stays as it is: there, what an attack computes is
+    its verdict too.
     """
     wanted = [p for p in model.parameters() if p.requires_grad]
     for p in wanted:
@@ -217,10 +221,11 @@ def frozen(model: ClipModel) -> Iterator[None]:
 
 def _bf16_matrices(visual: nn.Module) -> dict[str, Tensor]:
     """What autocast would cast, by name: the matrices of linear, attention and convolution layers."""
-    return {
-        f"{name}.{key}".lstrip("."): p.detach().bfloat16()
+    matrices = {
+        f"{name}.{key}".lstrip("."): p.detach()
         for name, part in visual.named_modules()
         if isinstance(part, nn.Linear | nn.MultiheadAttention | nn.modules.conv._ConvNd)
         for key, p in part.named_parameters(recurse=False)
         if p.ndim >= 2
     }
+    return {name: p.bfloat16() for name, p in (matrices | folded(visual)).items()}

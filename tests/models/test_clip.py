@@ -14,6 +14,7 @@ from torchvision.transforms import Normalize
 
 from hrzs.errors import HrzsError, UsageError
 from hrzs.models.clip import ClipModel, frozen
+from hrzs.models.folding import folded
 from hrzs.models.heads import CosineHead, HyperbolicHead
 from hrzs.models.loading import load_model
 
@@ -165,7 +166,10 @@ def test_frozen_gives_back_what_it_took(config_file: Callable[[str], Path]) -> N
 
 
 def test_weights_cast_once_are_autocasts(any_model: ClipModel) -> None:
-    """In bf16, inside `frozen`: the same features and input gradients as autocast gives, to the bit."""
+    """In bf16, inside `frozen`: the same features and input gradients as autocast gives, to the bit.
+
+    A ResNet's batch norms are folded there (test_folding.py), which rounds otherwise.
+    """
     any_model.precision = "bf16"
     pixels = torch.rand(3, 3, any_model.image_size, any_model.image_size)
 
@@ -181,7 +185,10 @@ def test_weights_cast_once_are_autocasts(any_model: ClipModel) -> None:
         exact = any_model.encode_image(pixels, "fp32")
     assert any_model._bf16_weights is None
     for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, atol=0, rtol=0)
+        if folded(any_model.clip):
+            assert F.cosine_similarity(a.flatten(1), b.flatten(1)).min() > 0.99
+        else:
+            torch.testing.assert_close(a, b, atol=0, rtol=0)
     any_model.precision = "fp32"
     assert torch.equal(exact, any_model.encode_image(pixels))
     assert not torch.equal(exact, found[0])
