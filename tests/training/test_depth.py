@@ -17,7 +17,7 @@ from hrzs.training.trainer import Trainer
 
 Rows = list[dict[str, float]]
 #: Nothing of the method is set: only how long a run is, and how many images it sees at a time.
-STEPS, BATCH = 40, 24
+STEPS, BATCH = 60, 24
 LEVELS = range(4)
 
 
@@ -95,10 +95,10 @@ def test_nothing_lies_at_the_boundary(deep: Rows) -> None:
     assert max(row["cap_share"] for row in deep) < 0.01
 
 
-def test_the_gap_term_keeps_parents_and_children_apart(run: Callable[..., Rows], deep: Rows) -> None:
+def test_the_gap_term_keeps_parents_and_children_apart(run: Callable[..., Rows]) -> None:
     """Depth is there by construction; at its default weight the term is seen to act on it."""
-    without, with_it = run(STEPS, lambda_gap=0.0)[-1], deep[-1]
-    assert with_it["gap_label"] < 0.9 * without["gap_label"]
-    assert with_it["depth_1"] < 0.98 * without["depth_1"]
+    without, with_it = run(24, lambda_gap=0.0)[-1], run(24)[-1]
+    assert with_it["gap_label"] < 0.85 * without["gap_label"]
+    assert with_it["depth_1"] < 0.985 * without["depth_1"]
     between = [row["radius_text_0"] - row["radius_text_1"] for row in (with_it, without)]
-    assert between[0] > 1.05 * between[1]
+    assert between[0] > 1.04 * between[1]
