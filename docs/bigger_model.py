@@ -374,13 +374,12 @@ def balanced(figures: dict[str, Any], what: str) -> list[float]:
 
 
 def compare(found: Sequence[dict[str, Any]], ours: str, theirs: str, split: str, what: str) -> Difference | None:
-    """``ours`` less ``theirs`` at the leaves, over the seeds that both have."""
-    by = {row: {one["seed"]: one[split] for one in found if one["row"] == row} for row in (ours, theirs)}
-    seeds = sorted(by[ours].keys() & by[theirs].keys())
-    if not seeds:
+    """``ours`` less ``theirs`` at the leaves, over all seeds of each."""
+    both = [[one[split] for one in found if one["row"] == row] for row in (ours, theirs)]
+    if not all(both):
         return None
-    bits = [[from_bits(by[row][s][what][0], by[row][s]["n"]) for s in seeds] for row in (ours, theirs)]
-    return paired(*bits, weights(by[ours][seeds[0]]["nodes"][0]))
+    bits = [[from_bits(figures[what][0], figures["n"]) for figures in seeds] for seeds in both]
+    return paired(*bits, weights(both[0][0]["nodes"][0]))
 
 
 def verdict(clean: Difference, margin: Difference) -> str:
@@ -413,7 +412,10 @@ def summary(bench: Bench, parts: Sequence[str], wanted: Sequence[str], failed: d
             lines = {f"{split} {what}": str(d) for (split, what), d in found_here.items() if d is not None}
             if not lines:
                 continue
-            entry: dict[str, Any] = {"less": theirs, **lines}
+            counts = [sum(one["row"] == row for one in mine) for row in (OURS, theirs)]
+            entry: dict[str, Any] = {"less": theirs, "seeds": counts, **lines}
+            if min(counts) == 1 and theirs != "untouched":
+                entry["note"] = "a side of one seed: the intervals do not hold how seeds differ"
             clean, margin = found_here["unseen", "clean"], found_here["unseen", "margin"]
             if theirs == THEIRS and clean is not None and margin is not None:
                 entry["verdict"] = verdict(clean, margin)

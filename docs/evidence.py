@@ -73,6 +73,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "mixed": ("--image-levels", "mixed"),
     "per-class-4": ("--per-class", "4"),
     "eps-text-0": ("--eps-text", "0"),
+    "image-tower-alone": ("--tune", "image"),
     "leaf-perturbation": ("--perturbation", "leaf"),
     "per-level-perturbation": ("--perturbation", "per-level"),
 }

@@ -1,12 +1,14 @@
 """Paired differences of accuracies with intervals that hold images and seeds, and their correction for number.
 
-With d[s, i] the difference at seed s and image i (1, 0 or -1), w[i] the weight of an image, and D the mean over s of
-the sum over i of w d, the variance of D is taken to be
+Let x[s, i] say whether image i is right at seed s of one side, y[s, i] the same of the other, w[i] be the weight of an
+image, and D the difference of the means. With d[i] the difference of image i's means over the seeds, the variance is
 
-    n/(n-1) · sum over i of w[i]² (mean over s of d[s, i] - D)²   +   variance over s of (sum over i of w d) / seeds
+    n/(n-1) · sum over i of w[i]² (d[i] - D)²                              images, and what seeds do to single images
+    + for each side: (variance over s of sum over i of w[i] x[s, i]) / seeds           what seeds do to all of them …
+                     - sum over i of w[i]² (variance over s of x[s, i]) / seeds        … less what the first line has
 
-What images and seeds share counts in both: the interval is rather too long. Quantiles are those of Student's t with
-Welch's and Satterthwaite's degrees of freedom. With one seed, images alone.
+and what seeds add is never below 0. Sides need not have as many seeds as each other; a side with one adds nothing of its
+own. Quantiles are those of Student's t with Welch's and Satterthwaite's degrees of freedom, at least those of a side.
 """
 
 from __future__ import annotations
@@ -48,24 +50,27 @@ class Difference:
 
 
 def paired(ours: Sequence[Tensor], theirs: Sequence[Tensor], weights: Tensor) -> Difference:
-    """The mean difference over seeds and images.
+    """The difference of the means over seeds and images.
 
     Args:
-        ours, theirs: for each seed, which images are right; one seed stands against as many as the other has.
+        ours, theirs: for each seed, which images are right.
         weights: of the images, together 1.
     """
-    seeds = max(len(ours), len(theirs)) if min(len(ours), len(theirs)) == 1 else min(len(ours), len(theirs))
-    a, b = (torch.stack([x[s if len(x) > 1 else 0] for s in range(seeds)]).double() for x in (ours, theirs))
-    d, n = 100 * (a - b), a.shape[1]
-    by_seed, by_image = (d * weights).sum(1), d.mean(0)
-    middle = by_seed.mean().item()
+    sides = [100 * torch.stack(list(side)).double() for side in (ours, theirs)]
+    n, by_image = sides[0].shape[1], sides[0].mean(0) - sides[1].mean(0)
+    middle = (by_image * weights).sum().item()
     images = n / (n - 1) * (weights**2 * (by_image - middle) ** 2).sum().item()
-    of_seeds = by_seed.var().item() / seeds if seeds > 1 else 0.0
-    variance = images + of_seeds
+    of_seeds, parts, least = 0.0, images**2 / (n - 1), n - 1
+    for side in sides:
+        if (seeds := len(side)) > 1:
+            whole = (side * weights).sum(1).var().item() / seeds
+            of_seeds += whole - (weights**2 * side.var(0)).sum().item() / seeds
+            parts += whole**2 / (seeds - 1)
+            least = min(least, seeds - 1)
+    variance = images + max(0.0, of_seeds)
     if variance == 0:
         return Difference(middle, 0.0, 1.0 if middle == 0 else 0.0)
-    freedom = variance**2 / (images**2 / (n - 1) + (of_seeds**2 / (seeds - 1) if seeds > 1 else 0.0))
-    error = math.sqrt(variance)
+    freedom, error = max(variance**2 / parts, least), math.sqrt(variance)
     return Difference(middle, t_quantile(freedom) * error, t_tails(abs(middle) / error, freedom))
 
 
