@@ -110,7 +110,7 @@ def render(
             ("against", "Against another model", _against(report["summary"].get("against"))),
             ("mistakes", "How bad the mistakes are", _mistakes(report["summary"]["levels"])),
             ("canaries", "Canaries", _canaries(report["summary"]["canaries"], _masking(report["summary"]))),
-            ("further", "Further findings", _further(report["summary"])),
+            ("further", "Further findings", _further(report["summary"], report["config"].get("tasks", ()))),
             ("provenance", "Provenance", _provenance(report)),
             ("rows", "All rows", _rows(report["results"])),
         )
@@ -738,15 +738,20 @@ def _masking_card(found: Mapping[str, Any]) -> Markup:
     )  # fmt: skip
 
 
-def _further(summary: Mapping[str, Any]) -> list[object]:
+def _further(summary: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> list[object]:
     found: list[object] = []
+    for task in tasks:
+        for same in task.get("same_prompts", ()):
+            names = ", ".join(f"{node['name']} ({node['node']})" for node in same["nodes"])
+            where = f"{task['dataset']}: at level {same['level']} the model cannot tell {names} apart."
+            found.append(el("p", f"{where} It reads “{same['prompt']}” for each, so all but one are always wrong."))
     for dataset, attacks in summary.get("not_applicable", {}).items():
         found.append(el("p", f"{dataset}: its tree has no superclass, so not applicable: {', '.join(attacks)}."))
     for dataset, notes in summary.get("stand_ins", {}).items():
         found.append(el("p", f"{dataset}: a loss stood in for one that needs more classes: {'; '.join(notes)}."))
     found += [el("p", f"Missing: {reason}") for reason in summary.get("missing", {}).values()]
-    shown = ("levels", "truth", "not_applicable", "missing", "stand_ins", "canaries", "masking", "against", "mean")
-    others = {k: v for k, v in summary.items() if k not in shown}
+    above = ("levels", "truth", "depth", "canaries", "masking", "against", "mean")  # in sections of their own
+    others = {k: v for k, v in summary.items() if k not in (*above, "not_applicable", "missing", "stand_ins")}
     found += [el("article", el("h3", k.replace("_", " ")), _pre(v), class_="card") for k, v in others.items()]
     return found
 

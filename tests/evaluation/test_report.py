@@ -209,6 +209,19 @@ def test_comparison_with_another_model() -> None:
         assert shown in page.text
 
 
+def test_nodes_that_share_a_prompt_are_named() -> None:
+    report = made()
+    nodes = [{"node": "n1", "name": "<i>food"}, {"node": "n2", "name": "food"}]
+    report["config"]["tasks"] = [
+        {"dataset": "shapes", "same_prompts": [{"level": 3, "prompt": "food.", "nodes": nodes}]}
+    ]
+    report["summary"]["depth"] = {}
+    page = check(render(report, {}, {}, {}))
+    said = page.text.split("Further findings")[-1]
+    assert "shapes: at level 3 the model cannot tell <i>food (n1), food (n2) apart. It reads “food.” for each" in said
+    assert "depth" not in said.split("Provenance")[0]
+
+
 @pytest.mark.parametrize(
     ("verdict", "pill", "advice"),
     [
