@@ -158,7 +158,7 @@ def at(what: str, level: int, *, balanced: bool = True) -> Measure:
     return Measure(title, lambda report: right(report, what, level), level if balanced else None)
 
 
-ANY = Measure("any-level robust, balanced", any_level, "all")
+ANY = Measure("any-level robust", any_level, "all")
 #: What rows are compared by.
 DECIDING = (at("clean", 0), at("margin", 0), *(at("margin", level) for level in (1, 2, 3)), ANY)
 LEAVES = (at("clean", 0), at("margin", 0), ANY)
@@ -231,7 +231,7 @@ def headline(store: Store, part: str, title: str, rows: Iterable[str] = MAIN) ->
         ["a constant answer", "", cell(same[:1]), cell(same[:1]), cell(same[:1]), upper, upper, path, "–", "–", "–"]
     )
     head = ["seeds", "clean, leaves", "margin PGD-20, leaves", f"AutoAttack, leaves{attacked}",
-            f"clean {shown}, balanced", f"margin PGD-20 {shown}, balanced", ANY.title, "severity",
+            f"clean {shown}, balanced", f"margin PGD-20 {shown}, balanced", f"{ANY.title}, balanced", "severity",
             f"consistency {shown}", "masking"]  # fmt: skip
     table(f"{title}: {size(store, some)}", head, lines)
     lines = []
