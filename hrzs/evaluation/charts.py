@@ -196,7 +196,7 @@ def _runs(curve: Curve) -> Iterator[list[tuple[float, float]]]:
 def _drawn(curve: Curve, at_x: _Scale, at_y: _Scale) -> Iterator[Markup]:
     stroke = curve.stroke()
     if curve.kind == "cloud":
-        for px, py in curve.finite:
+        for px, py in map(_clamped, curve.finite):
             yield el("circle", class_="node", style=stroke["style"], cx=at_x(px), cy=at_y(py), r=2.5)
         return
     has_dots = curve.kind in ("line", "thick") and len(curve.finite) <= _DOTTED

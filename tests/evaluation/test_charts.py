@@ -4,7 +4,7 @@ import math
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hrzs.evaluation.charts import HEIGHT, MAX_POINTS, WIDTH, Curve, line_chart, smooth, thin, tick_labels, ticks
@@ -58,6 +58,7 @@ def test_a_gap_is_left_where_nothing_finite_is() -> None:
     assert "nan" not in ElementTree.tostring(svg, "unicode")
 
 
+@example([[(0.0, 1.2e300)]], "cloud")
 @given(st.lists(points, min_size=1, max_size=3), st.sampled_from(["line", "thick", "faint", "cloud", "limit"]))
 def test_any_values_make_a_chart_inside_its_frame(found: list[list[tuple[float, float]]], kind: str) -> None:
     chart = line_chart("any", [Curve(str(i), sorted(p, key=lambda q: q[0]), i, kind) for i, p in enumerate(found)])
