@@ -41,7 +41,7 @@ from torch import Tensor
 import hrzs.training.trainer
 from hrzs.data import open_dataset, subset
 from hrzs.data.folder import decode as decode_image
-from hrzs.evaluation.metrics import from_bits
+from hrzs.evaluation.metrics import from_bits, node_weights
 from hrzs.evaluation.runner import EvalOptions, Evaluation
 from hrzs.hierarchy.tree import Tree
 from hrzs.hierarchy.yaml_form import load_tree
@@ -359,16 +359,10 @@ def measure(bench: Bench, model: ClipModel, classes: Sequence[str]) -> dict[str,
 # -- what comes of it -----------------------------------------------------------------------------------------------
 
 
-def weights(nodes: Sequence[int]) -> Tensor:
-    """Of the images, the nodes alike; together 1."""
-    _, place, count = torch.tensor(nodes).unique(return_inverse=True, return_counts=True)
-    return 1 / (len(count) * count[place].double())
-
-
 def balanced(figures: dict[str, Any], what: str) -> list[float]:
     """Balanced accuracy of each level."""
     return [
-        (from_bits(bits, figures["n"]).double() * weights(nodes)).sum().item()
+        (from_bits(bits, figures["n"]).double() * node_weights(torch.tensor(nodes))).sum().item()
         for bits, nodes in zip(figures[what], figures["nodes"], strict=True)
     ]
 
@@ -379,7 +373,7 @@ def compare(found: Sequence[dict[str, Any]], ours: str, theirs: str, split: str,
     if not all(both):
         return None
     bits = [[from_bits(figures[what][0], figures["n"]) for figures in seeds] for seeds in both]
-    return paired(*bits, weights(both[0][0]["nodes"][0]))
+    return paired(*bits, node_weights(torch.tensor(both[0][0]["nodes"][0])))
 
 
 def verdict(clean: Difference, margin: Difference) -> str:

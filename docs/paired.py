@@ -7,7 +7,7 @@ image, and D the difference of the means. With d[i] the difference of image i's 
     + for each side: (variance over s of sum over i of w[i] x[s, i]) / seeds           what seeds do to all of them …
                      - sum over i of w[i]² (variance over s of x[s, i]) / seeds        … less what the first line has
 
-and what seeds add is never below 0. Sides need not have as many seeds as each other; a side with one adds nothing of its
+and what seeds add is never below 0. Sides need not have equally many seeds; one with a single seed adds nothing of its
 own. Quantiles are those of Student's t with Welch's and Satterthwaite's degrees of freedom, at least those of a side.
 """
 

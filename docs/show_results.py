@@ -40,7 +40,7 @@ from matplotlib.figure import Figure
 from paired import Difference, holm, paired
 from torch import Tensor
 
-from hrzs.evaluation.metrics import constant_answer, from_bits, weights_over_levels
+from hrzs.evaluation.metrics import constant_answer, from_bits, node_weights, weights_over_levels
 
 Report: TypeAlias = dict[str, Any]
 Some: TypeAlias = dict[str, list[Report]]
@@ -73,9 +73,7 @@ class Store:
 
     def weights(self, report: Report, level: int) -> Tensor:
         """What each image counts in a balanced figure, in the order of their ids; together 1."""
-        nodes = self.of_images(report)["nodes"][level]
-        _, place, count = torch.tensor(nodes).unique(return_inverse=True, return_counts=True)
-        return 1 / (len(count) * count[place].double())
+        return node_weights(self.every_node(report)[level])
 
     def of_images(self, report: Report) -> dict[str, Any]:
         digest = report["config"]["tasks"][0]["image_ids"]
@@ -307,16 +305,19 @@ def differences(title: str, head: Sequence[str], lines: Sequence[tuple[str, Sequ
     table(f"{title}, in points ({len(cells)} comparisons)", head, ([row, *map(show, line)] for row, line in lines))
 
 
+def is_whole(some: Some, *rows: str) -> bool:
+    """Are all seeds there? A row that lacks some could pass for one without any spread; the untouched model has one."""
+    return all(len(some.get(row, ())) == len(runs(row)) for row in rows)
+
+
 def claim(store: Store, part: str, title: str, rows: Iterable[str] = MAIN, suffix: str = "") -> None:
     """`hierarchical` less each other row."""
     some = store.found(rows, part)
     ours = OURS + suffix
     if ours not in some:
         return
-    # A row whose seeds are not all there yet would pass for one without any spread; the untouched model has none.
-    whole = {row for row, seeds in some.items() if len(seeds) == len(runs(row))}
     lines = [(row, [difference(store, some[ours], seeds, m) for m in DECIDING])
-             for row, seeds in some.items() if row != ours and {row, ours} <= whole]  # fmt: skip
+             for row, seeds in some.items() if row != ours and is_whole(some, row, ours)]  # fmt: skip
     differences(f"{title}: {ours} less each other row", [m.title for m in DECIDING], lines)
 
 
@@ -330,7 +331,7 @@ def square(store: Store, part: str, title: str) -> None:
     pairs = {"means less per-image, by image": (c, a), "means less per-image, by node": (d, b),
              "node less image weights, per image": (b, a), "node less image weights, means": (d, c)}  # fmt: skip
     lines = [(name, [difference(store, some[x], some[y], m) for m in DECIDING])
-             for name, (x, y) in pairs.items() if all(len(some.get(row, ())) == len(runs(row)) for row in (x, y))]  # fmt: skip
+             for name, (x, y) in pairs.items() if is_whole(some, x, y)]  # fmt: skip
     differences(f"The 2 × 2. {title}", [m.title for m in DECIDING], lines)
 
 
@@ -355,7 +356,8 @@ def ablations(store: Store, part: str, title: str) -> None:
     table(f"Ablations, seed 0. {title}: {size(store, some)}", head, lines)
     lessened = [(row, [difference(store, seeds, some[OURS], m) for m in DECIDING])
                 for row, seeds in some.items() if row != OURS]  # fmt: skip
-    differences(f"Ablations, seed 0. {title}: each less {OURS}; intervals hold images alone", [m.title for m in DECIDING], lessened)
+    title = f"Ablations, seed 0. {title}: each less {OURS}; intervals hold images alone"
+    differences(title, [m.title for m in DECIDING], lessened)
 
 
 def corruptions(store: Store, part: str, title: str) -> None:
