@@ -24,7 +24,7 @@ lint: $(STAMP) ## Style, format and types
 	$(BIN)/mypy
 
 test: lint ## Lint, types and every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 demo: $(STAMP) ## The main job on embedded defaults: tree, eval, finetune, attack, eval, one table and a picture
 	$(BIN)/python -m hrzs.demo demo

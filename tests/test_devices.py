@@ -239,9 +239,10 @@ def test_validation(model: ClipModel, shapes: Dataset, shapes_tree: Tree) -> Non
     assert validate(model, shapes, shapes_tree, options).clean.device == torch.device("cpu")
 
 
-def test_an_evaluation(model: ClipModel, shapes: Dataset, shapes_tree: Tree) -> None:
+def test_an_evaluation(model: ClipModel, shapes: Dataset, shapes_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hrzs.evaluation.canaries.QUERIES", 10)
     options = EvalOptions(attacks=("leaf-pgd", "superclass-pgd", "hierarchical-pgd"), level="all", steps=1)
-    evaluation = Evaluation(model, Task(shapes, shapes_tree, "shapes", "in-graph"), options)
+    evaluation = Evaluation(model, Task(subset(shapes, limit=6), shapes_tree, "shapes", "in-graph"), options)
     evaluation.run()
     assert evaluation.rows()
     assert evaluation.summary()

@@ -24,7 +24,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_killed_and_resumed_is_as_if_nothing_had_happened(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
-    command = (*ATTACK, *small, "--steps", "40", "--batch-size", "2", "--png", "-o")
+    command = (*ATTACK, *small, "--steps", "12", "--batch-size", "2", "--png", "-o")
     assert hrzs(*command, tmp_path / "whole").status == 0
     killed = tmp_path / "killed"
     manifest = killed / ".manifest.jsonl.partial"

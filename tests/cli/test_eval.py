@@ -102,14 +102,14 @@ def test_one_bar_for_the_whole_job(hrzs: Hrzs, small: Options, two_folders: str,
 # -- resuming, comparing ------------------------------------------------------------------------------------------
 
 
-def test_killed_eval_goes_on(tmp_path: Path) -> None:
+def test_killed_eval_goes_on(hrzs: Hrzs, tmp_path: Path) -> None:
     """RobustBench #186: hours, then "Killed". After kill -9 between any two batches, the same report as without."""
     quick = ("--limit", "16", "--attack", "aa-2", "--steps", "3", "--no-matrix", "--no-canaries", "--batch-size", "2")
-    eval_to = [sys.executable, "-m", "hrzs", "eval", *quick, "--json"]
     whole, target = tmp_path / "whole.json", tmp_path / "report.json"
-    subprocess.run([*eval_to, whole], check=True, capture_output=True)
+    assert hrzs("eval", *quick, "--json", whole).status == 0
     partial = tmp_path / "report.json.partial"
-    with subprocess.Popen([*eval_to, target], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+    command = [sys.executable, "-m", "hrzs", "eval", *quick, "--json", target]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
         # Eight batches of clean images, then those under attack.
         while not (partial.is_file() and len(partial.read_text().splitlines()) >= 10):
             assert running.poll() is None, "it finished before it could be killed"
@@ -117,7 +117,7 @@ def test_killed_eval_goes_on(tmp_path: Path) -> None:
         running.kill()
     assert partial.read_text().count('"aa-2|') >= 2
     assert not target.exists()
-    subprocess.run([*eval_to, target, "--resume"], check=True, capture_output=True)
+    assert hrzs("eval", *quick, "--json", target, "--resume").status == 0
     a, b = (json.loads(file.read_text()) for file in (whole, target))
     assert [row | {"seconds": 0} for row in a["results"]] == [row | {"seconds": 0} for row in b["results"]]
     assert not partial.exists()

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ def canaries_of(evaluation: Evaluation) -> dict[str, Canary]:
 @pytest.fixture(autouse=True)
 def _few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "QUERIES", 100)
+
+
+@pytest.fixture
+def evaluate(evaluate: Evaluate) -> Evaluate:
+    """In one batch: a canary is a dozen attacks, and batches are tested elsewhere."""
+    return partial(evaluate, batch_size=24)
 
 
 # -- honest and masked models ---------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +28,17 @@ def run(tmp_path_factory: pytest.TempPathFactory, shapes_tree: Tree) -> Callable
     from hrzs.data import open_dataset
 
     def run(steps: int, **overrides: Any) -> Rows:
+        """The first ``steps`` of `STEPS`."""
+
+        def stop(done: int, _: int, __: dict[str, float]) -> None:
+            if done == steps:
+                raise KeyboardInterrupt
+
         folder: Path = tmp_path_factory.mktemp("depth")
-        options = TrainOptions(max_steps=steps, batch_size=BATCH, **overrides)
-        Trainer(load_model("tiny"), open_dataset("shapes", "train"), shapes_tree, options, folder).run()
+        options = TrainOptions(max_steps=STEPS, batch_size=BATCH, **overrides)
+        trainer = Trainer(load_model("tiny"), open_dataset("shapes", "train"), shapes_tree, options, folder)
+        with contextlib.suppress(KeyboardInterrupt):
+            trainer.run(stop)
         return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
     return run
@@ -95,9 +104,9 @@ def test_nothing_lies_at_the_boundary(deep: Rows) -> None:
     assert max(row["cap_share"] for row in deep) < 0.01
 
 
-def test_the_gap_term_keeps_parents_and_children_apart(run: Callable[..., Rows]) -> None:
+def test_the_gap_term_keeps_parents_and_children_apart(run: Callable[..., Rows], deep: Rows) -> None:
     """Depth is there by construction; at its default weight the term is seen to act on it."""
-    without, with_it = run(24, lambda_gap=0.0)[-1], run(24)[-1]
+    without, with_it = run(24, lambda_gap=0.0)[-1], deep[23]
     assert with_it["gap_label"] < 0.85 * without["gap_label"]
     assert with_it["depth_1"] < 0.985 * without["depth_1"]
     between = [row["radius_text_0"] - row["radius_text_1"] for row in (with_it, without)]

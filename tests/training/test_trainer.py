@@ -1,10 +1,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -212,33 +208,6 @@ def test_resumed_ends_with_the_same_file(make_trainer: MakeTrainer, overrides: d
     resumed.run()
     assert metrics(whole.folder) == metrics(resumed.folder)
     assert_same(load_model(str(whole.folder)), load_model(str(resumed.folder)))
-
-
-def test_killed_at_any_moment_it_ends_with_the_same_weights(tmp_path: Path) -> None:
-    """SIGKILL, as a user would suffer it: a process of its own, killed again and again until it is through."""
-
-    def command(folder: str) -> list[str]:
-        return [
-            sys.executable, "-m", "hrzs", "finetune", "--max-steps", "8", "--limit", "64", "--batch-size", "8",
-            "--steps", "1", "--save-every", "2", "--threads", "1", "--val-limit", "8", "--val-steps", "1",
-            "--validate-every", "4", "--ema", "0.9", "--resume", "-o", str(tmp_path / folder),
-        ]  # fmt: skip
-
-    subprocess.run(command("whole"), check=True, capture_output=True)
-    log = tmp_path / "killed" / "metrics.jsonl"
-    kills = 0
-    for wanted in (1, 3, 6):  # lines of the log: before the first checkpoint, and after others
-        process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not (log.is_file() and log.read_bytes().count(b"\n") >= wanted):
-            time.sleep(0.005)
-        if process.poll() is None:
-            process.kill()
-            kills += 1
-        assert process.wait() in (0, -signal.SIGKILL)
-    subprocess.run(command("killed"), check=True, capture_output=True)
-    assert kills
-    assert_same(load_model(str(tmp_path / "whole")), load_model(str(tmp_path / "killed")))
-    assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
 
 
 def test_resume_without_a_checkpoint(make_trainer: MakeTrainer) -> None:
