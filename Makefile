@@ -22,6 +22,7 @@ lint: $(STAMP) ## Style, format and types
 	$(BIN)/ruff check hrzs tests
 	$(BIN)/ruff format --check hrzs tests
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 test: lint ## Lint, types and every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal

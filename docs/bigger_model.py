@@ -41,7 +41,7 @@ from torch import Tensor
 import hrzs.training.trainer
 from hrzs.data import open_dataset, subset
 from hrzs.data.folder import decode as decode_image
-from hrzs.evaluation.metrics import from_bits, node_weights
+from hrzs.results.metrics import from_bits, node_weights
 from hrzs.evaluation.runner import EvalOptions, Evaluation
 from hrzs.hierarchy.tree import Tree
 from hrzs.hierarchy.yaml_form import load_tree

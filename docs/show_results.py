@@ -40,7 +40,7 @@ from matplotlib.figure import Figure
 from paired import Difference, holm, paired
 from torch import Tensor
 
-from hrzs.evaluation.metrics import constant_answer, from_bits, node_weights, weights_over_levels
+from hrzs.results.metrics import constant_answer, from_bits, node_weights, weights_over_levels
 
 Report: TypeAlias = dict[str, Any]
 Some: TypeAlias = dict[str, list[Report]]

@@ -5,7 +5,8 @@ From Python: `hrzs.load`, `hrzs.attack`, `hrzs.evaluate` (see `hrzs.api`). Nothi
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from hrzs._version import __version__
+
 __all__ = ["__version__", "attack", "evaluate", "load"]
 
 if TYPE_CHECKING:

@@ -1,18 +1,25 @@
-"""Small things that many tests share. hrzs is imported inside fixtures: jaxtyping's import hook comes first."""
+"""Small things that many tests share: a task on which an untrained model is right, a run of seconds. hrzs is imported inside fixtures: jaxtyping's import hook comes first."""
 
 from __future__ import annotations
 
+import json
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from hrzs.data import Batch, Dataset
+    from hrzs.evaluation.runner import Evaluation
     from hrzs.hierarchy.tree import Tree
     from hrzs.models.clip import ClipModel
+    from hrzs.tasks import Task
 
 
 # A busy machine is no fault of the code under test.
@@ -56,3 +63,113 @@ def images() -> Tensor:
     pixels = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     pixels[:, :, 0], pixels[:, :, -1] = 0.0, 1.0
     return pixels
+
+
+# -- an evaluation --------------------------------------------------------------------------------------------------
+
+#: An untrained ViT of a few thousand parameters.
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+N = 24
+
+
+@pytest.fixture
+def small(tmp_path_factory: pytest.TempPathFactory) -> ClipModel:
+    """An untrained ViT of a few thousand parameters."""
+    from hrzs.models.loading import load_model
+
+    file: Path = tmp_path_factory.mktemp("evaluation") / "evaluation-small.json"
+    file.write_text(json.dumps(CONFIG))
+    return load_model(str(file), "none", seed=0)
+
+
+@pytest.fixture(scope="session")
+def flat(tree: Tree) -> Tree:
+    from hrzs.hierarchy.tree import Node, Tree
+
+    return Tree(Node("thing", "n-thing", tuple(tree.levels[0]), level=1))
+
+
+@pytest.fixture
+def task(tree: Tree) -> Task:
+    """24 shapes under the class names of `tree`; the labels are those of `evaluate`."""
+    from hrzs.data import open_dataset, subset
+    from hrzs.tasks import Task
+
+    data = subset(open_dataset("shapes", "test"), limit=N)
+    data.classes = data.class_names = tree.classes
+    data.labels = [i % len(tree.classes) for i in range(N)]
+    return Task(data, tree, "test.yaml", "in-graph")
+
+
+@pytest.fixture
+def evaluate(small: ClipModel, task: Task) -> Callable[..., Evaluation]:
+    """An evaluation whose model is right about most images: options as overrides, attacks cheap.
+
+    Features of an untrained model share one large direction; texts at right angles to it are told apart by the rest.
+    """
+    from hrzs.data import loader
+    from hrzs.evaluation.runner import EvalOptions, Evaluation
+
+    def make(store: Path | None = None, **overrides: Any) -> Evaluation:
+        options = EvalOptions(**{"steps": 3, "batch_size": 9, **overrides})
+        evaluation = Evaluation(small, task, options, store)
+        classifier = evaluation.classifier
+        images = next(iter(loader(task.data, N))).images
+        with torch.no_grad():
+            features = small.encode_image(images)
+            common = F.normalize(F.normalize(features, dim=1).mean(0), dim=0)
+            leaves = torch.randn(len(task.tree.classes), 16, generator=torch.Generator().manual_seed(0))
+            leaves = F.normalize(leaves - (leaves @ common)[:, None] * common, dim=1)
+            for level in reversed(range(task.tree.top)):
+                for node, column in enumerate(classifier.columns[level].tolist()):
+                    below = task.tree.ancestors[level] == node
+                    classifier.prepared[column] = F.normalize(leaves[below].mean(0), dim=0)
+            task.data.labels = classifier.predict(features)[0, 0].tolist()
+        evaluation.labels = torch.tensor(task.data.labels)
+        return evaluation
+
+    return make
+
+
+# -- a run ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], ClipModel]:
+    """The same random model, anew at each call: training changes it."""
+    from hrzs.models.loading import load_model
+
+    file: Path = tmp_path_factory.mktemp("training") / "training-small.json"
+    file.write_text(json.dumps(CONFIG))
+    return lambda: load_model(str(file), "none", seed=0)
+
+
+@pytest.fixture(scope="session")
+def shapes() -> Dataset:
+    """Two images of each of the 24 classes."""
+    from hrzs.data import open_dataset, subset
+
+    return subset(open_dataset("shapes", "train"), limit=48)
+
+
+@pytest.fixture(scope="session")
+def shapes_tree() -> Tree:
+    """The published one: five levels, leaves pass through at every height."""
+    from hrzs.hierarchy.published import find_tree
+    from hrzs.hierarchy.yaml_form import load_tree
+
+    path = find_tree("shapes")
+    assert path is not None
+    return load_tree(path)
+
+
+@pytest.fixture(scope="session")
+def batch(shapes: Dataset) -> Batch:
+    """All 48 images of `shapes`."""
+    from hrzs.data import loader
+
+    return next(iter(loader(shapes, 48)))

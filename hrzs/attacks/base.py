@@ -19,6 +19,7 @@ from hrzs.attacks.budget import Budget
 from hrzs.attacks.objectives import Objective, Outcome
 from hrzs.errors import HrzsError, UsageError
 from hrzs.models.clip import ClipModel, frozen
+from hrzs.models.exact import exact_fp32
 
 Same = TypeVar("Same", bound="Attack")
 
@@ -115,7 +116,7 @@ class Attack(ABC):
             )
         ball = Ball.of(images.clamp(0, 1), self.budget)
         result = AttackResult.of(ball.centre)
-        with frozen(model), torch.enable_grad():
+        with frozen(model), torch.enable_grad(), exact_fp32():
             for i, (part, aim) in enumerate(self.parts(objective)):
                 rows = (~result.won).nonzero().squeeze(1)
                 if not len(rows):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hrzs import __version__
+from hrzs._version import __version__
 from hrzs.errors import HrzsError, UsageError
 
 app = typer.Typer(

@@ -16,8 +16,8 @@ from hrzs.errors import HrzsError, UsageError
 
 if TYPE_CHECKING:
     from hrzs.hierarchy.namesakes import Namesakes
-    from hrzs.hierarchy.sources import SourceOptions
     from hrzs.hierarchy.tree import Tree
+    from hrzs.sources import SourceOptions
 
 
 def build_tree(
@@ -89,8 +89,8 @@ def build_tree(
         _print_list(source, model, data)
         return
     from hrzs.hierarchy.describe import check_picture
-    from hrzs.hierarchy.sources import SourceOptions
     from hrzs.hierarchy.yaml_form import dump_trees
+    from hrzs.sources import SourceOptions
 
     if plot is not None:
         check_picture(plot)
@@ -118,7 +118,7 @@ def build_tree(
 
 def _print_list(source: str, model: str | None, data: str | None) -> None:
     if options.wants_list(source):
-        from hrzs.hierarchy.sources import SOURCES
+        from hrzs.sources import SOURCES
 
         console.print_names([(name, (grow.__doc__ or "").splitlines()[0]) for name, grow in SOURCES.items()])
     else:
@@ -142,10 +142,10 @@ def _beside(output: Path | None) -> Path:
 def _make(
     source: str, classes: str | None, levels: int | None, depths: tuple[int, ...], asked: SourceOptions
 ) -> list[Tree]:
-    from hrzs.hierarchy.build import build_trees
-    from hrzs.hierarchy.classes import read_classes
     from hrzs.hierarchy.published import find_tree
-    from hrzs.hierarchy.sources.file import classes_of
+    from hrzs.sources.build import build_trees
+    from hrzs.sources.classes import read_classes
+    from hrzs.sources.file import classes_of
 
     if source == "file" and not asked.files:
         published = find_tree(classes or "shapes")
@@ -249,9 +249,10 @@ class _Judge:
         return same_tokens(tree, resolve_template("photo"), self.model.tokenize)
 
     def plot_disk(self, tree: Tree, file: Path) -> None:
-        from hrzs.evaluation.tree_view import plot_disk
+        from hrzs.models.depth import node_points
+        from hrzs.results.pages.disk import plot_disk
 
-        plot_disk(self.model, tree, file)
+        plot_disk(node_points(self.model, tree), tree, file)
 
     def statistics(self, tree: Tree) -> dict[str, object]:
         """Zero-shot accuracy of each level's prompts; empty without ``--data``."""

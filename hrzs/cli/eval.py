@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hrzs import __version__
+from hrzs._version import __version__
 from hrzs.cli import console, options
 from hrzs.errors import DataMissingError, HrzsError, UsageError
 
@@ -95,10 +95,10 @@ def evaluate(
 
     from hrzs.attacks import SUITE
     from hrzs.attacks.budget import parse_eps, parse_eps_list
-    from hrzs.evaluation.average import mean_over_datasets
     from hrzs.evaluation.runner import EvalOptions, Evaluation, not_applicable
     from hrzs.models.classifier import SCORINGS
     from hrzs.models.loading import describe, load_model
+    from hrzs.results.average import mean_over_datasets
     from hrzs.tasks import open_task
 
     if scoring not in (*SCORINGS, "both"):
@@ -125,7 +125,7 @@ def evaluate(
     if resume and target is None:
         raise UsageError("--resume: needs --json FILE, beside which finished batches are kept")
     if against is not None:
-        from hrzs.evaluation.significance import check_same_images, compare, read_report
+        from hrzs.results.significance import check_same_images, compare, read_report
 
         other = read_report(against)
     store = None if target is None or dry_run else target.with_name(target.name + ".partial")
@@ -298,7 +298,7 @@ def _saved(
 
 def _canaries(evaluations: list[Evaluation], *, quiet: bool) -> dict[str, Any]:
     from hrzs.evaluation.canaries import run_canaries
-    from hrzs.evaluation.masking import verdicts
+    from hrzs.results.masking import verdicts
 
     update = (lambda _: None) if quiet else console.note
     canaries = [c for evaluation in evaluations for c in run_canaries(evaluation, update)]
@@ -351,8 +351,8 @@ def _write_out(
     *,
     to_stdout: bool = False,
 ) -> None:
-    from hrzs.evaluation.export import to_csv, to_latex
-    from hrzs.evaluation.table import render
+    from hrzs.results.export import to_csv, to_latex
+    from hrzs.results.table import render
 
     text = json.dumps(report, indent=1)
     if target is not None:
@@ -363,7 +363,7 @@ def _write_out(
         _write("--latex", latex, to_latex(report))
     if page is not None:
         from hrzs.evaluation.outcome import gallery_of, outcome_of
-        from hrzs.evaluation.report import write_report
+        from hrzs.results.pages.evaluation import write_report
 
         named = {evaluation.task.data.name: evaluation for evaluation in evaluations}
         write_report(

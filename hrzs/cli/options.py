@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from hrzs.classes import specs
 from hrzs.cli.console import LIST, print_names
 from hrzs.errors import UsageError
 
@@ -117,16 +118,12 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with what was inte
 
 
 def prepare_torch(device: str, precision: str, threads: int | None) -> str:
-    """Check ``--device`` and ``--precision``, set torch up for a process of ours, and return torch's device.
-
-    fp32 means fp32: no TF32 behind the back of an attack. Denormals are flushed: they make Adam many times slower.
+    """Check ``--device`` and ``--precision``, set the number of threads, and return torch's device.
 
     Raises:
         UsageError: an unknown precision, or no such device here.
     """
     import torch
-
-    from hrzs.models.exact import exact_fp32
 
     if precision not in ("fp32", "bf16"):
         raise UsageError(f"--precision {precision!r}: one of fp32, bf16")
@@ -146,8 +143,6 @@ def prepare_torch(device: str, precision: str, threads: int | None) -> str:
                 f"--precision bf16: on this CPU a matrix product runs at {speed:.2f} × the speed of fp32; "
                 "--precision fp32 is faster"
             )
-    torch.set_flush_denormal(True)
-    exact_fp32()
     if threads is not None:
         torch.set_num_threads(threads)
     return device
@@ -164,8 +159,7 @@ def read_class_list(spec: str | None) -> tuple[str, ...] | None:
     if spec is None:
         return None
     if Path(spec).is_file():
-        lines = Path(spec).read_text().splitlines()
-        names = [line.split("\t")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+        names = [known.class_id for known in specs.read_class_list(Path(spec))]
     else:
         names = [name.strip() for name in spec.split(",") if name.strip()]
     if len(names) < 2:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -182,15 +181,6 @@ def suggest(name: str, known: Iterable[str]) -> str:
     if near:
         return f"Did you mean {' or '.join(near)}?"
     return f"There are: {', '.join(known[:30])}{', …' if len(known) > 30 else ''}."
-
-
-def prompt_name(class_id: str) -> str:
-    """`aquarium_fish` → `aquarium fish`, `001.ak47` → `ak47`, `AnnualCrop` → `Annual Crop`.
-
-    A WordNet id stays as it is: the tree knows its words.
-    """
-    unnumbered = re.sub(r"^\d{3}\.", "", class_id)
-    return re.sub(r"(?<=[A-Za-z][a-z][a-z])(?=[A-Z][a-z])", " ", unnumbered).replace("_", " ").strip()
 
 
 def digest(dataset: Dataset) -> str:

@@ -17,14 +17,14 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from hrzs.data.base import Dataset, prompt_name, suggest
-from hrzs.data.listed import class_list, recognise
+from hrzs.classes.match import class_list, recognise
+from hrzs.classes.specs import SPLIT_FOLDERS, prompt_name
+from hrzs.data.base import Dataset, suggest
 from hrzs.errors import HrzsError, UsageError
 
 logger = logging.getLogger(__name__)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 LAYOUT = "Expected <class>/<image>, or <split>/<class>/<image> with splits train, val, test."
 
 # Below this side images are small enough to be attacked as they are and resized within the model.

@@ -15,9 +15,9 @@ from typing import Any
 
 from PIL import Image
 
+from hrzs.classes.match import class_list
 from hrzs.data.base import Dataset
 from hrzs.data.folder import BROKEN
-from hrzs.data.listed import class_list
 from hrzs.data.webdataset import open_path
 from hrzs.errors import DataMissingError, HrzsError, UsageError
 
@@ -35,7 +35,7 @@ class Named:
     undivided); `files` what must be there for a split, `marker` (a glob) tells that layout from others; `archives`
     what the authors publish, and where it is unpacked below `<root>/<name>`. `labels` reads those of all images;
     `order`, if torchvision takes that of the file system, is one that is the same on every machine. `left_out` are
-    folders that are no class. Names for prompts are in `hrzs/data/classes`.
+    folders that are no class. Names for prompts are in `hrzs/classes/lists`.
     """
 
     about: str

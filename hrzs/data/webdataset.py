@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
+from hrzs.classes.match import ClassList, class_list, recognise
+from hrzs.classes.specs import SPLIT_FOLDERS, ClassSpec, read_class_list
 from hrzs.data.base import Dataset, suggest
-from hrzs.data.folder import EXTENSIONS, SPLIT_FOLDERS, Images, Member, Source, Tar, open_images, open_source
-from hrzs.data.listed import ClassList, class_list, recognise
+from hrzs.data.folder import EXTENSIONS, Images, Member, Source, Tar, open_images, open_source
 from hrzs.errors import UsageError
-from hrzs.hierarchy.classes import ClassSpec, read_class_list
 
 logger = logging.getLogger(__name__)
 

@@ -15,21 +15,23 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchvision.utils import save_image
 
-from hrzs import __version__
+from hrzs._version import __version__
 from hrzs.attacks import AttackResult, attack_spec, sample_seeds
 from hrzs.attacks.budget import format_eps
 from hrzs.data import Batch, loader
 from hrzs.errors import HrzsError, UsageError
-from hrzs.evaluation.gallery import Example, draw_gallery
 from hrzs.evaluation.image_file import allocate, read_images, settle, write_images
-from hrzs.evaluation.metrics import right
 from hrzs.evaluation.outcome import most_instructive
 from hrzs.evaluation.runner import EvalOptions, Unit, budget_of
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel
+from hrzs.models.exact import exact_fp32
 from hrzs.models.loading import read_header
 from hrzs.models.templates import template_for
+from hrzs.results.metrics import right
+from hrzs.results.outcome import Example
+from hrzs.results.pages.gallery import draw_gallery
 from hrzs.tasks import Task
 
 TENSORS_FILE = "adversarial.safetensors"
@@ -166,6 +168,7 @@ class AdversarialSet:
 
     # -- making it ------------------------------------------------------------------------------------------------
 
+    @exact_fp32()
     def run(self, progress: Callable[[int, int], None], *, png: bool = False) -> None:
         """Attack everything, images that are wrong when clean too; then write what is asked for beside it.
 

@@ -6,7 +6,7 @@ gradients, another model's). What the weaker attack fools and the stronger one d
 gradients lead nowhere (Athalye et al., ICML 2018, section 3.1; Carlini et al. 2019, "On Evaluating Adversarial
 Robustness"; Croce & Hein, ICML 2020, who have Square in AutoAttack for that). One compares the gradients themselves
 with finite differences (`hrzs.evaluation.gradient_check`). Those that need no other model look at one attacked
-superclass level too. What follows from all canaries together says `hrzs.evaluation.masking`.
+superclass level too. What follows from all canaries together says `hrzs.results.masking`.
 
 With so few images a share may lie above its bound by chance: a canary fails only where Wilson's 95% interval does.
 """
@@ -32,14 +32,16 @@ from hrzs.attacks.noise import Noise
 from hrzs.attacks.objectives import LevelObjective
 from hrzs.data import loader, subset
 from hrzs.errors import HrzsError
-from hrzs.evaluation import metrics
 from hrzs.evaluation.gradient_check import DIRECTIONS, SATURATED, STEPS, agreement
-from hrzs.evaluation.metrics import wilson
 from hrzs.evaluation.runner import EvalOptions, Evaluation, budget_of
 from hrzs.models.cache import digest_of, kept_json
 from hrzs.models.classifier import SCORINGS, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
+from hrzs.models.exact import exact_fp32
 from hrzs.models.loading import load_model
+from hrzs.results import metrics
+from hrzs.results.masking import ASTRAY, CHECKED, DEAD, HELD_AT_HUGE, MISSED, UNTOUCHED, Canary
+from hrzs.results.metrics import wilson
 
 logger = logging.getLogger(__name__)
 
@@ -50,45 +52,11 @@ HUGE = Fraction(64, 255)
 MOST_STEPS = 100
 QUERIES = 500
 DRAWS = 20
-#: So many images have their gradients compared with finite differences.
-CHECKED = 32
 #: Less of a correlation is a gradient that points elsewhere. Honest models have 0.98 and more (docs/evaluation.md).
 AGREES = 0.7
 
-#: Of the images attacked (for the cosine head: of those that hold), how many may fall to the weaker attack only.
-MISSED = 0.05
-HELD_AT_HUGE = 0.05
-UNTOUCHED = 0.25
-DEAD = 0.01
-ASTRAY = 0.02
 
-
-@dataclass(frozen=True)
-class Canary:
-    """``value``, which is ``count / of``, was measured (None: could not be); ``ok``: is it as expected?
-
-    It is as expected unless it surely lies above ``bound``. ``applicable`` is False where there is nothing to measure.
-    ``level`` is that of the superclasses attacked, which the name says too; None where it is the leaves.
-    """
-
-    name: str
-    value: float | None
-    expected: str
-    ok: bool | None
-    note: str = ""
-    dataset: str = ""
-    count: int | None = None
-    of: int | None = None
-    bound: float | None = None
-    applicable: bool = True
-    level: int | None = None
-
-    @property
-    def kind(self) -> str:
-        """The name without the level."""
-        return self.name.partition("@")[0]
-
-
+@exact_fp32()
 def run_canaries(evaluation: Evaluation, update: Callable[[str], None] = lambda _: None) -> list[Canary]:
     """All canaries of one evaluated dataset, at the first ε of its plan.
 

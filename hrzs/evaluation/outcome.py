@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from hrzs.attacks.budget import format_eps
 from hrzs.data import loader
-from hrzs.evaluation import metrics
-from hrzs.evaluation.gallery import Example
 from hrzs.evaluation.runner import Evaluation, Unit
 from hrzs.models.classifier import SCORINGS
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of every image of a dataset at one ε.
-
-    ``clean`` says which images are right at each level 0 … L-1. ``robust[level]`` says which of them also hold under
-    every attack that aimed at that level; a level that no attack aimed at is not among its keys. ``taken_for`` is the
-    class predicted under the strongest attack on the leaves, None where there was none.
-    """
-
-    eps: str
-    labels: Int[Tensor, "n"]
-    clean: Bool[Tensor, "levels n"]
-    robust: Mapping[int, Bool[Tensor, "n"]]
-    taken_for: Int[Tensor, "n"] | None
+from hrzs.models.exact import exact_fp32
+from hrzs.results import metrics
+from hrzs.results.outcome import Example, Gallery, Outcome
 
 
 def outcome_of(evaluation: Evaluation) -> Outcome | None:
@@ -73,14 +56,7 @@ def _first_eps(evaluation: Evaluation) -> list[Unit]:
     return [u for u in evaluation.units if u.eps is not None and u.eps == first]
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Some adversarial images; ``title`` says which attack made them."""
-
-    title: str
-    examples: Sequence[Example]
-
-
+@exact_fp32()
 def gallery_of(evaluation: Evaluation, most: int = 8) -> Gallery | None:
     """The most instructive images of a finished evaluation at its first ε, made once more (`Evaluation.again`).
 

@@ -25,11 +25,12 @@ from hrzs.attacks.budget import default_step_size, format_eps
 from hrzs.attacks.objectives import Objective
 from hrzs.data import Batch, loader
 from hrzs.errors import HrzsError, UsageError
-from hrzs.evaluation import metrics
-from hrzs.evaluation.metrics import Predictions
 from hrzs.models.classifier import SCORINGS, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
+from hrzs.models.exact import exact_fp32
 from hrzs.models.templates import template_for
+from hrzs.results import metrics
+from hrzs.results.metrics import Predictions
 from hrzs.tasks import Task
 
 #: Called after each batch with (work done, work in all, what is being done).
@@ -201,6 +202,7 @@ class Evaluation:
         ]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
+    @exact_fp32()
     def run(self, progress: Progress | None = None) -> None:
         """Every unit, part by part and batch by batch; finished batches are read back from the store.
 

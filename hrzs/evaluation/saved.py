@@ -20,14 +20,14 @@ from hrzs.attacks.ball import Ball
 from hrzs.attacks.budget import format_eps
 from hrzs.data import Batch
 from hrzs.errors import HrzsError, UsageError
-from hrzs.evaluation import metrics
 from hrzs.evaluation.adversarial import MANIFEST_FILE, TENSORS_FILE, is_begun, is_finished
 from hrzs.evaluation.image_file import read_images
-from hrzs.evaluation.metrics import Predictions
 from hrzs.evaluation.runner import EvalOptions, Evaluation, Tick, Unit
 from hrzs.models.classifier import SCORINGS
 from hrzs.models.clip import ClipModel
 from hrzs.models.loading import file_digest, read_header
+from hrzs.results import metrics
+from hrzs.results.metrics import Predictions
 from hrzs.tasks import Task, open_task
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Protocol, runtime_checkable
 
-from hrzs.hierarchy.classes import is_wnid
+from hrzs.classes.specs import is_wnid
 from hrzs.hierarchy.tree import Node, Tree
 
 #: What to write into a tree file; for the messages.

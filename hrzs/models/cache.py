@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from hrzs import __version__
+from hrzs._version import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from hrzs.errors import HrzsError, UsageError
 from hrzs.models.attention import straighten
+from hrzs.models.exact import exact_fp32
 from hrzs.models.folding import folded, make_foldable
 from hrzs.models.heads import CosineHead, Head, HyperbolicHead
 from hrzs.models.layout import channels_last
@@ -123,6 +124,7 @@ class ClipModel(nn.Module):
             )
         return (pixels - self.mean) / self.std
 
+    @exact_fp32()
     def encode_image(self, pixels: Float[Tensor, "B 3 H W"], precision: str | None = None) -> Float[Tensor, "B D"]:
         """``f(x)``: features before L2 normalisation, float32, of pixels in [0, 1] at any size."""
         pixels = self.preprocess(pixels)
@@ -158,10 +160,12 @@ class ClipModel(nn.Module):
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         return cast(Tensor, self.tokenizer(list(prompts))).to(self.device)
 
+    @exact_fp32()
     def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "N D"]:
         """``g(t)``: projected text features before L2 normalisation, with gradients to the whole text encoder."""
         return cast(Tensor, cast(Any, self.clip).encode_text(self.tokenize(prompts))).float()
 
+    @exact_fp32()
     @torch.no_grad()
     def encode_text_trunk(self, prompts: Sequence[str], batch_size: int = 256) -> Float[Tensor, "N W"]:
         """The text transformer's output before the projection: constant while only the projection is trained."""
@@ -175,6 +179,7 @@ class ClipModel(nn.Module):
             setattr(owner, slot, projection)
         return torch.cat(parts)
 
+    @exact_fp32()
     def project_text(self, trunk: Float[Tensor, "N W"]) -> Float[Tensor, "N D"]:
         """The text projection alone: ``encode_text = project_text ∘ encode_text_trunk``."""
         projection = self.text_projection

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -10,9 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hrzs.geometry import poincare
-from hrzs.hierarchy.tree import Tree
+from hrzs.hierarchy.tree import Node, Tree
+from hrzs.models.clip import ClipModel
 from hrzs.models.heads import HyperbolicHead
-from hrzs.models.text import NodeIndex
+from hrzs.models.templates import resolve_template
+from hrzs.models.text import NodeIndex, Prompts
 
 
 class TextDepth(NamedTuple):
@@ -134,3 +138,46 @@ class ClassMeans:
         steady = [edge & (count >= STEADY) for edge, count in zip(groups.edges, groups.counts, strict=False)]
         kept = torch.cat([steps.new_zeros(0, dtype=torch.bool), *steady])
         return ((steps > 0) & kept).sum() / kept.sum()
+
+
+@dataclass(frozen=True)
+class NodePoints:
+    """The nodes of a tree (leaves first, the root last) in the Poincaré ball, scaled by √r to the unit ball.
+
+    ``lift`` says in words how they came there.
+    """
+
+    nodes: tuple[Node, ...]
+    points: Float[Tensor, "N D"]
+    lift: str
+
+
+@torch.no_grad()
+def node_points(model: ClipModel, tree: Tree, template: str = "photo", radius: float = 0.5) -> NodePoints:
+    """Where the texts of a tree's nodes, its root among them, lie in the ball.
+
+    A hyperbolic model places each at the depth of the lowest level it stands at, by its own head, and the root at the
+    centre if the head tells levels apart. For any other, text features before normalisation are lifted as they are:
+    ``exp0`` of curvature 1, scaled so that a leaf of mean norm lies at ``radius``.
+
+    Args:
+        radius: between 0 and 1.
+
+    Raises:
+        UsageError: an unknown template.
+    """
+    nodes = (*NodeIndex.of(tree).nodes, tree.root)
+    prompts = Prompts.of(nodes, resolve_template(template))
+    text = prompts.gather(model.project_text(model.encode_text_trunk(prompts.texts)), normalise=False)
+    head = model.ball
+    if head is None:
+        mean_norm = text[: len(tree.classes)].norm(dim=1).mean().item()
+        head = HyperbolicHead(1.0, math.atanh(radius) / mean_norm, 1.0).to(text.device)
+        lift = f"text features of a cosine model, lifted so that the mean leaf is at radius {radius:g}"
+    else:
+        lift = f"the model's own hyperbolic head, curvature r = {head.value('curvature').item():.3g}"
+    levels = torch.tensor([node.level for node in nodes]).to(text.device)
+    points = head.value("curvature").sqrt() * head.prepare(text, levels)
+    if len(head.depth) > 1:
+        points[-1] = 0
+    return NodePoints(nodes, points.cpu(), lift)

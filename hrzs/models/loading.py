@@ -24,12 +24,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hrzs import __version__
+from hrzs._version import __version__
 from hrzs.errors import HrzsError, UsageError
 from hrzs.models import tiny
 from hrzs.models.cache import digest_of
 from hrzs.models.clip import ClipModel, ModelInfo
-from hrzs.models.exact import exact_fp32
 from hrzs.models.heads import HyperbolicHead
 from hrzs.models.visual import holds_visual_only, replace_visual
 
@@ -91,8 +90,6 @@ def load_model(
     if visual is not None:
         _take_visual(model, Path(visual), spec, pretrained)
     model.precision = precision
-    if device.startswith("cuda"):
-        exact_fp32()
     return model.to(device)
 
 

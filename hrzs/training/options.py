@@ -163,6 +163,9 @@ class TrainOptions:
                 )
 
 
+#: By the name of the option.
+DEFAULTS: dict[str, object] = {f.name.replace("_", "-"): f.default for f in fields(TrainOptions)}
+
 #: What a paper sets, as overrides of the defaults above.
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},

@@ -23,15 +23,16 @@ from hrzs.data import Dataset, digest, loader
 from hrzs.errors import HrzsError, UsageError
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
+from hrzs.models.exact import exact_fp32
 from hrzs.models.heads import HyperbolicHead
 from hrzs.models.loading import WEIGHTS_FILE, save_model
 from hrzs.models.recompute import recompute_activations
+from hrzs.results.pages.training import FILE as REPORT_FILE
+from hrzs.results.pages.training import write_report
 from hrzs.training.checkpoints import has_checkpoint, load_checkpoint, save_checkpoint
 from hrzs.training.methods import Method, method_class
 from hrzs.training.methods.base import Loss
-from hrzs.training.options import TrainOptions
-from hrzs.training.report import FILE as REPORT_FILE
-from hrzs.training.report import write_report
+from hrzs.training.options import DEFAULTS, TrainOptions
 from hrzs.training.tensorboard import open_writer
 from hrzs.training.validation import validate
 
@@ -119,6 +120,7 @@ class Trainer:
 
     # -- the run --------------------------------------------------------------------------------------------------
 
+    @exact_fp32()
     def run(self, progress: Progress | None = None) -> None:
         """Train to the end from wherever the trainer stands; interrupted, it leaves a checkpoint.
 
@@ -167,7 +169,7 @@ class Trainer:
             self.save_checkpoint(optimizer)
         self._save(self.folder)
         try:
-            write_report(self.folder, self.model, self.tree, template=self.options.template)
+            write_report(self.folder, self.model, self.tree, template=self.options.template, defaults=DEFAULTS)
         except HrzsError as error:  # the run itself is whole
             logger.warning("no report.html: %s", error)
 

@@ -1,7 +1,7 @@
 """A small look at held-out images while training: clean and robust accuracy at every level, and which model is best.
 
 Accuracies are per image and *balanced*: over the nodes of a level, each of which counts alike however few images it has
-(`hrzs.evaluation.metrics.node_weights`). In a lopsided tree a model that always names the largest node is right about
+(`hrzs.results.metrics.node_weights`). In a lopsided tree a model that always names the largest node is right about
 most images of a level and about one of its K nodes.
 """
 
@@ -18,10 +18,11 @@ from torch import Tensor
 
 from hrzs.attacks import ATTACKS, Budget, sample_seeds
 from hrzs.data import Dataset, loader
-from hrzs.evaluation.metrics import balanced, constant_answer, node_weights, weights_over_levels
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel
+from hrzs.models.exact import exact_fp32
+from hrzs.results.metrics import balanced, constant_answer, node_weights, weights_over_levels
 from hrzs.training.options import TrainOptions
 
 
@@ -81,6 +82,7 @@ class Validation:
         }
 
 
+@exact_fp32()
 def validate(model: ClipModel, data: Dataset, tree: Tree, options: TrainOptions) -> Validation:
     """PGD of ``val_steps`` steps at the training ε against every level in turn; the same seeds each time.
 

@@ -50,8 +50,8 @@ def tree() -> Tree:
     """Over 1000 synsets, five levels below the root."""
     from measures import wordnet_ids
 
-    from hrzs.hierarchy.build import build_trees
-    from hrzs.hierarchy.sources import ClassSpec
+    from hrzs.sources import ClassSpec
+    from hrzs.sources.build import build_trees
 
     return build_trees([ClassSpec(i, None) for i in wordnet_ids(1000)])[0][0]
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from hrzs.hierarchy.tree import Tree
-from hrzs.hierarchy.wordnet import open_wordnet
 from hrzs.models.clip import ClipModel
 from hrzs.training.methods import method_class
 from hrzs.training.options import TrainOptions
+from hrzs.wordnet import open_wordnet
 
 #: Images, labels, seeds.
 Batch = tuple[torch.Tensor, torch.Tensor, list[int]]

@@ -218,8 +218,8 @@ def test_beside_a_matrix_product(
 PEAK = """
 import resource, sys, torch
 from measures import training_step, wordnet_ids
-from hrzs.hierarchy.build import build_trees
-from hrzs.hierarchy.sources import ClassSpec
+from hrzs.sources.build import build_trees
+from hrzs.sources import ClassSpec
 from hrzs.models.loading import load_model
 torch.set_num_threads(1)
 tree = build_trees([ClassSpec(i, None) for i in wordnet_ids(1000)])[0][0]
@@ -263,8 +263,8 @@ def test_memory_beside_tecoa(file: Path, here: Path) -> None:
 COMPILED = """
 import sys, torch
 from measures import ratio, training_step, wordnet_ids
-from hrzs.hierarchy.build import build_trees
-from hrzs.hierarchy.sources import ClassSpec
+from hrzs.sources.build import build_trees
+from hrzs.sources import ClassSpec
 from hrzs.models.loading import load_model
 torch.set_num_threads(1)
 tree = build_trees([ClassSpec(i, None) for i in wordnet_ids(1000)])[0][0]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 
 CONFIG = {
     "embed_dim": 16,
@@ -56,11 +55,10 @@ def small(config_file: Path) -> tuple[str, ...]:
 
 @pytest.fixture(autouse=True)
 def _process_as_it_was() -> Iterator[None]:
-    """The command line routes the log and flushes denormals for its whole process; other tests share this one."""
+    """The command line routes the log for its whole process; other tests share this one."""
     loggers = [logging.getLogger(name) for name in ("", "hrzs", "py.warnings")]
     before = [(log, log.level, log.handlers[:], log.propagate) for log in loggers]
     yield
-    torch.set_flush_denormal(False)
     logging.captureWarnings(False)
     for log, level, handlers, propagate in before:
         log.setLevel(level)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hrzs.data import Dataset, digest, held_out, loader, pick, resize_to, subset
-from hrzs.data.base import prompt_name
 from hrzs.errors import HrzsError, UsageError
 
 
@@ -189,18 +188,3 @@ def test_loader_names_the_broken_image(workers: int) -> None:
 def test_loader_names_images_that_differ_in_size() -> None:
     with pytest.raises(HrzsError, match=r"c0/1\.png is 6×7 where c0/0\.png is 6×6"):
         list(loader(Plain([4], sizes=[(6, 6), (6, 7)]), 2))
-
-
-@pytest.mark.parametrize(
-    ("class_id", "name"),
-    [
-        ("aquarium_fish", "aquarium fish"),
-        ("001.ak47", "ak47"),
-        ("AnnualCrop", "Annual Crop"),
-        ("SeaLake", "Sea Lake"),
-        ("McLaren MP4-12C", "McLaren MP4-12C"),
-        ("n02119789", "n02119789"),
-    ],
-)
-def test_prompt_name(class_id: str, name: str) -> None:
-    assert prompt_name(class_id) == name

@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
+from hrzs.classes.specs import dataset_classes
 from hrzs.data import open_dataset
 from hrzs.data.named import NAMED, open_named
 from hrzs.errors import HrzsError, UsageError
-from hrzs.hierarchy.classes import dataset_classes
 from hrzs.models.clip import ClipModel
 from hrzs.tasks import open_task
 

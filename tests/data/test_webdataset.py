@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from hrzs.classes.specs import dataset_classes
 from hrzs.data import describe_datasets, loader, open_dataset, subset
 from hrzs.errors import UsageError
-from hrzs.hierarchy.classes import dataset_classes
 
 Shard = Mapping[str, bytes | str | int]
 

@@ -14,10 +14,11 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from hrzs.data import loader
 from hrzs.errors import HrzsError, UsageError
-from hrzs.evaluation import adversarial, gallery
+from hrzs.evaluation import adversarial
 from hrzs.evaluation.adversarial import AdversarialSet, is_finished
 from hrzs.evaluation.runner import EvalOptions, Evaluation, Unit
 from hrzs.models.loading import read_header
+from hrzs.results.pages import gallery
 from hrzs.tasks import Task
 
 EPS = Fraction(8, 255)

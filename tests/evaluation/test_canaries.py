@@ -20,10 +20,10 @@ from hrzs.attacks.objectives import LevelObjective
 from hrzs.data import loader
 from hrzs.evaluation import canaries as module
 from hrzs.evaluation.canaries import Canary, run_canaries
-from hrzs.evaluation.masking import verdicts
 from hrzs.evaluation.runner import Evaluation, budget_of
 from hrzs.models.clip import ClipModel
 from hrzs.models.heads import HyperbolicHead
+from hrzs.results.masking import verdicts
 
 Evaluate = Callable[..., Evaluation]
 ALWAYS = {

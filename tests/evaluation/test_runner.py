@@ -15,10 +15,10 @@ import torch
 from hrzs.attacks import attack_spec, sample_seeds
 from hrzs.data import loader
 from hrzs.errors import UsageError
-from hrzs.evaluation.metrics import from_bits, right
 from hrzs.evaluation.runner import TOGETHER, EvalOptions, Evaluation, Unit, budget_of, plan
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.classifier import SCORINGS
+from hrzs.results.metrics import from_bits, right
 from hrzs.tasks import Task
 
 Evaluate = Callable[..., Evaluation]

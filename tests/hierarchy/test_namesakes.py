@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hrzs.hierarchy.build import build_trees
-from hrzs.hierarchy.classes import ClassSpec, read_classes
+from hrzs.classes.specs import ClassSpec
 from hrzs.hierarchy.namesakes import Namesakes, fold, namesakes, sentences, tell_apart
 from hrzs.hierarchy.tree import Node, Tree
-from hrzs.hierarchy.wordnet import open_wordnet
-from hrzs.hierarchy.wordnet.meanings import Meanings
+from hrzs.sources.build import build_trees
+from hrzs.sources.classes import read_classes
+from hrzs.wordnet import open_wordnet
+from hrzs.wordnet.meanings import Meanings
 
 from .conftest import trees
 

@@ -9,15 +9,16 @@ import pytest
 from torch import Tensor
 from torchvision import datasets
 
+from hrzs.classes.specs import dataset_classes
 from hrzs.data import DATASETS
-from hrzs.hierarchy.build import build_trees
-from hrzs.hierarchy.classes import dataset_classes, read_classes
 from hrzs.hierarchy.describe import agreement
 from hrzs.hierarchy.namesakes import namesakes
 from hrzs.hierarchy.published import find_tree
-from hrzs.hierarchy.sources import SourceOptions
 from hrzs.hierarchy.yaml_form import dump_trees, load_trees
 from hrzs.models.text import resolve_template, same_tokens
+from hrzs.sources import SourceOptions
+from hrzs.sources.build import build_trees
+from hrzs.sources.classes import read_classes
 
 FOLDER = Path(__file__).parents[2] / "hierarchies"
 PUBLISHED = sorted(file.stem for file in FOLDER.glob("*.yaml"))

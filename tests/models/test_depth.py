@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import Tensor
 
+from hrzs.geometry import poincare
 from hrzs.hierarchy.tree import Node, Tree
-from hrzs.models.depth import text_depth, text_edges
+from hrzs.models.depth import node_points, text_depth, text_edges
 from hrzs.models.heads import HyperbolicHead
 from hrzs.models.text import NodeIndex
+
+if TYPE_CHECKING:
+    from hrzs.models.clip import ClipModel
 
 
 def distance(u: list[float], v: list[float], r: float) -> float:
@@ -81,3 +86,43 @@ def test_factors_that_fall_order_every_edge_of_texts_of_one_length(tree: Tree) -
     assert ordered((1.0, 0.6, 0.3)) == 1.0
     assert ordered((1.0, 1.2, 1.4)) == 0.0
     assert ordered((1.0, 0.5, 0.7)) == 0.5
+
+
+# -- nodes in the ball ----------------------------------------------------------------------------------------------
+
+
+def test_nodes_lie_at_the_depth_of_their_level(small: ClipModel, tree: Tree) -> None:
+    small.geometry = HyperbolicHead(0.5, 0.2, 3.0, 0.25, [1.0, 0.5, 0.2])
+    found = node_points(small, tree)
+    small.geometry = HyperbolicHead(0.5, 0.2, 3.0, 0.25)
+    flat = node_points(small, tree)
+    for node, point, without in zip(found.nodes, found.points, flat.points, strict=True):
+        factor = 0.0 if node is tree.root else (1.0, 0.5, 0.2)[node.level]
+        assert torch.atanh(point.norm()).item() == pytest.approx(factor * torch.atanh(without.norm()).item(), abs=1e-5)
+
+
+@pytest.fixture
+def hyperbolic(small: ClipModel) -> ClipModel:
+    small.geometry = HyperbolicHead(0.5, 0.2, 3.0, 0.25)
+    return small
+
+
+def test_a_cosine_model_is_lifted_to_the_radius(small: ClipModel, tree: Tree) -> None:
+    found = node_points(small, tree, radius=0.3)
+    assert found.nodes[-1] is tree.root
+    assert len(found.nodes) == len(list(tree.root.walk())) == len(found.points)
+    # A leaf of mean norm is at the radius; tanh bends the mean a little.
+    norms = torch.atanh(found.points.norm(dim=1))
+    assert norms[: len(tree.classes)].mean().item() == pytest.approx(math.atanh(0.3), rel=1e-5)
+    assert "radius 0.3" in found.lift
+
+
+def test_a_hyperbolic_model_places_by_its_own_head(hyperbolic: ClipModel, tree: Tree) -> None:
+    found = node_points(hyperbolic, tree)
+    assert "r = 0.25" in found.lift
+    # `bus` has two prompts; the text of `dog` is one.
+    dog = next(i for i, node in enumerate(found.nodes) if node.name == "dog")
+    with torch.no_grad():
+        text = hyperbolic.encode_text(["a photo of a dog."])
+    expected = poincare.expmap0(0.2 * text, 0.25) * 0.25**0.5
+    torch.testing.assert_close(found.points[dog], expected[0], rtol=1e-4, atol=1e-6)

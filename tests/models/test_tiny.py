@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from hrzs.data import open_dataset
-from hrzs.evaluation.metrics import right
 from hrzs.evaluation.runner import EvalOptions, Evaluation, Unit
 from hrzs.models import tiny
 from hrzs.models.clip import ClipModel
 from hrzs.models.loading import load_model, read_header
+from hrzs.results.metrics import right
 from hrzs.tasks import open_task
 
 

@@ -1,0 +1,226 @@
+"""Two models on the same images: is the difference more than chance? Paired, image by image."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hrzs.errors import UsageError
+from hrzs.results.metrics import balanced, from_bits, node_weights, weights_over_levels, wilson
+
+#: What makes two rows the same measurement of two models.
+SAME = ("dataset", "split", "eps", "attack", "attack_level", "level", "scoring", "attacked_through")
+
+
+def compare(report: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Every row of ``report`` beside its like in ``other``, and any-level robust accuracy likewise.
+
+    For each: both accuracies, their difference with a 95% interval (`paired_interval`), how many images only the one
+    and only the other model gets right, McNemar's exact p (`mcnemar`), and p after Holm's correction for the number of
+    comparisons with images in them (Holm, Scand. J. Statist. 1979). And the same difference balanced over the nodes of
+    the level with its interval (`balanced_difference`), null where neither report says which node each image has; p is
+    of the difference per image.
+
+    Any-level figures of different suites are not compared: ``left_out`` says so.
+
+    Raises:
+        UsageError: nothing to compare: other images, no like rows, or a report without what each image did.
+    """
+    check_same_images(report, other)
+    nodes = _nodes(other) | _nodes(report)
+    any_level, left_out = _any_level_pairs(report, other, nodes)
+    pairs = [*_row_pairs(report, other, nodes), *any_level]
+    if not pairs:
+        raise UsageError(
+            "--against: no row of that report has its like in this one; evaluate both with the same data, attacks, "
+            "levels and ε"
+        )
+    rows = [{**name, **_paired(a, b), **_balanced(a, b, weights)} for name, a, b, weights in pairs]
+    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = adjusted
+    return {
+        "model": other["model"]["source"], "digest": other["model"]["digest"], "rows": rows, "left_out": left_out,
+    }  # fmt: skip
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A report as ``--json`` wrote it.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--against {path}: not a readable report ({error}); give the FILE of `hrzs eval --json FILE`"
+        ) from error
+    if not isinstance(report, dict) or not {"model", "results", "summary", "config"} <= report.keys():
+        raise UsageError(f"--against {path}: no report of `hrzs eval --json`")
+    return report
+
+
+# What is compared, which images each model has right, and the weights that balance them.
+Pair = tuple[dict[str, Any], Bool[Tensor, "n"], Bool[Tensor, "n"], Float[Tensor, "n"] | None]
+# The node of each image at every level, (levels, n), in the order of ids, by dataset.
+Nodes = Mapping[str, Tensor]
+
+#: The suite of reports that do not name theirs: it had no margin loss.
+_FORMER_SUITE = ("leaf-pgd", "superclass-pgd", "hierarchical-pgd")
+
+
+def _nodes(report: Mapping[str, Any]) -> dict[str, Int[Tensor, "levels n"]]:
+    """What a report says of its images (`Evaluation.truth`); nothing, if an older hrzs wrote it."""
+    found = {}
+    for dataset, truth in report["summary"].get("truth", {}).items():
+        labels = torch.tensor([int(word) for word in truth["labels"].split()], dtype=torch.long)
+        ancestors = torch.tensor([[int(word) for word in level.split()] for level in truth["ancestors"]])
+        found[dataset] = ancestors[:, labels]
+    return found
+
+
+def _row_pairs(report: Mapping[str, Any], other: Mapping[str, Any], nodes: Nodes) -> list[Pair]:
+    theirs = {tuple(row.get(key) for key in SAME): row for row in other["results"]}
+    pairs = [(row, theirs.get(tuple(row.get(key) for key in SAME))) for row in report["results"]]
+    return [
+        (
+            {key: row.get(key) for key in SAME}, _bits(row, "right", row["n"]), _bits(like, "right", row["n"]),
+            node_weights(nodes[row["dataset"]][row["level"]]) if row["dataset"] in nodes else None,
+        )
+        for row, like in pairs
+        if like is not None
+    ]  # fmt: skip
+
+
+def _any_level_pairs(report: Mapping[str, Any], other: Mapping[str, Any], nodes: Nodes) -> tuple[list[Pair], list[str]]:
+    theirs = {(s["dataset"], s["eps"]): s for s in other["summary"]["levels"]}
+    n = {row["dataset"]: row["n"] for row in report["results"]}
+    found: list[Pair] = []
+    left_out = []
+    for mine in report["summary"]["levels"]:
+        dataset = mine["dataset"]
+        like = theirs.get((dataset, mine["eps"]))
+        if like is None or mine["any_level_robust"] is None or like["any_level_robust"] is None:
+            continue
+        suites = [one.get("any_level_suite") or _FORMER_SUITE for one in (mine, like)]
+        if set(suites[0]) != set(suites[1]):
+            left_out.append(
+                f"any-level robust accuracy on {dataset} at ε {mine['eps']}: of different suites "
+                f"({', '.join(suites[0])}; there {', '.join(suites[1])}); evaluate that model again"
+            )
+            continue
+        name = dict.fromkeys(SAME) | {"dataset": dataset, "eps": mine["eps"], "attack": "any-level"}
+        weights = weights_over_levels(nodes[dataset]) if dataset in nodes else None
+        mine_right, like_right = (_bits(one, "any_level_right", n[dataset]) for one in (mine, like))
+        found.append((name, mine_right, like_right, weights))
+    return found, left_out
+
+
+def _bits(row: Mapping[str, Any], field: str, n: int) -> Bool[Tensor, "n"]:
+    try:
+        return from_bits(row[field], n)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"--against: a report does not say what became of each of {n} images of {row.get('dataset')} "
+            "(another number of images, or written by an older hrzs); evaluate that model again"
+        ) from error
+
+
+def check_same_images(report: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Are both about the same images under the same tree? Can be asked before anything is evaluated.
+
+    Raises:
+        UsageError: they are not.
+    """
+    mine, theirs = ({t["dataset"]: t for t in r["config"]["tasks"]} for r in (report, other))
+    if not mine.keys() & theirs.keys():
+        raise UsageError(f"--against: that report is about {', '.join(theirs)}, this one about {', '.join(mine)}")
+    for name in sorted(mine.keys() & theirs.keys()):
+        for key, what in (
+            ("image_ids", "other images"),
+            ("tree_digest", "another tree"),
+            ("resize", "another resizing"),
+        ):
+            if mine[name][key] != theirs[name][key]:
+                raise UsageError(
+                    f"--against: that report is about {what} of {name} ({theirs[name][key]}, here {mine[name][key]}); "
+                    "a paired test needs the same: repeat it with the same --data, --split, --limit, --skip, --classes,"
+                    " --tree and --resize"
+                )
+
+
+def _paired(a: Bool[Tensor, "n"], b: Bool[Tensor, "n"]) -> dict[str, Any]:
+    n, only_a, only_b = len(a), int((a & ~b).sum()), int((b & ~a).sum())
+    return {
+        "n": n, "this": int(a.sum()) / n, "other": int(b.sum()) / n, "difference": (only_a - only_b) / n,
+        "difference_ci95": paired_interval(int(a.sum()), int(b.sum()), only_a, only_b, n),
+        "only_this": only_a, "only_other": only_b, "p": mcnemar(only_a, only_b),
+    }  # fmt: skip
+
+
+def _balanced(a: Bool[Tensor, "n"], b: Bool[Tensor, "n"], weights: Float[Tensor, "n"] | None) -> dict[str, Any]:
+    if weights is None:
+        return dict.fromkeys(("this_balanced", "other_balanced", "difference_balanced", "difference_balanced_ci95"))
+    difference, interval = balanced_difference(a, b, weights)
+    return {"this_balanced": balanced(a, weights), "other_balanced": balanced(b, weights),
+            "difference_balanced": difference, "difference_balanced_ci95": interval}  # fmt: skip
+
+
+def balanced_difference(
+    a: Bool[Tensor, "n"], b: Bool[Tensor, "n"], weights: Float[Tensor, "n"], z: float = 1.959964
+) -> tuple[float, tuple[float, float]]:
+    """The difference of two paired accuracies by weight (`node_weights`), with its 95% interval.
+
+    With ``d_i`` = 1, 0 or -1 the difference of the two models on image i, it is the weighted mean ``d = Σ w_i d_i``;
+    its variance is ``Σ w_i² (d_i - d)²`` and the interval normal, ``d ± 1.96`` standard errors, cut to [-1, 1]. So each
+    image of a small node counts much, in the mean and in the interval. It has no width where all ``d_i`` are alike, as
+    for two models that are right about the same images.
+    """
+    d = a.double() - b.double()
+    mean = float((weights * d).sum())
+    reach = z * math.sqrt(float((weights * (d - mean)).square().sum()))
+    return mean, (max(-1.0, mean - reach), min(1.0, mean + reach))
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided p of McNemar's test: were both models alike, either would win a discordant image by a fair coin.
+
+    McNemar, Psychometrika 1947; the exact form is a binomial test of the discordant pairs.
+    """
+    from scipy.stats import binomtest
+
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def paired_interval(right_a: int, right_b: int, only_a: int, only_b: int, n: int) -> tuple[float, float]:
+    """95% interval of the difference of two paired proportions from Wilson's (Newcombe, Stat. Med. 1998, method 10)."""
+    a, b = right_a / n, right_b / n
+    (low_a, high_a), (low_b, high_b) = wilson(right_a, n), wilson(right_b, n)
+    both = right_a - only_a
+    neither = n - both - only_a - only_b
+    spread = right_a * (n - right_a) * right_b * (n - right_b)
+    excess = both * neither - only_a * only_b
+    # Correlation of the two, with a correction for continuity where it is positive.
+    phi = 0.0 if not spread else (max(excess - n / 2, 0) if excess > 0 else excess) / math.sqrt(spread)
+
+    def reach(x: float, y: float) -> float:
+        return math.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y))
+
+    return a - b - reach(a - low_a, high_b - b), a - b + reach(high_a - a, b - low_b)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values after Holm's step-down correction, in the order given."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    adjusted, least = [0.0] * len(p), 0.0
+    for place, i in enumerate(order):
+        least = max(least, min(1.0, (len(p) - place) * p[i]))
+        adjusted[i] = least
+    return adjusted
