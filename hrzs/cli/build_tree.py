@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +12,7 @@ import typer
 
 from hrzs.cli import console, options
 from hrzs.errors import HrzsError, UsageError
+from hrzs.files import write_text
 
 if TYPE_CHECKING:
     from hrzs.hierarchy.namesakes import Namesakes
@@ -266,21 +266,11 @@ class _Judge:
 
 
 def _write(file: Path, text: str) -> None:
-    """Write ``file`` whole or not at all: aside first, then renamed over what was there."""
+    """Write the tree."""
     if file.is_dir():
         raise UsageError(f"-o {file} is a folder; name a file in it, such as {file / 'tree.yaml'}")
-    aside: str | None = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, aside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(text.encode())
-        # mkstemp lets only the owner read; a tree is for everybody, as the umask allows.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(aside).chmod(0o666 & ~umask)
-        Path(aside).replace(file)
     except OSError as error:
-        if aside is not None:
-            Path(aside).unlink(missing_ok=True)
-        raise HrzsError(f"-o {file}: cannot write it: {error.strerror}; what was there is untouched") from error
+        raise HrzsError(f"-o {file}: cannot make the folder: {error.strerror}") from error
+    write_text(file, text, f"-o {file}")

@@ -11,7 +11,8 @@ import typer
 
 from hrzs._version import __version__
 from hrzs.cli import console, options
-from hrzs.errors import DataMissingError, HrzsError, UsageError
+from hrzs.errors import DataMissingError, UsageError
+from hrzs.files import write_text
 
 if TYPE_CHECKING:
     from hrzs.evaluation.runner import EvalOptions, Evaluation
@@ -356,11 +357,11 @@ def _write_out(
 
     text = json.dumps(report, indent=1)
     if target is not None:
-        _write("--json", target, text + "\n")
+        write_text(target, text + "\n", f"--json {target}")
     if csv is not None:
-        _write("--csv", csv, to_csv(report))
+        write_text(csv, to_csv(report), f"--csv {csv}")
     if latex is not None:
-        _write("--latex", latex, to_latex(report))
+        write_text(latex, to_latex(report), f"--latex {latex}")
     if page is not None:
         from hrzs.evaluation.outcome import gallery_of, outcome_of
         from hrzs.results.pages.evaluation import write_report
@@ -373,12 +374,3 @@ def _write_out(
         )  # fmt: skip
         console.note(f"report: {page}")
     console.emit(text if to_stdout else render(report))
-
-
-def _write(flag: str, path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        raise HrzsError(f"{flag} {path}: cannot be written ({error.strerror}); what was there is untouched") from error

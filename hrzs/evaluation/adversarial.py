@@ -20,9 +20,10 @@ from hrzs.attacks import AttackResult, attack_spec, sample_seeds
 from hrzs.attacks.budget import format_eps
 from hrzs.data import Batch, loader
 from hrzs.errors import HrzsError, UsageError
-from hrzs.evaluation.image_file import allocate, read_images, settle, write_images
+from hrzs.evaluation.image_file import allocate, read_images, write_images
 from hrzs.evaluation.outcome import most_instructive
 from hrzs.evaluation.runner import EvalOptions, Unit, budget_of
+from hrzs.files import fsync, write_text
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel
@@ -191,7 +192,7 @@ class AdversarialSet:
                 write_images(self._tensors, self.done, result.images.cpu())
                 with self._manifest.open("a") as file:
                     file.write("".join(json.dumps(line) + "\n" for line in lines))
-                    settle(file)
+                    fsync(file)
             self.done += len(batch.ids)
             progress(self.done, len(data))
         with self._writing():
@@ -250,9 +251,7 @@ class AdversarialSet:
                 save_image(read_images(tensors, [i])[0], self.folder / "images" / f"{i:06d}.png")
         found = self._predictions(self._manifest)
         self._gallery(tensors, found)
-        aside = self.folder / f".{SUMMARY_FILE}"
-        aside.write_text(json.dumps(self._summary(found), indent=1) + "\n")
-        aside.replace(self.folder / SUMMARY_FILE)
+        write_text(self.folder / SUMMARY_FILE, json.dumps(self._summary(found), indent=1) + "\n")
         if self._tensors.exists():
             self._tensors.replace(self.folder / TENSORS_FILE)
         self._manifest.replace(self.folder / MANIFEST_FILE)

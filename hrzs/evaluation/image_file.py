@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hrzs.errors import HrzsError
+from hrzs.files import fsync
 from hrzs.models.loading import pack_header
 
 
@@ -49,7 +49,7 @@ def allocate(path: Path, labels: Int64[Tensor, "n"], shape: Sequence[int], heade
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text + labels.numpy().astype("<i8").tobytes())
         file.truncate(8 + len(text) + end)
-        settle(file)
+        fsync(file)
 
 
 def write_images(path: Path, start: int, images: Float[Tensor, "B 3 H W"]) -> None:
@@ -63,13 +63,7 @@ def write_images(path: Path, start: int, images: Float[Tensor, "B 3 H W"]) -> No
         begin = json.loads(file.read(length))["images"]["data_offsets"][0]
         file.seek(8 + length + begin + start * 4 * images[0].numel())
         file.write(images.contiguous().numpy().astype("<f4", copy=False).tobytes())
-        settle(file)
-
-
-def settle(file: Any) -> None:
-    """See what was written through to the disk."""
-    file.flush()
-    os.fsync(file.fileno())
+        fsync(file)
 
 
 def read_images(path: Path, rows: Iterable[int]) -> Float[Tensor, "B 3 H W"]:

@@ -25,6 +25,7 @@ from hrzs.attacks.budget import default_step_size, format_eps
 from hrzs.attacks.objectives import Objective
 from hrzs.data import Batch, loader
 from hrzs.errors import HrzsError, UsageError
+from hrzs.files import write_text
 from hrzs.models.classifier import SCORINGS, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.models.exact import exact_fp32
@@ -496,9 +497,7 @@ class _Store:
             whole.append(line)
             if record["identity"] == identity:
                 self.kept.setdefault(record["unit"], []).append(record)
-        aside = path.with_name(f".{path.name}")
-        aside.write_text("".join(f"{line}\n" for line in whole))
-        aside.replace(path)
+        write_text(path, "".join(f"{line}\n" for line in whole))
 
     def read(self, unit: str) -> list[dict[str, Any]]:
         return self.kept.get(unit, [])

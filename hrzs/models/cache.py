@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hrzs._version import __version__
+from hrzs.errors import HrzsError
+from hrzs.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -127,15 +128,9 @@ def _kept(
 
 
 def _write(file: Path, content: bytes) -> None:
-    aside: str | None = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own: several processes may be writing the same file.
-        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".", delete=False) as out:
-            aside = out.name
-            out.write(content)
-        Path(aside).replace(file)
-    except OSError as error:
-        logger.info("%s cannot be written (%s); it will be computed again next time", file, error)
-        if aside is not None:
-            Path(aside).unlink(missing_ok=True)
+        with replacing(file) as aside:
+            aside.write_bytes(content)
+    except (OSError, HrzsError) as error:
+        logger.info("%s; it will be computed again next time", error)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from hrzs._version import __version__
 from hrzs.errors import HrzsError, UsageError
+from hrzs.files import replacing, write_text
 from hrzs.models import tiny
 from hrzs.models.cache import digest_of
 from hrzs.models.clip import ClipModel, ModelInfo
@@ -331,7 +332,7 @@ def save_model(model: ClipModel, folder: Path, *, half: bool = False, **run: Any
     """Write ``model.safetensors`` (the open_clip state dict and nothing else) and ``open_clip_config.json``.
 
     ``run`` (method, tree digest, what it was trained from, …) goes into the header beside architecture,
-    preprocessing and geometry; ``half`` stores float16. Both files are written aside and renamed.
+    preprocessing and geometry; ``half`` stores float16.
     """
     info = model.info
     header = {
@@ -355,21 +356,21 @@ def save_model(model: ClipModel, folder: Path, *, half: bool = False, **run: Any
     if half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     write_safetensors(state, folder / WEIGHTS_FILE, header)
-    aside = folder / f".{CONFIG_FILE}"
-    aside.write_text(json.dumps(info.config, indent=1) + "\n")
-    aside.replace(folder / CONFIG_FILE)
+    write_text(folder / CONFIG_FILE, json.dumps(info.config, indent=1) + "\n")
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, Any]) -> None:
-    """Tensors with a header of JSON values, written aside and renamed: a reader never sees half a file."""
-    aside = path.with_name(f".{path.name}")
+    """Tensors with a header of JSON values, by `replacing`.
+
+    Raises:
+        HrzsError: the file cannot be written.
+    """
     try:
-        save_file(dict(tensors), aside, pack_header(header))
-        aside.chmod(0o644)  # safetensors makes it the owner's alone
-        aside.replace(path)
-    except (OSError, SafetensorError) as error:
-        aside.unlink(missing_ok=True)
-        raise HrzsError(f"{path} could not be written ({error}); what was there before is untouched") from error
+        with replacing(path) as aside:
+            save_file(dict(tensors), aside, pack_header(header))
+            aside.chmod(0o644)  # safetensors makes it the owner's alone
+    except SafetensorError as error:
+        raise HrzsError(f"{path}: cannot be written ({error}); what was there is untouched") from error
 
 
 def pack_header(header: Mapping[str, Any]) -> dict[str, str]:

@@ -41,6 +41,7 @@ from urllib.parse import urlsplit
 
 from hrzs.classes.specs import is_wnid
 from hrzs.errors import HrzsError, UsageError
+from hrzs.files import replacing
 from hrzs.hierarchy.tree import Node
 from hrzs.sources.base import ClassSpec, Grown, SourceOptions
 from hrzs.wordnet import noun_synset, open_wordnet
@@ -449,11 +450,8 @@ class _Archive:
             return
         file = self._file(wanted)
         text = json.dumps({"request": wanted, "exchanges": exchanges}, ensure_ascii=False, indent=1)
-        try:
-            _aside(file).write_bytes((text + "\n").encode(errors="backslashreplace"))
-            _aside(file).replace(file)
-        except OSError as error:
-            raise HrzsError(f"the cache folder {self.folder} cannot be written: {error.strerror}") from error
+        with replacing(file) as aside:
+            aside.write_bytes((text + "\n").encode(errors="backslashreplace"))
 
     def hint(self) -> str:
         kept = f"in {self.transcript}" if self.transcript else "nowhere: no folder was given for it"

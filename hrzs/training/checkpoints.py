@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from hrzs.errors import HrzsError, UsageError
+from hrzs.files import fsync, fsync_folder
 from hrzs.models.loading import file_digest
 
 logger = logging.getLogger(__name__)
@@ -29,16 +29,15 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any], *, name: str = "step
         HrzsError: it cannot be written; those before it are untouched.
     """
     place = folder / FOLDER
-    aside = place / ".aside"
+    aside = place / ".aside"  # not by `replacing`: the name is known once the content is written
     try:
         place.mkdir(exist_ok=True)
         with aside.open("wb") as file:
             torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
+            fsync(file)
         path = place / f"{name}-{state['step']:08d}.{_digest(aside)}.pt"
         aside.replace(path)
-        _flush(place)
+        fsync_folder(place)
     except (OSError, RuntimeError) as error:
         aside.unlink(missing_ok=True)
         raise HrzsError(
@@ -88,13 +87,3 @@ def _latest_first(folder: Path) -> list[Path]:
 
 def _digest(path: Path) -> str:
     return file_digest(path)[:16]
-
-
-def _flush(folder: Path) -> None:
-    """Make a rename last: on POSIX systems it is the folder that has to be flushed."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -60,8 +60,8 @@ def test_failed_write_leaves_what_was_there(run: Run, tmp_path: Path, monkeypatc
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hrzs.cli.build_tree.os.fdopen", full)
-    with pytest.raises(HrzsError, match="No space left on device; what was there is untouched"):
+    monkeypatch.setattr("hrzs.files.fsync", full)
+    with pytest.raises(HrzsError, match=r"\(No space left on device\); what was there is untouched"):
         run("--classes", "cat,dog", "-o", "tree.yaml")
     assert [file.name for file in tmp_path.iterdir()] == ["tree.yaml"]
     assert (tmp_path / "tree.yaml").read_text() == "precious"
@@ -69,7 +69,7 @@ def test_failed_write_leaves_what_was_there(run: Run, tmp_path: Path, monkeypatc
 
 def test_output_beneath_a_file_or_onto_a_folder(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(HrzsError, match=r"-o file/tree\.yaml: cannot write it"):
+    with pytest.raises(HrzsError, match=r"-o file/tree\.yaml: cannot make the folder: "):
         run("--classes", "cat,dog", "-o", "file/tree.yaml")
     with pytest.raises(UsageError, match="is a folder; name a file in it"):
         run("--classes", "cat,dog", "-o", ".")

@@ -147,7 +147,7 @@ class Stop(BaseException):
 def test_goes_on_from_wherever_it_was_stopped(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "whole").run(quiet)
     whole = result(tmp_path / "whole")
-    wrapped = [(adversarial, name) for name in ("allocate", "write_images", "settle", "draw_gallery")]
+    wrapped = [(adversarial, name) for name in ("allocate", "write_images", "fsync", "draw_gallery")]
     wrapped += [(Path, "replace"), (adversarial.os, "truncate")]
     moments = 0
     while True:

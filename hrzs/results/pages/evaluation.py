@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hrzs.attacks.budget import format_eps
-from hrzs.errors import HrzsError
+from hrzs.files import write_text
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.results.average import FIGURES
 from hrzs.results.export import Headline, headlines, sources_of
@@ -78,14 +78,7 @@ def write_report(
     Raises:
         HrzsError: the file cannot be written; what was there is untouched.
     """
-    aside = file.with_name(f".{file.name}")
-    try:
-        aside.write_text(render(report, trees, outcomes or {}, galleries or {}), encoding="utf-8")
-        aside.replace(file)
-    except OSError as error:
-        raise HrzsError(
-            f"--report {file}: cannot be written ({error.strerror}); what was there is untouched"
-        ) from error
+    write_text(file, render(report, trees, outcomes or {}, galleries or {}), f"--report {file}")
 
 
 def render(

@@ -21,6 +21,7 @@ import yaml
 
 from hrzs._version import __version__
 from hrzs.errors import HrzsError
+from hrzs.files import write_text
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.depth import NodePoints, node_points
@@ -142,13 +143,7 @@ def write_report(folder: Path, model: ClipModel, tree: Tree, *, template: str, d
         defaults=defaults,
     )
     file = folder / FILE
-    aside = file.with_name(f".{file.name}")
-    try:
-        aside.write_text(_render(run), encoding="utf-8")
-        aside.replace(file)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise HrzsError(f"{file}: cannot be written ({error.strerror}); what was there is untouched") from error
+    write_text(file, _render(run))
     return file
 
 

@@ -1,0 +1,62 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hrzs.errors import HrzsError
+
+
+@contextmanager
+def replacing(path: Path, called: str = "") -> Iterator[Path]:
+    """A file beside ``path`` to write to; when the block has ended well it is on the disk and takes its place.
+
+    A reader never sees half a file, not even after the power failed. Several processes may write the same one: the last
+    that ends stays. Where the block does not end well, ``path`` is what it was, and nothing is left beside it.
+
+    Args:
+        called: what an error calls the file, by default its path.
+
+    Raises:
+        HrzsError: it cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        yield aside
+        with aside.open("rb+") as file:
+            fsync(file)
+        aside.replace(path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise HrzsError(
+            f"{called or path}: cannot be written ({error.strerror or error}); what was there is untouched"
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, called: str = "") -> None:
+    """``text`` as UTF-8, by `replacing`."""
+    with replacing(path, called) as aside:
+        aside.write_bytes(text.encode())
+
+
+def fsync(file: Any) -> None:
+    """See what was written to an open ``file`` through to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename last: on POSIX systems it is the folder that has to be flushed."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

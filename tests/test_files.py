@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hrzs.errors import HrzsError
+from hrzs.files import replacing, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return [file.name for file in folder.iterdir()]
+
+
+def test_text_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    for text in ("before", "é\r\nafter"):
+        write_text(file, text)
+        assert file.read_bytes() == text.encode()
+    assert names(tmp_path) == ["a.txt"]
+    (tmp_path / "usual").touch()
+    assert stat.S_IMODE(file.stat().st_mode) == stat.S_IMODE((tmp_path / "usual").stat().st_mode)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_nothing_is_left_of_what_did_not_end_well(tmp_path: Path, error: type[BaseException]) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("before")
+
+    def write() -> None:
+        with replacing(file) as aside:
+            aside.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert file.read_text() == "before"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(HrzsError, match=r"--json x: cannot be written \(No such file or directory\)"):
+        write_text(tmp_path / "none" / "a.txt", "", "--json x")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(HrzsError, match="folder: cannot be written"):
+        write_text(tmp_path / "folder", "")
+    assert names(tmp_path) == ["folder"]
+
+
+def test_many_processes_write_the_same_file(tmp_path: Path) -> None:
+    """A reader sees what one of them wrote, at any moment."""
+    code = "import sys; from hrzs.files import write_text\nfrom pathlib import Path\nfor _ in range(50): write_text(Path('a'), sys.argv[1] * 200_000)"
+    write_text(tmp_path / "a", "0" * 200_000)
+    writers = [subprocess.Popen([sys.executable, "-c", code, letter], cwd=tmp_path) for letter in "abc"]
+    while any(writer.poll() is None for writer in writers):
+        text = (tmp_path / "a").read_text()
+        assert len(text) == 200_000
+        assert len(set(text)) == 1
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert names(tmp_path) == ["a"]
