@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hrzs._version import __version__
 from hrzs.cli import console, options
-from hrzs.errors import DataMissingError, UsageError
+from hrzs.errors import UsageError
 from hrzs.files import write_text
 
 if TYPE_CHECKING:
-    from hrzs.evaluation.runner import EvalOptions, Evaluation
-    from hrzs.evaluation.saved import SavedEvaluation, SavedSet
-    from hrzs.models.clip import ClipModel
+    from hrzs.evaluation.runner import Evaluation
 
 #: Named protocols: overrides of the defaults (protocol.md).
 PRESETS: dict[str, dict[str, Any]] = {
@@ -94,37 +90,30 @@ def evaluate(
         return
     device = options.prepare_torch(device, precision, threads)
 
-    from hrzs.attacks import SUITE
     from hrzs.attacks.budget import parse_eps, parse_eps_list
-    from hrzs.evaluation.runner import EvalOptions, Evaluation, not_applicable
+    from hrzs.evaluation.job import Job
+    from hrzs.evaluation.runner import EvalOptions
     from hrzs.models.classifier import SCORINGS
-    from hrzs.models.loading import describe, load_model
-    from hrzs.results.average import mean_over_datasets
-    from hrzs.tasks import open_task
+    from hrzs.models.loading import load_model
 
     if scoring not in (*SCORINGS, "both"):
         raise UsageError(f"--scoring {scoring!r}: one of {', '.join(SCORINGS)}, both")
     if adversarial is not None:
         _refuse_attacks(context)
-        attack, canaries = "none", False
-    names = tuple(name.strip() for name in attack.split(","))
+        attack = "none"
     settings = EvalOptions(
-        attacks=names, level=level or ("all" if names == SUITE else None),
+        attacks=tuple(name.strip() for name in attack.split(",")), level=level,
         eps=None if eps is None else parse_eps_list(eps, norm=norm),
         step_size=None if step_size is None else parse_eps(step_size, option="--step-size", norm=norm),
-        steps=steps, norm=norm, restarts=restarts, random_start=random_start, template=template, scorings=SCORINGS if scoring == "both" else (scoring,),
-        matrix=matrix, head=head, seed=seed, batch_size=batch_size, workers=workers,
+        steps=steps, norm=norm, restarts=restarts, random_start=random_start, template=template,
+        scorings=SCORINGS if scoring == "both" else (scoring,), matrix=matrix, head=head, seed=seed,
+        batch_size=batch_size, workers=workers,
     )  # fmt: skip
-    # The default suite, and a list of datasets, skip what a flat tree has no level for, and say so.
-    settings = replace(settings, lenient="," in data or names == SUITE)
     target = None if json_out in (None, "-") else Path(str(json_out))
-    for flag, file in (("--json", target), ("--report", report_out), ("--csv", csv_out), ("--latex", latex_out)):
-        if file is not None and not file.parent.is_dir():
-            raise UsageError(f"{flag} {file}: the folder {file.parent} does not exist")
-        if file is not None and file.is_dir():
-            raise UsageError(f"{flag} {file}: is a folder; give a file" + (", or - for stdout" * (flag == "--json")))
+    _check_outputs(json=target, report=report_out, csv=csv_out, latex=latex_out)
     if resume and target is None:
         raise UsageError("--resume: needs --json FILE, beside which finished batches are kept")
+    other = None
     if against is not None:
         from hrzs.results.significance import check_same_images, compare, read_report
 
@@ -136,93 +125,46 @@ def evaluate(
             "go on with --resume, or delete it"
         )
     loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=seed)
-    given = None if adversarial is None else _saved(context, adversarial, loaded, settings, store)
-    evaluations: list[Evaluation] = [] if given is None else [given]
-    missing: dict[str, str] = {}
-    for spec in data.split(",") if given is None else ():
-        try:
-            task = open_task(spec.strip(), loaded, purpose="eval", split=split, root=data_root, tree=tree,
-                             classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize,
-                             template=template)  # fmt: skip
-        except DataMissingError as error:
-            # Of several datasets the others go on, and no average passes over this one in silence.
-            if "," not in data:
-                raise
-            missing[spec.strip()] = str(error)
-        else:
-            evaluations.append(Evaluation(loaded, task, settings, store))
-    if not evaluations:
-        raise UsageError("\n".join(missing.values()))
-    if dry_run:
-        console.emit(options.dump_yaml(_estimate(evaluations, settings)))
-        return
-    report: dict[str, Any] = {
-        "hrzs": __version__,
-        "model": describe(loaded),
-        "config": {**options.saved_config(context), "tasks": [e.task.describe() for e in evaluations],
-                   "prompts_digest": evaluations[0].classifier.prompts.digest, "versions": _versions()},
-        "results": [],
-        "summary": {"levels": [], "truth": {}, "not_applicable": {e.task.data.name: left_out for e in evaluations
-                                                     if (left_out := not_applicable(e.task, settings))},
-                    "missing": missing,
-                    "stand_ins": {e.task.data.name: found for e in evaluations if (found := e.stand_ins())},
-                    "canaries": [] if canaries else "switched off (--no-canaries)",
-                    "masking": [] if canaries else "switched off (--no-canaries)"},
+    # Beside given images, only what somebody typed says where their clean ones are.
+    where = context.params if adversarial is None else {
+        name: _given(context, name) for name in ("data", "data_root", "split", "tree", "classes")
     }  # fmt: skip
-    if given is not None:
-        source = {name.replace("_", "-"): value for name, value in _source_of(context, given.sets[0]).items()}
-        report["config"] |= {"attack": "none", **source}
-        why = "not applicable (the images were given, no attack was run)"
-        report["summary"] |= {"canaries": why, "masking": why, "adversarial": given.provenance()}
-    if against is not None:
-        check_same_images(report, other)  # before hours of work, not after
-    if resume and target is not None and target.is_file() and (report_out is None or report_out.is_file()):
-        report = _finished(target, report)
-        if against is not None:
-            report["summary"]["against"] = compare(report, other)
-        _write_out(report, [], target, None, csv_out, latex_out)
+    specs = where["data"]
+    job = Job(
+        loaded, settings, None if specs is None else [spec.strip() for spec in specs.split(",")],
+        data_root=where["data_root"], split=where["split"], tree=where["tree"],
+        classes=options.read_class_list(where["classes"]), limit=limit, skip=skip, resize=resize,
+        adversarial=adversarial, canaries=canaries, store=store, config=options.saved_config(context),
+    )  # fmt: skip
+    if dry_run:
+        console.emit(options.dump_yaml(job.estimate()))
         return
-    for name, reason in missing.items():
-        console.warn(f"{name} is left out: {reason}")
-    for dataset, skipped in report["summary"]["not_applicable"].items():
-        console.note(f"{dataset}: not applicable, its tree has no superclass: {', '.join(skipped)}")
-    with console.progress_bar("eval", quiet=quiet) as update:
-        _run(evaluations, update)
-    for evaluation in evaluations:
-        report["results"] += evaluation.rows()
-        report["summary"]["levels"] += evaluation.summary()
-        report["summary"]["truth"][evaluation.task.data.name] = evaluation.truth()
-    from hrzs.evaluation.tree_view import level_depth
-
-    depths = {e.task.data.name: level_depth(loaded, e.classifier, e.task) for e in evaluations}
-    report["summary"]["depth"] = {name: depth for name, depth in depths.items() if depth is not None}
-    if canaries:
-        report["summary"] |= _canaries(evaluations, quiet=quiet)
-    _call_out(report["results"])
-    if mean := mean_over_datasets(report):
-        report["summary"]["mean"] = mean
-    if against is not None:
+    report = job.head()
+    if other is not None:
+        check_same_images(report, other)  # before hours of work, not after
+    finished = resume and target is not None and target.is_file() and (report_out is None or report_out.is_file())
+    if finished:
+        assert target is not None
+        report, report_out = _finished(target, report), None
+    else:
+        with console.progress_bar("eval", quiet=quiet) as update:
+            report = job.run(update, (lambda _: None) if quiet else console.note)
+    if other is not None:
         report["summary"]["against"] = compare(report, other)
-    _write_out(report, evaluations, target, report_out, csv_out, latex_out, to_stdout=json_out == "-")
-    if store is not None:
+    _write_out(
+        report, job.evaluations, target, report_out, csv_out, latex_out, to_stdout=json_out == "-" and not finished
+    )
+    if store is not None and not finished:
         store.unlink(missing_ok=True)
 
 
-def _run(evaluations: list[Evaluation], update: console.Update) -> None:
-    """All of them under one bar, whose ETA is that of the whole job."""
-    done = 0
-    ahead = sum(evaluation.passes() for evaluation in evaluations)
-    for evaluation in evaluations:
-        ahead -= evaluation.passes()
-        before, seen = done, 0
-
-        def tick(now: int, total: int, note: str, before: int = before, ahead: int = ahead) -> None:
-            nonlocal seen
-            seen = now
-            update(before + now, before + total + ahead, note)
-
-        evaluation.run(tick)
-        done += seen
+def _check_outputs(**files: Path | None) -> None:
+    """Places that cannot be written to are refused before hours of work, not after."""
+    for name, file in files.items():
+        if file is not None and not file.parent.is_dir():
+            raise UsageError(f"--{name} {file}: the folder {file.parent} does not exist")
+        if file is not None and file.is_dir():
+            raise UsageError(f"--{name} {file}: is a folder; give a file" + (", or - for stdout" * (name == "json")))
 
 
 def _finished(target: Path, report: dict[str, Any]) -> dict[str, Any]:
@@ -278,68 +220,6 @@ def _refuse_attacks(context: typer.Context) -> None:
         if (value := _given(context, name)) is not None:
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} {value} with --adversarial: it is as `hrzs attack` had it; leave it out")
-
-
-def _source_of(context: typer.Context, saved: SavedSet) -> dict[str, Any]:
-    given = {name: _given(context, name) for name in ("data", "data_root", "split", "tree", "classes")}
-    given["data_root"] = None if given["data_root"] is None else str(given["data_root"])
-    given["classes"] = options.read_class_list(given["classes"])
-    return saved.source(given)
-
-
-def _saved(
-    context: typer.Context, folder: Path, model: ClipModel, settings: EvalOptions, store: Path | None
-) -> SavedEvaluation:
-    from hrzs.evaluation.saved import SavedEvaluation, find_saved, task_of
-
-    sets = find_saved(folder)
-    task = task_of(sets[0], model, **_source_of(context, sets[0]), template=settings.template)
-    return SavedEvaluation(model, task, settings, sets, store)
-
-
-def _canaries(evaluations: list[Evaluation], *, quiet: bool) -> dict[str, Any]:
-    from hrzs.evaluation.canaries import run_canaries
-    from hrzs.results.masking import verdicts
-
-    update = (lambda _: None) if quiet else console.note
-    canaries = [c for evaluation in evaluations for c in run_canaries(evaluation, update)]
-    return {"canaries": [asdict(c) for c in canaries], "masking": [asdict(v) for v in verdicts(canaries)]}
-
-
-def _call_out(rows: list[dict[str, Any]]) -> None:
-    """What usually means a mistake, and not a result (pains.md)."""
-    import logging
-
-    log = logging.getLogger("hrzs.cli")
-    for row in rows:
-        where = f"{row['dataset']}, {row['attack']} at level {row['attack_level']}, level {row['level']}"
-        if row["transfer"] is False and row["robust"] == row["clean"] > 0:
-            log.warning("%s: robust equals clean accuracy (%.3f): is the attack blocked?", where, row["clean"])
-        if row["attack"] == "none" and row["clean"] <= 1.5 / row["classes"]:
-            log.warning("%s: clean accuracy %.3f is near chance: prompts, tree or weights may not belong to the data",
-                        row["dataset"], row["clean"])  # fmt: skip
-
-
-def _estimate(evaluations: list[Evaluation], settings: EvalOptions) -> dict[str, Any]:
-    from hrzs.estimate import seconds_per_image
-
-    minutes, memory = 0.0, 0.0
-    for e in evaluations:
-        seconds, megabytes = seconds_per_image(e.model, e.task.data)
-        minutes += len(e.labels) * seconds * sum(e.cost(unit) for unit in e.units) / 60
-        memory = max(memory, megabytes * settings.batch_size)
-    return {
-        "tasks": [e.task.describe() for e in evaluations],
-        "units": [unit.title for unit in evaluations[0].units],
-        "estimated_minutes": round(minutes, 1),
-        "estimated_memory_mb": round(memory + 4 * sum(p.numel() for p in evaluations[0].model.parameters()) / 1e6),
-    }
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "open_clip_torch", "torchvision", "numpy")}
 
 
 def _write_out(

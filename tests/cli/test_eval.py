@@ -82,16 +82,14 @@ def test_several_datasets(hrzs: Hrzs, small: Options, two_folders: str, tmp_path
 
 
 def test_one_bar_for_the_whole_job(hrzs: Hrzs, small: Options, two_folders: str, tmp_path: Path) -> None:
-    from hrzs.cli import eval as command
+    from hrzs.evaluation.job import Job
 
     tree = tmp_path / "tree.yaml"
     assert hrzs("build-tree", "--classes", "cat,dog,car", "-o", tree, "--quiet").status == 0
     seen: list[tuple[int, int]] = []
-    run = command._run
+    run = Job._run
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            command, "_run", lambda every, _: run(every, lambda done, total, _note: seen.append((done, total)))
-        )
+        patch.setattr(Job, "_run", lambda job, _: run(job, lambda done, total, _note: seen.append((done, total))))
         assert hrzs("eval", *small, *QUICK, "--data", two_folders, "--tree", tree, "--batch-size", "2").status == 0
     done, totals = zip(*seen, strict=True)
     assert list(done) == sorted(done)

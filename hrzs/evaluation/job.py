@@ -1,0 +1,202 @@
+"""From names of datasets to a report: what `hrzs eval` and `hrzs.evaluate` do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hrzs._version import __version__
+from hrzs.attacks import SUITE
+from hrzs.errors import DataMissingError, UsageError
+from hrzs.estimate import seconds_per_image
+from hrzs.evaluation.canaries import run_canaries
+from hrzs.evaluation.runner import EvalOptions, Evaluation, Progress, not_applicable
+from hrzs.evaluation.saved import SavedEvaluation, SavedSet, find_saved, task_of
+from hrzs.evaluation.tree_view import level_depth
+from hrzs.hierarchy.tree import Tree
+from hrzs.models.clip import ClipModel
+from hrzs.models.loading import describe
+from hrzs.results.average import mean_over_datasets
+from hrzs.results.masking import verdicts
+from hrzs.tasks import open_task
+
+logger = logging.getLogger(__name__)
+
+#: What is said of the canaries and the verdict where there are none.
+SWITCHED_OFF = "switched off (--no-canaries)"
+GIVEN = "not applicable (the images were given, no attack was run)"
+
+
+class Job:
+    """One model on one or several datasets, or on the images of ``hrzs attack``.
+
+    Names, data and options are checked here; nothing is computed before `run`.
+
+    Args:
+        data: what ``--data`` names; with ``adversarial`` None stands for the data that the images come from.
+        tree: a file, or a tree over the classes of the data; None for the published one.
+        adversarial: a folder of ``hrzs attack``, whose images are scored and none attacked.
+        canaries: check the set-up, and say whether gradients are masked.
+        store: where finished batches are kept, so that an interrupted job goes on.
+        config: options to keep in the report, as ``--config`` reads them back.
+
+    Raises:
+        UsageError: an option, or what it names, is not there or does not fit.
+    """
+
+    def __init__(
+        self,
+        model: ClipModel,
+        options: EvalOptions,
+        data: Sequence[str] | None,
+        *,
+        data_root: Path | None = None,
+        split: str | None = None,
+        tree: str | Tree | None = None,
+        classes: Sequence[str] | None = None,
+        limit: int | None = None,
+        skip: int = 0,
+        resize: str = "auto",
+        adversarial: Path | None = None,
+        canaries: bool = True,
+        store: Path | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        suite = options.attacks == SUITE
+        # The default suite, and several datasets, skip what a flat tree has no level for, and say so.
+        options = replace(
+            options,
+            level=options.level or ("all" if suite else None),
+            lenient=suite or (data is not None and len(data) > 1),
+        )
+        self.model, self.options, self.canaries = model, options, canaries
+        self.config = dict(config or {})
+        self.missing: dict[str, str] = {}
+        self.given: SavedEvaluation | None = None
+        if adversarial is not None:
+            asked = {"data": ",".join(data or ()) or None, "data_root": None if data_root is None else str(data_root),
+                     "split": split, "tree": tree, "classes": classes}  # fmt: skip
+            self.given = self._saved(find_saved(adversarial), asked, store)
+            self.evaluations: list[Evaluation] = [self.given]
+            return
+        self.evaluations = []
+        for spec in data or ("shapes",):
+            try:
+                task = open_task(spec, model, purpose="eval", split=split, root=data_root, tree=tree, classes=classes,
+                                 limit=limit, skip=skip, resize=resize, template=options.template)  # fmt: skip
+            except DataMissingError as error:
+                # Of several datasets the others go on, and no average passes over this one in silence.
+                if data is None or len(data) == 1:
+                    raise
+                self.missing[spec] = str(error)
+            else:
+                self.evaluations.append(Evaluation(model, task, options, store))
+        if not self.evaluations:
+            raise UsageError("\n".join(self.missing.values()))
+
+    def _saved(self, sets: Sequence[SavedSet], asked: Mapping[str, Any], store: Path | None) -> SavedEvaluation:
+        source = sets[0].source(asked)
+        self.config |= {"attack": "none", **{name.replace("_", "-"): value for name, value in source.items()}}
+        task = task_of(sets[0], self.model, **source, template=self.options.template)
+        return SavedEvaluation(self.model, task, self.options, sets, store)
+
+    def head(self) -> dict[str, Any]:
+        """The report as far as it is known before anything was computed."""
+        evaluations = self.evaluations
+        why = GIVEN if self.given is not None else SWITCHED_OFF if not self.canaries else []
+        summary: dict[str, Any] = {
+            "levels": [],
+            "truth": {},
+            "not_applicable": _named(evaluations, lambda e: not_applicable(e.task, self.options)),
+            "missing": self.missing,
+            "stand_ins": _named(evaluations, Evaluation.stand_ins),
+            "canaries": why,
+            "masking": why,
+        }
+        if self.given is not None:
+            summary["adversarial"] = self.given.provenance()
+        tasks = {"tasks": [e.task.describe() for e in evaluations]}
+        made = {"prompts_digest": evaluations[0].classifier.prompts.digest, "versions": _versions()}
+        return {"hrzs": __version__, "model": describe(self.model), "config": {**self.config, **tasks, **made},
+                "results": [], "summary": summary}  # fmt: skip
+
+    def run(self, progress: Progress | None = None, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+        """The report of everything (docs/evaluation.md).
+
+        Args:
+            progress: called with (work done, work in all, what is being done); its ETA is that of the whole job.
+            say: called with a sentence before each canary.
+        """
+        report = self.head()
+        summary = report["summary"]
+        for name, reason in self.missing.items():
+            logger.warning("%s is left out: %s", name, reason)
+        for name, skipped in summary["not_applicable"].items():
+            logger.info("%s: not applicable, its tree has no superclass: %s", name, ", ".join(skipped))
+        self._run(progress or (lambda *_: None))
+        for evaluation in self.evaluations:
+            report["results"] += evaluation.rows()
+            summary["levels"] += evaluation.summary()
+            summary["truth"][evaluation.task.data.name] = evaluation.truth()
+        summary["depth"] = _named(self.evaluations, lambda e: level_depth(self.model, e.classifier, e.task))
+        if self.canaries and self.given is None:
+            canaries = [c for evaluation in self.evaluations for c in run_canaries(evaluation, say)]
+            summary["canaries"] = [asdict(c) for c in canaries]
+            summary["masking"] = [asdict(v) for v in verdicts(canaries)]
+        _call_out(report["results"])
+        if mean := mean_over_datasets(report):
+            summary["mean"] = mean
+        return report
+
+    def _run(self, progress: Progress) -> None:
+        done = 0
+        ahead = sum(evaluation.passes() for evaluation in self.evaluations)
+        for evaluation in self.evaluations:
+            ahead -= evaluation.passes()
+            before, seen = done, 0
+
+            def tick(now: int, total: int, note: str, before: int = before, ahead: int = ahead) -> None:
+                nonlocal seen
+                seen = now
+                progress(before + now, before + total + ahead, note)
+
+            evaluation.run(tick)
+            done += seen
+
+    def estimate(self) -> dict[str, Any]:
+        """What would be done, and what it would take on this machine."""
+        minutes, memory = 0.0, 0.0
+        for e in self.evaluations:
+            seconds, megabytes = seconds_per_image(e.model, e.task.data)
+            minutes += len(e.labels) * seconds * sum(e.cost(unit) for unit in e.units) / 60
+            memory = max(memory, megabytes * self.options.batch_size)
+        return {
+            "tasks": [e.task.describe() for e in self.evaluations],
+            "units": [unit.title for unit in self.evaluations[0].units],
+            "estimated_minutes": round(minutes, 1),
+            "estimated_memory_mb": round(memory + 4 * sum(p.numel() for p in self.model.parameters()) / 1e6),
+        }
+
+
+def _named(evaluations: Sequence[Evaluation], of: Callable[[Evaluation], Any]) -> dict[str, Any]:
+    """What there is to say of each dataset, by its name."""
+    return {e.task.data.name: found for e in evaluations if (found := of(e))}
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "open_clip_torch", "torchvision", "numpy")}
+
+
+def _call_out(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What usually means a mistake, and not a result."""
+    for row in rows:
+        where = f"{row['dataset']}, {row['attack']} at level {row['attack_level']}, level {row['level']}"
+        if row["transfer"] is False and row["robust"] == row["clean"] > 0:
+            logger.warning("%s: robust equals clean accuracy (%.3f): is the attack blocked?", where, row["clean"])
+        if row["attack"] == "none" and row["clean"] <= 1.5 / row["classes"]:
+            logger.warning("%s: clean accuracy %.3f is near chance: prompts, tree or weights may not belong to the "
+                           "data", row["dataset"], row["clean"])  # fmt: skip
