@@ -1,52 +1,139 @@
-"""The engine from Python: the same models, attacks and evaluations as on the command line."""
+"""The engine from Python: what the command line does, with values for options.
+
+    >>> import hrzs
+    >>> model = hrzs.load("tiny")
+    >>> report = hrzs.evaluate(model, limit=24, attacks="leaf-pgd", steps=2, canaries=False)
+    >>> [row["level"] for row in report["results"] if row["attack"] == "leaf-pgd"]
+    [0, 1, 1, 2, 2, 3, 3]
+
+Everything here raises `hrzs.errors.UsageError` where a call is wrong and `hrzs.errors.HrzsError` where it failed; the
+messages name options as the command line does (``--step-size`` is ``step_size``).
+"""
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from jaxtyping import Float, Int
-from torch import Tensor
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from hrzs.attacks import AttackResult, attack_spec, sample_seeds
-from hrzs.attacks.budget import parse_eps, parse_eps_list
+from hrzs.attacks.budget import exact_eps
+from hrzs.classes.specs import ClassSpec
 from hrzs.errors import UsageError
-from hrzs.evaluation.runner import EvalOptions, Evaluation, budget_of
-from hrzs.hierarchy.tree import Tree
+from hrzs.evaluation.job import Job
+from hrzs.evaluation.runner import EvalOptions, Progress, budget_of
+from hrzs.files import check_folder
+from hrzs.hierarchy.published import find_tree
+from hrzs.hierarchy.tree import Node, Tree
 from hrzs.hierarchy.yaml_form import load_tree
-from hrzs.models.classifier import ZeroShotClassifier
+from hrzs.models.classifier import SCORINGS, Classifier, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
-from hrzs.models.loading import load_model
-from hrzs.tasks import open_task
+from hrzs.models.encoder import ImageEncoder
+from hrzs.models.loading import load_model, wrap_model
+from hrzs.models.logits import LogitClassifier, LogitModel
+from hrzs.sources import SourceOptions
+from hrzs.sources.build import build_trees
+from hrzs.sources.classes import read_classes
+from hrzs.sources.file import classes_of
+from hrzs.training.job import LOOKS, begin, open_run, settle
+from hrzs.training.trainer import Progress as StepProgress
+from hrzs.training.trainer import is_finished
+
+#: A radius or a step: ``"1/255"``, ``Fraction(1, 255)``, or the float ``1 / 255``, which is taken for that fraction.
+Eps: TypeAlias = "str | float | Fraction"
+#: A tree, its file (``FILE#2`` is the second in it), or the name of a dataset whose tree is published.
+TreeLike: TypeAlias = "Tree | str | Path"
 
 
 def load(
-    model: str | Path = "tiny",
-    pretrained: str | None = None,
+    model: str | Path | nn.Module = "tiny",
+    pretrained: str | Path | None = None,
     *,
+    arch: str | None = None,
     visual: str | Path | None = None,
     device: str = "cpu",
     precision: str = "fp32",
+    seed: int = 0,
 ) -> ClipModel:
-    """A run folder, or anything else that ``--model``, ``--pretrained`` and ``--visual`` take.
+    """A model to attack, to evaluate or to fine-tune, in evaluation mode.
 
-    Raises:
-        UsageError, HrzsError: as `load_model`.
+        >>> hrzs.load("tiny").image_size
+        64
+
+    Args:
+        model: what ``--model`` takes (an open_clip architecture, a hub's name, a config, a run folder), or an
+            open_clip model in memory, which is used as it is and not copied.
+        pretrained: a tag of open_clip, a file, or ``none`` for random weights.
+        arch: of a model in memory: what open_clip calls it (``ViT-B-32``).
+        visual: a file with an image encoder, which takes the place of the model's own.
+        precision: ``fp32``, or ``bf16`` for gradients; verdicts are fp32 in either.
+        seed: of random weights.
     """
-    return load_model(str(model), pretrained, visual=visual, device=device, precision=precision)
+    if isinstance(model, nn.Module):
+        if pretrained is not None or visual is not None:
+            raise UsageError("pretrained, visual: a model in memory has its weights; leave them out")
+        return wrap_model(model, arch, device=device, precision=precision)
+    if arch is not None:
+        raise UsageError(f"arch {arch!r}: is for a model in memory; a name says it itself")
+    given = None if pretrained is None else str(pretrained)
+    return load_model(str(model), given, visual=visual, device=device, precision=precision, seed=seed)
+
+
+def build_tree(
+    classes: str | Path | Sequence[str | ClassSpec] | Mapping[str, Any],
+    *,
+    source: str = "wordnet",
+    levels: int | None = None,
+    depths: Sequence[int] = (),
+    options: SourceOptions | None = None,
+) -> Tree:
+    """A levelled tree over ``classes``.
+
+        >>> [len(level) for level in hrzs.build_tree({"animal": ["cat", "dog"], "vehicle": ["car", "bus"]}).levels]
+        [4, 2, 1]
+
+    Args:
+        classes: names; or what ``--classes`` takes (a dataset, a folder, a file); or the tree itself, as maps from
+            superclasses to what is beneath them, with lists of classes at the bottom.
+        source: of the superclasses: ``wordnet``, ``llm``, ``cluster`` or ``file``; a map brings its own.
+        levels: the level of the root at most, by default 5.
+        depths: cut at these depths of WordNet's tree instead of by entropy.
+        options: what the source needs beyond that; several trees: `hrzs.sources.build.build_trees`.
+    """
+    if isinstance(classes, Mapping):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "tree.json"
+            file.write_text(json.dumps(classes), encoding="utf-8")
+            files = (str(file),)
+            (tree,), _ = build_trees(classes_of(files), source="file", levels=levels, depths=depths,
+                                     options=SourceOptions(files=files), label="a map")  # fmt: skip
+        return tree
+    if isinstance(classes, str | Path):
+        specs, label = read_classes(str(classes))
+    else:
+        specs = [name if isinstance(name, ClassSpec) else ClassSpec(name) for name in classes]
+        label = f"{len(specs)} names"
+    trees, _ = build_trees(specs, source=source, levels=levels, depths=depths, options=options, label=label)
+    return trees[0]
 
 
 def attack(
-    model: ClipModel,
+    model: nn.Module,
     images: Float[Tensor, "B 3 H W"],
-    labels: Int[Tensor, "B"],
+    labels: Tensor | Sequence[int],
     *,
-    tree: Tree | str | Path,
+    tree: TreeLike | None = None,
     attack: str = "leaf-pgd",
-    level: int | None = None,
-    eps: str = "1/255",
-    step_size: str | None = None,
+    level: int | Literal["all"] | None = None,
+    eps: Eps = "1/255",
+    step_size: Eps | None = None,
     steps: int | None = None,
     restarts: int = 1,
     random_start: bool = True,
@@ -54,58 +141,237 @@ def attack(
     template: str = "photo",
     seed: int = 0,
 ) -> AttackResult:
-    """Adversarial versions of ``images`` (pixels in [0, 1]); ``labels`` index the tree's classes.
+    """Adversarial versions of ``images``. The same call gives the same bits: images are known by their place.
 
-    Images are known by their place in the batch, so the same call gives the same result.
+        >>> images, labels = torch.rand(2, 3, 64, 64), [0, 1]
+        >>> result = hrzs.attack(hrzs.load("tiny"), images, labels, tree="shapes", eps="2/255", steps=2)
+        >>> (result.images - images).abs().max().item() <= 2 / 255
+        True
 
-    Raises:
-        UsageError: as the command line would, for the same reasons.
+    Args:
+        model: a `ClipModel`, or any other module in evaluation mode that gives logits for pixels in [0, 1].
+        images: pixels in [0, 1], on the model's device.
+        labels: the class of each, an index into those of the tree.
+        tree: over the model's classes; a module without one has no superclasses.
+        attack: a name in `hrzs.attacks.ATTACKS`.
+        level: of the superclasses that are attacked; the leaves are level 0.
+        step_size: by default the larger of 1/255 and ε/4.
+        steps: by default the attack's own number.
     """
-    tree = tree if isinstance(tree, Tree) else load_tree(tree)
+    truth = torch.as_tensor(labels, device=images.device)
+    encoder: ImageEncoder = model if isinstance(model, ClipModel) else LogitModel(model)
+    found = _tree_for(encoder, tree, images)
+    _check_labels(truth, len(images), len(found.classes))
     spec = attack_spec(attack)
-    levels = spec.levels(tree, None if level is None else str(level))
+    levels = spec.levels(found, None if level is None else str(level))
     if not levels:
-        raise UsageError(f"{attack} has no level {level} to attack in this tree of levels 0 … {tree.top - 1}")
+        raise UsageError(f"{attack} has no level {level} to attack in this tree of levels 0 … {found.top - 1}")
     options = EvalOptions(
-        step_size=_fraction(step_size, norm), steps=steps, norm=norm, restarts=restarts, random_start=random_start
+        step_size=None if step_size is None else exact_eps(step_size, option="--step-size", norm=norm), steps=steps,
+        norm=norm, restarts=restarts, random_start=random_start,
+    )  # fmt: skip
+    classifier: Classifier = (
+        ZeroShotClassifier(model, found, template)
+        if isinstance(model, ClipModel)
+        else LogitClassifier(found, images.device)
     )
-    objective = spec.objective(ZeroShotClassifier(model, tree, template), levels[0])
-    optimiser = spec.optimiser(budget_of(options, parse_eps(eps, norm=norm), spec))
-    return optimiser(model, objective, images, labels, sample_seeds([str(i) for i in range(len(images))], seed))
+    objective = spec.objective(classifier, levels[0])
+    optimiser = spec.optimiser(budget_of(options, exact_eps(eps, norm=norm), spec))
+    return optimiser(encoder, objective, images, truth, sample_seeds([str(i) for i in range(len(images))], seed))
 
 
 def evaluate(
     model: ClipModel,
     *,
-    data: str = "shapes",
-    tree: str | None = None,
-    attacks: tuple[str, ...] = EvalOptions.attacks,
-    level: str | None = "all",
-    eps: str | None = None,
-    step_size: str | None = None,
+    data: str | Path | Sequence[str | Path] | None = None,
+    data_root: str | Path | None = None,
+    split: str | None = None,
+    tree: TreeLike | None = None,
+    classes: Sequence[str] | None = None,
+    limit: int | None = None,
+    skip: int = 0,
+    resize: str = "auto",
+    attacks: str | Sequence[str] = EvalOptions.attacks,
+    level: int | Literal["all"] | None = None,
+    scoring: str = "both",
+    matrix: bool = True,
+    eps: Eps | Sequence[Eps] | None = None,
+    step_size: Eps | None = None,
     steps: int | None = None,
     restarts: int = 1,
     random_start: bool = True,
     norm: str = "linf",
-    split: str | None = None,
-    limit: int | None = None,
+    template: str = "photo",
+    head: str | None = None,
+    adversarial: str | Path | None = None,
+    canaries: bool = True,
+    store: str | Path | None = None,
     seed: int = 0,
+    batch_size: int = 128,
+    workers: int = 0,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """``results`` (rows of the form in cli.md, each figure per image and balanced) and ``summary`` of one dataset.
+    """The report of ``hrzs eval --json``: rows, summary, canaries and the verdict on masked gradients.
 
-    Raises:
-        UsageError: as the command line would, for the same reasons.
+    Args:
+        data: one or several of what ``--data`` takes, by default ``shapes``.
+        attacks: names with commas or in a list; ``none`` for clean accuracy alone.
+        eps: one radius or several.
+        adversarial: a folder of ``hrzs attack``: its images are scored, and none attacked.
+        canaries: check the set-up on 64 images, and say whether gradients are masked.
+        store: a file for finished batches; the same call goes on from it, after whatever stopped it.
+        progress: called with (work done, work in all, what is being done).
+
+    The other arguments are the options of ``hrzs eval`` of these names.
     """
-    task = open_task(data, model, purpose="eval", split=split, tree=tree, limit=limit)
+    if scoring not in (*SCORINGS, "both"):
+        raise UsageError(f"--scoring {scoring!r}: one of {', '.join(SCORINGS)}, both")
+    names = _list(attacks)
+    if adversarial is not None and names not in (EvalOptions.attacks, ("none",)):
+        raise UsageError(
+            "attacks with adversarial: the images are given and none is attacked; leave out one of the two"
+        )
+    radii = None if eps is None else _list(eps)
     options = EvalOptions(
-        attacks=attacks, level=level, eps=None if eps is None else parse_eps_list(eps, norm=norm),
-        step_size=_fraction(step_size, norm), steps=steps, norm=norm, restarts=restarts, random_start=random_start,
-        seed=seed,
+        attacks=names if adversarial is None else ("none",), level=None if level is None else str(level),
+        eps=None if radii is None else tuple(dict.fromkeys(exact_eps(e, norm=norm) for e in radii)),
+        step_size=None if step_size is None else exact_eps(step_size, option="--step-size", norm=norm),
+        steps=steps, norm=norm, restarts=restarts, random_start=random_start, template=template,
+        scorings=SCORINGS if scoring == "both" else (scoring,), matrix=matrix, head=head, seed=seed,
+        batch_size=batch_size, workers=workers,
     )  # fmt: skip
-    evaluation = Evaluation(model, task, options)
-    evaluation.run()
-    return {"results": evaluation.rows(), "summary": evaluation.summary()}
+    config = {
+        "data": data, "data-root": data_root, "split": split, "classes": classes, "limit": limit, "skip": skip,
+        "resize": resize, "tree": tree, "attack": ",".join(names), "level": level, "scoring": scoring, "matrix": matrix,
+        "eps": None if options.eps is None else ",".join(map(str, options.eps)), "step-size": options.step_size,
+        "steps": steps, "restarts": restarts, "random-start": random_start, "norm": norm, "template": template,
+        "head": head, "adversarial": adversarial, "canaries": canaries, "seed": seed, "batch-size": batch_size,
+    }  # fmt: skip
+    job = Job(
+        model, options, None if data is None else [str(spec) for spec in _list(data)],
+        data_root=_path(data_root), split=split, tree=_tree_spec(tree), classes=classes, limit=limit, skip=skip,
+        resize=resize, adversarial=_path(adversarial), canaries=canaries, store=_path(store),
+        config={name: _plain(value) for name, value in config.items()},
+    )  # fmt: skip
+    report = job.run(progress)
+    if store is not None:
+        Path(store).unlink(missing_ok=True)
+    return report
 
 
-def _fraction(text: str | None, norm: str) -> Fraction | None:
-    return None if text is None else parse_eps(text, option="step_size", norm=norm)
+def finetune(
+    model: ClipModel,
+    output: str | Path,
+    *,
+    data: str | Path = "shapes",
+    data_root: str | Path | None = None,
+    split: str | None = None,
+    tree: TreeLike | Sequence[str | Path] | None = None,
+    classes: Sequence[str] | None = None,
+    limit: int | None = None,
+    skip: int = 0,
+    resize: str = "auto",
+    recipe: str = "default",
+    val_split: str = "val",
+    licence: str | None = None,
+    half: bool = False,
+    save_every: int = 100,
+    resume: bool = False,
+    workers: int = 0,
+    progress: StepProgress | None = None,
+    **options: Any,
+) -> Path:
+    """Fine-tune ``model`` itself, and return its run folder, which `load` reads.
+
+        >>> run = hrzs.finetune(hrzs.load("tiny"), "run", max_steps=1, batch_size=24, validate_every=0)
+        >>> hrzs.load(run).geometry.name
+        'hyperbolic'
+
+    Args:
+        output: the run folder: weights, log, checkpoints and a report.
+        tree: several files make a forest.
+        recipe: what a paper sets; ``options`` go before it.
+        resume: go on from the last checkpoint in ``output``, if there is one.
+        progress: called after each step with (steps done, steps in all, the log of the step).
+        options: fields of `hrzs.training.options.TrainOptions`, such as ``method``, ``lr``, ``max_steps`` or ``eps``.
+
+    The other arguments are the options of ``hrzs finetune`` of these names.
+    """
+    folder = Path(output)
+    given = {name: exact_eps(value, option=f"--{name.replace('_', '-')}") if name in ("eps", "step_size") else value
+             for name, value in options.items()}  # fmt: skip
+    settled = settle(recipe, given)
+    if resume and is_finished(folder):
+        return folder
+    if not resume:
+        check_folder(folder)
+    files = () if tree is None or isinstance(tree, Tree) else (tree,) if isinstance(tree, str | Path) else tuple(tree)
+    trainer, _ = open_run(
+        model, settled, folder, given=given, recipe=recipe, data=str(data), data_root=_path(data_root), split=split,
+        tree=tree if isinstance(tree, Tree) else [_file(each) for each in files] or None, classes=classes, limit=limit,
+        skip=skip, resize=resize, val_split=val_split, insist=bool({*given} & LOOKS), licence=licence, half=half,
+        save_every=save_every, workers=workers,
+    )  # fmt: skip
+    started = model.info.origin
+    config = {
+        "model": started[0], "pretrained": started[1], "data": data, "data-root": data_root, "split": split,
+        "classes": classes, "limit": limit, "skip": skip, "resize": resize, "tree": list(files) or None,
+        "recipe": recipe, "val-split": val_split, "licence": licence, "half": half, "save-every": save_every,
+    }  # fmt: skip
+    begin(trainer, {name: _plain(value) for name, value in config.items()})
+    if resume:
+        trainer.resume()
+    trainer.run(progress)
+    return folder
+
+
+def _list(value: Any) -> tuple[Any, ...]:
+    """One thing, several with commas in a text, or a sequence of them."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(","))
+    return tuple(value) if isinstance(value, Sequence) else (value,)
+
+
+def _plain(value: Any) -> Any:
+    """As ``--config`` reads it back; a tree in memory has no name that could."""
+    if isinstance(value, Tree):
+        return None
+    if isinstance(value, Path | Fraction):
+        return str(value)
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _tree_for(model: ImageEncoder, tree: TreeLike | None, images: Tensor) -> Tree:
+    if isinstance(tree, Tree):
+        return tree
+    if tree is not None:
+        return load_tree(_file(tree))
+    if isinstance(model, ClipModel):
+        raise UsageError("tree: a CLIP needs to know its classes; give a tree, its file, or a dataset's name")
+    with torch.no_grad():
+        count = model.encode_image(images[:1]).shape[1]
+    leaves = tuple(Node(str(c), str(c), class_id=str(c)) for c in range(count))
+    return Tree(Node("any class", "root", leaves, level=1))
+
+
+def _tree_spec(tree: TreeLike | None) -> str | Tree | None:
+    return tree if tree is None or isinstance(tree, Tree) else _file(tree)
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _file(tree: str | Path) -> str:
+    """The published one, where ``tree`` is a dataset's name."""
+    return str(find_tree(str(tree)) or tree)
+
+
+def _check_labels(labels: Tensor, images: int, classes: int) -> None:
+    if labels.is_floating_point() or labels.shape != (images,):
+        raise UsageError(f"labels: {images} whole numbers are needed, one for each image, not {tuple(labels.shape)} of "
+                         f"{labels.dtype}")  # fmt: skip
+    wrong = ((labels < 0) | (labels >= classes)).nonzero().flatten()
+    if len(wrong):
+        at = int(wrong[0])
+        raise UsageError(f"labels[{at}] is {int(labels[at])}: the tree has classes 0 … {classes - 1}")

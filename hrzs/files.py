@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and the folders that they make up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hrzs.errors import HrzsError
+import yaml
+
+from hrzs.errors import HrzsError, UsageError
 
 
 @contextmanager
@@ -60,3 +62,35 @@ def fsync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def dump_yaml(value: dict[str, Any]) -> str:
+    """As ``--config`` reads it back."""
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
+
+
+def check_folder(folder: Path) -> None:
+    """An output folder that holds a run already is refused.
+
+    Raises:
+        UsageError: it does, or it is a file.
+    """
+    if folder.is_file():
+        raise UsageError(f"-o {folder}: is a file; give a folder")
+    if any(
+        (folder / name).exists() for name in ("config.yaml", "metrics.jsonl", "model.safetensors", "manifest.jsonl")
+    ):
+        raise UsageError(f"-o {folder}: holds a run already; go on with --resume, or give another folder")
+
+
+def begin_folder(folder: Path, config: dict[str, Any]) -> None:
+    """Make an output folder, and write ``config.yaml`` into it.
+
+    Raises:
+        HrzsError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HrzsError(f"-o {folder}: cannot be written ({error.strerror}); give another folder") from error
+    write_text(folder / "config.yaml", dump_yaml(config))

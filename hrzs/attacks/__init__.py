@@ -26,7 +26,7 @@ from hrzs.attacks.pgd import FGSM, PGD
 from hrzs.attacks.square import Square
 from hrzs.errors import UsageError
 from hrzs.hierarchy.tree import Tree
-from hrzs.models.classifier import ZeroShotClassifier
+from hrzs.models.classifier import Classifier
 
 __all__ = ["ATTACKS", "Attack", "AttackResult", "AttackSpec", "Budget", "attack_spec", "sample_seeds"]
 
@@ -66,7 +66,7 @@ class AttackSpec:
         chosen = possible[0] if level is None else int(level)
         return (chosen,) if chosen in possible else ()
 
-    def objective(self, classifier: ZeroShotClassifier, level: int | str, scoring: str = "prompt") -> Objective:
+    def objective(self, classifier: Classifier, level: int | str, scoring: str = "prompt") -> Objective:
         """What this attack maximises when aimed at ``level``."""
         if isinstance(level, str):
             return HierarchicalObjective(classifier, scoring)

@@ -14,7 +14,7 @@ from torch import Tensor
 from hrzs.attacks.ball import Ball
 from hrzs.attacks.base import Attack, AttackResult, Composite, features_of, probe
 from hrzs.attacks.objectives import Objective, of_level
-from hrzs.models.clip import ClipModel
+from hrzs.models.encoder import ImageEncoder
 
 #: Weight of the gradient step against the last move (α), and the share of steps that must raise the loss (ρ).
 MOMENTUM, RHO = 0.75, 0.75
@@ -94,7 +94,7 @@ class APGD(Attack):
 
     def run(
         self,
-        model: ClipModel,
+        model: ImageEncoder,
         objective: Objective,
         ball: Ball,
         labels: Int[Tensor, "B"],

@@ -18,7 +18,8 @@ from hrzs.attacks.ball import Ball
 from hrzs.attacks.budget import Budget
 from hrzs.attacks.objectives import Objective, Outcome
 from hrzs.errors import HrzsError, UsageError
-from hrzs.models.clip import ClipModel, frozen
+from hrzs.models.clip import frozen
+from hrzs.models.encoder import ImageEncoder
 from hrzs.models.exact import exact_fp32
 
 Same = TypeVar("Same", bound="Attack")
@@ -96,7 +97,7 @@ class Attack(ABC):
 
     def __call__(
         self,
-        model: ClipModel,
+        model: ImageEncoder,
         objective: Objective,
         images: Float[Tensor, "B 3 H W"],
         labels: Int[Tensor, "B"],
@@ -154,7 +155,7 @@ class Attack(ABC):
     @abstractmethod
     def run(
         self,
-        model: ClipModel,
+        model: ImageEncoder,
         objective: Objective,
         ball: Ball,
         labels: Int[Tensor, "B"],
@@ -176,7 +177,7 @@ class Composite(Attack):
 
 @torch.no_grad()
 def features_of(
-    model: ClipModel, images: Float[Tensor, "B 3 H W"], precision: str | None = "fp32"
+    model: ImageEncoder, images: Float[Tensor, "B 3 H W"], precision: str | None = "fp32"
 ) -> Float[Tensor, "B D"]:
     """Image features without a graph, in fp32 unless told otherwise (None: as the model has it)."""
     slices = _at_once(model, len(images))
@@ -185,7 +186,7 @@ def features_of(
     return torch.cat([model.encode_image(images[rows], precision) for rows in slices])
 
 
-def _at_once(model: ClipModel, images: int) -> list[slice]:
+def _at_once(model: ImageEncoder, images: int) -> list[slice]:
     """The batches that go through the model one after the other."""
     size = model.at_once or max(images, 1)
     return [slice(start, min(start + size, images)) for start in range(0, max(images, 1), size)]
@@ -193,14 +194,14 @@ def _at_once(model: ClipModel, images: int) -> list[slice]:
 
 @torch.no_grad()
 def judge(
-    model: ClipModel, objective: Objective, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"]
+    model: ImageEncoder, objective: Objective, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"]
 ) -> Bool[Tensor, "B"]:
     """Does each image win, by an fp32 forward?"""
     return objective(features_of(model, images), labels).won
 
 
 def probe(
-    model: ClipModel,
+    model: ImageEncoder,
     objective: Objective,
     images: Float[Tensor, "B 3 H W"],
     labels: Int[Tensor, "B"],
@@ -224,7 +225,7 @@ def probe(
 
 
 def _differentiate(
-    model: ClipModel, objective: Objective, images: Float[Tensor, "b 3 H W"], labels: Int[Tensor, "b"]
+    model: ImageEncoder, objective: Objective, images: Float[Tensor, "b 3 H W"], labels: Int[Tensor, "b"]
 ) -> tuple[Float[Tensor, "b"], Bool[Tensor, "b"], Float[Tensor, "b 3 H W"]]:
     images = images.detach().requires_grad_()
     loss, won = objective(model.encode_image(images), labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,6 +28,20 @@ def parse_eps(text: str, *, option: str = "--eps", norm: str = "linf") -> Fracti
         hint = f"; for {text.strip()} grey levels write {eps}/255" if eps > 1 and eps.denominator == 1 else ""
         raise UsageError(f"{option} {text!r}: must be {allowed}{hint}")
     return eps
+
+
+def exact_eps(value: str | float | Fraction, *, option: str = "--eps", norm: str = "linf") -> Fraction:
+    """The rational that a number from Python stands for: the float ``1 / 255`` is that fraction, ``0.3`` is 3/10.
+
+    Raises:
+        UsageError: as `parse_eps`.
+    """
+    if isinstance(value, str):
+        return parse_eps(value, option=option, norm=norm)
+    if isinstance(value, float) and math.isfinite(value):
+        simple = Fraction(value).limit_denominator(1_000_000)
+        value = simple if float(simple) == value else Fraction(value)
+    return parse_eps(str(value), option=option, norm=norm)
 
 
 def parse_eps_list(text: str, *, norm: str = "linf") -> tuple[Fraction, ...]:

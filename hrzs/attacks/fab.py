@@ -12,7 +12,7 @@ from torch import Tensor
 from hrzs.attacks.ball import Ball, L2Ball, float_below
 from hrzs.attacks.base import Attack, AttackResult, Composite, features_of, judge, probe
 from hrzs.attacks.objectives import Objective, of_level
-from hrzs.models.clip import ClipModel
+from hrzs.models.encoder import ImageEncoder
 
 #: Targets of the targeted form: the most likely other classes.
 TARGETS = 9
@@ -65,7 +65,7 @@ class FAB(Attack):
 
     def run(
         self,
-        model: ClipModel,
+        model: ImageEncoder,
         objective: Objective,
         ball: Ball,
         labels: Int[Tensor, "B"],
@@ -103,7 +103,7 @@ class FAB(Attack):
 
 
 def step(
-    model: ClipModel,
+    model: ImageEncoder,
     objective: Objective,
     ball: Ball,
     x: Float[Tensor, "b 3 H W"],

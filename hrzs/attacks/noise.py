@@ -11,7 +11,7 @@ from torch import Tensor
 from hrzs.attacks.ball import Ball
 from hrzs.attacks.base import Attack, AttackResult, further_seeds, judge
 from hrzs.attacks.objectives import Objective
-from hrzs.models.clip import ClipModel
+from hrzs.models.encoder import ImageEncoder
 
 
 class Noise(Attack):
@@ -24,7 +24,7 @@ class Noise(Attack):
     @torch.no_grad()
     def run(
         self,
-        model: ClipModel,
+        model: ImageEncoder,
         objective: Objective,
         ball: Ball,
         labels: Int[Tensor, "B"],

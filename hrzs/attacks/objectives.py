@@ -14,7 +14,7 @@ from torch import Tensor
 from hrzs.attacks.losses import LOSSES, STAND_IN
 from hrzs.errors import UsageError
 from hrzs.hierarchy.tree import Tree
-from hrzs.models.classifier import ZeroShotClassifier
+from hrzs.models.classifier import Classifier
 
 Same = TypeVar("Same", bound="Objective")
 
@@ -61,7 +61,7 @@ class LevelObjective(Objective):
             the margin loss stands in, and ``stands_in`` names it (else it is None).
     """
 
-    def __init__(self, classifier: ZeroShotClassifier, level: int, scoring: str = "prompt", loss: str = "ce") -> None:
+    def __init__(self, classifier: Classifier, level: int, scoring: str = "prompt", loss: str = "ce") -> None:
         self.classifier = classifier
         self.level: int = level
         self.scoring = scoring
@@ -149,7 +149,7 @@ class WishObjective(LevelObjective):
     The loss is the log-probability of all of them together; for a single one this is targeted cross-entropy.
     """
 
-    def __init__(self, classifier: ZeroShotClassifier, level: int, scoring: str, wish: Wish) -> None:
+    def __init__(self, classifier: Classifier, level: int, scoring: str, wish: Wish) -> None:
         super().__init__(classifier, level, scoring)
         self.wish = wish
         self.wished: Tensor | None = None
@@ -212,7 +212,7 @@ class HierarchicalObjective(Objective):
 
     level = "all"
 
-    def __init__(self, classifier: ZeroShotClassifier, scoring: str = "prompt") -> None:
+    def __init__(self, classifier: Classifier, scoring: str = "prompt") -> None:
         top = classifier.tree.top
         self.parts = [LevelObjective(classifier, level, scoring) for level in range(top)]
         self.weights = level_weights(top)

@@ -11,7 +11,7 @@ from torch import Tensor
 from hrzs.attacks.ball import Ball
 from hrzs.attacks.base import Attack, AttackResult, judge, probe
 from hrzs.attacks.objectives import Objective
-from hrzs.models.clip import ClipModel
+from hrzs.models.encoder import ImageEncoder
 
 
 class PGD(Attack):
@@ -19,7 +19,7 @@ class PGD(Attack):
 
     def run(
         self,
-        model: ClipModel,
+        model: ImageEncoder,
         objective: Objective,
         ball: Ball,
         labels: Int[Tensor, "B"],
@@ -57,7 +57,7 @@ class FGSM(Attack):
 
     def run(
         self,
-        model: ClipModel,
+        model: ImageEncoder,
         objective: Objective,
         ball: Ball,
         labels: Int[Tensor, "B"],

@@ -15,7 +15,7 @@ from torch import Tensor
 from hrzs.attacks.ball import Ball, LinfBall, float_below
 from hrzs.attacks.base import Attack, AttackResult, features_of, judge
 from hrzs.attacks.objectives import Objective
-from hrzs.models.clip import ClipModel
+from hrzs.models.encoder import ImageEncoder
 
 #: Share of the image that a square covers at first; from each of these queries in 10,000 on, half as much.
 AREA = 0.8
@@ -55,7 +55,7 @@ class Square(Attack):
     @torch.no_grad()
     def run(
         self,
-        model: ClipModel,
+        model: ImageEncoder,
         objective: Objective,
         ball: Ball,
         labels: Int[Tensor, "B"],

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hrzs.cli import console, options
-from hrzs.cli.finetune import check_folder
-from hrzs.errors import HrzsError, UsageError
+from hrzs.errors import UsageError
+from hrzs.files import begin_folder, check_folder, dump_yaml
 
 if TYPE_CHECKING:
     from hrzs.evaluation.adversarial import AdversarialSet
@@ -87,7 +87,7 @@ def attack(
     if dry_run:
         evaluation = Evaluation(loaded, task, settings)
         passes = sum(map(evaluation.cost, evaluation.units[1:]))
-        console.emit(options.dump_yaml({"data": task.describe(), "units": [u.title for u in units], "output": str(folder),
+        console.emit(dump_yaml({"data": task.describe(), "units": [u.title for u in units], "output": str(folder),
                                         **_estimate(loaded, task, len(units), passes, batch_size, png=png)}))  # fmt: skip
         return
     if resume and len(units) > 1 and is_finished(folder):
@@ -136,11 +136,7 @@ def _estimate(
 
 
 def _write_set(made: AdversarialSet, *, png: bool, quiet: bool, config: dict[str, Any]) -> None:
-    try:
-        made.folder.mkdir(parents=True, exist_ok=True)
-        options.write_config(made.folder / "config.yaml", config)
-    except OSError as error:
-        raise HrzsError(f"-o {made.folder}: cannot be written ({error.strerror}); give another folder") from error
+    begin_folder(made.folder, config)
     with console.progress_bar(made.unit.title, quiet=quiet) as update:
         made.run(lambda done, total: update(done, total, ""), png=png)
     console.note(json.dumps({k: [round(v, 4) for v in vs] for k, vs in made.summary().items() if k != "n"}))

@@ -10,7 +10,7 @@ import typer
 
 from hrzs.cli import console, options
 from hrzs.errors import UsageError
-from hrzs.files import write_text
+from hrzs.files import dump_yaml, write_text
 
 if TYPE_CHECKING:
     from hrzs.evaluation.runner import Evaluation
@@ -137,7 +137,7 @@ def evaluate(
         adversarial=adversarial, canaries=canaries, store=store, config=options.saved_config(context),
     )  # fmt: skip
     if dry_run:
-        console.emit(options.dump_yaml(job.estimate()))
+        console.emit(dump_yaml(job.estimate()))
         return
     report = job.head()
     if other is not None:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from hrzs.cli import console, options
-from hrzs.errors import HrzsError, UsageError
-
-if TYPE_CHECKING:
-    from hrzs.data import Dataset
-    from hrzs.tasks import Task
-    from hrzs.training.options import TrainOptions
+from hrzs.errors import UsageError
+from hrzs.files import check_folder, dump_yaml
 
 #: Panels of ``--help``.
 METHOD, ADVERSARY, OPTIMISER, VALIDATION = "Method", "Adversary", "Optimiser", "Validation while training"
@@ -112,55 +107,35 @@ def finetune(
     console.set_up(quiet=quiet, debug=debug)
     if _listed(model, data, method, recipe, template):
         return
-    settings = _settings(context, recipe)
+    from hrzs.models.loading import load_model
+    from hrzs.training.job import LOOKS, begin, estimate, open_run, settle
+    from hrzs.training.trainer import is_finished
+
+    given, typed = _given(context)
+    settings = settle(recipe, given, typed)
     folder = output or options.default_folder(settings.method, model, visual, data)
     if not resume and not dry_run:
         check_folder(folder)
     device = options.prepare_torch(device, precision, threads)
-
-    from hrzs.models.loading import load_model
-    from hrzs.tasks import open_task
-    from hrzs.training.trainer import Trainer, is_finished
-
     if resume and is_finished(folder):
         console.emit(str(folder))
         return
     loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=seed)
-    task = open_task(data, loaded, purpose="train", split=split, root=data_root, tree=tree,
-                     classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize,
-                     template=settings.template)  # fmt: skip
-    settings = _for_data(settings, context, recipe, task)
-    held_out = _validation(context, data, task, loaded, settings, val_split, data_root)
+    trainer, task = open_run(
+        loaded, settings, folder, given=given, recipe=recipe, data=data, data_root=data_root, split=split, tree=tree,
+        classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize, val_split=val_split,
+        insist=bool(typed & LOOKS), workers=workers, save_every=save_every, licence=licence,
+        half=half,
+    )  # fmt: skip
     if dry_run:
-        _estimate(loaded, task, settings, folder, held_out)
+        console.emit(dump_yaml(estimate(trainer, task)))
         return
-    trainer = Trainer(loaded, task.data, task.tree, settings, folder, workers=workers, save_every=save_every,
-                      origin=(model, pretrained), licence=licence, half=half, more_trees=task.more_trees,
-                      validation=held_out)  # fmt: skip
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        options.write_config(folder / "config.yaml", options.saved_config(context) | _as_config(settings))
-    except OSError as error:
-        raise HrzsError(f"-o {folder}: cannot be written ({error.strerror}); give another folder") from error
+    begin(trainer, options.saved_config(context))
     if resume and not trainer.resume():
         console.note(f"no checkpoint in {folder}: starting anew")
     with console.progress_bar(f"finetune {settings.method}", quiet=quiet) as update:
         trainer.run(lambda done, total, log: update(done, total, f"loss {log['loss']:.3f}"))
     console.emit(str(folder))
-
-
-def check_folder(folder: Path) -> None:
-    """An output folder that holds a run already is refused.
-
-    Raises:
-        UsageError: it does, or it is a file.
-    """
-    if folder.is_file():
-        raise UsageError(f"-o {folder}: is a file; give a folder")
-    if any(
-        (folder / name).exists() for name in ("config.yaml", "metrics.jsonl", "model.safetensors", "manifest.jsonl")
-    ):
-        raise UsageError(f"-o {folder}: holds a run already; go on with --resume, or give another folder")
 
 
 def _listed(model: str, data: str, method: str | None, recipe: str, template: str | None) -> bool:
@@ -180,101 +155,18 @@ def _listed(model: str, data: str, method: str | None, recipe: str, template: st
     return True
 
 
-def _settings(context: typer.Context, recipe: str) -> TrainOptions:
-    """Defaults, then the recipe, then what was given here or in the configuration file."""
-    from hrzs.attacks.budget import default_step_size, parse_eps
-    from hrzs.training.methods import check_options
-    from hrzs.training.options import PUBLISHED, RECIPES, TrainOptions, about_recipe
+def _given(context: typer.Context) -> tuple[dict[str, Any], set[str]]:
+    """The options of the run, here or in the configuration file, and which of all options were typed here.
 
-    if recipe not in RECIPES:
-        raise UsageError(f"--recipe {recipe!r}: one of {', '.join(RECIPES)}")
-    if recipe in PUBLISHED:
-        console.note(f"--recipe {recipe}: {about_recipe(recipe)}")
-    values: dict[str, Any] = dict(RECIPES[recipe])
+    A saved configuration names every option, so only what was typed can be a misunderstanding.
+    """
+    from hrzs.training.options import option_names
+
     given = {"compile" if name == "compile_encoder" else name: value for name, value in context.params.items()}
     if given["no_hnsa"]:
         if given["hnsa"] not in (None, "none"):
             raise UsageError(f"--no-hnsa and --hnsa {given['hnsa']} contradict each other; give one of them")
         given["hnsa"] = "none"
-    for field in fields(TrainOptions):
-        if given.get(field.name) is not None and given[field.name] is not False:
-            values[field.name] = given[field.name]
-    for name in ("eps", "step_size"):
-        if isinstance(values.get(name), str):
-            values[name] = parse_eps(values[name], option=f"--{name.replace('_', '-')}")
-    if "eps" in values and "step_size" not in values:
-        values["step_size"] = default_step_size(values["eps"])
-    settings = TrainOptions(**values)
-    # A saved configuration names every option, so only what was typed can be a misunderstanding.
-    check_options(settings.method, {name for name in given if _typed(context, name)})
-    return settings
-
-
-def _typed(context: typer.Context, name: str) -> bool:
-    """Was this option given on the command line itself?"""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def _validation(
-    context: typer.Context, spec: str, task: Task, model: Any, settings: TrainOptions, split: str, root: Path | None
-) -> Dataset | None:
-    """Held-out images of the same data; that there are none is no error unless they were asked for."""
-    from hrzs.tasks import open_validation
-
-    if not settings.validate_every:
-        return None
-    try:
-        return open_validation(spec, task, model, split=split, root=root, limit=settings.val_limit)
-    except UsageError as error:
-        if any(_typed(context, name) for name in ("validate_every", "val_split", "val_limit", "val_steps", "best_by")):
-            raise
-        console.note(f"no validation while training ({error})")
-        return None
-
-
-def _as_config(settings: TrainOptions) -> dict[str, Any]:
-    """What was settled on, so that a saved configuration means the same when defaults have moved on."""
-    from hrzs.training.trainer import options_as_config
-
-    return {name.replace("_", "-"): value for name, value in options_as_config(settings).items()}
-
-
-def _for_data(settings: TrainOptions, context: typer.Context, recipe: str, task: Task) -> TrainOptions:
-    """Data has its own ensemble of templates and may set its own ε (`shapes` does), unless one was given."""
-    from dataclasses import replace
-
-    from hrzs.attacks.budget import default_step_size
-    from hrzs.models.templates import template_for
-    from hrzs.training.options import RECIPES
-
-    settings = replace(settings, template=template_for(settings.template, task.data.name))
-    own = task.data.default_eps
-    if own is None or context.params.get("eps") is not None or "eps" in RECIPES[recipe]:
-        return settings
-    step = settings.step_size if context.params.get("step_size") is not None else default_step_size(own)
-    return replace(settings, eps=own, step_size=step)
-
-
-def _estimate(model: Any, task: Task, settings: TrainOptions, folder: Path, held_out: Dataset | None) -> None:
-    """``--dry-run``: what would be done, and a measured guess of its cost."""
-    from hrzs.estimate import seconds_per_image
-    from hrzs.training.methods import method_class
-    from hrzs.training.trainer import options_as_config, total_steps
-
-    steps = total_steps(settings, len(task.data))
-    batch = min(settings.batch_size, len(task.data))
-    levels = max(tree.top for tree in (task.tree, *task.more_trees))
-    per_step = batch * method_class(settings.method).encodings(settings, levels)
-    looks = 0 if held_out is None else -(-steps // settings.validate_every)
-    per_look = 0 if held_out is None else len(held_out) * task.tree.top * settings.val_steps
-    seconds, megabytes = seconds_per_image(model, task.data)
-    parameters = sum(p.numel() for p in model.parameters())
-    plan = {
-        "model": model.info.source, "data": task.describe(), "trees": 1 + len(task.more_trees), "output": str(folder),
-        **options_as_config(settings), "optimiser_steps": steps, "images_per_step": batch,
-        "validation_images": 0 if held_out is None else len(held_out),
-        "estimated_minutes": round((steps * per_step + looks * per_look) * seconds / 60, 1),
-        "estimated_memory_mb": round(-(-batch // settings.accumulate) * megabytes + 16 * parameters / 1e6),
-    }  # fmt: skip
-    console.emit(options.dump_yaml(plan))
+    sources = {name: context.get_parameter_source(name) for name in given}
+    typed = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    return {name: given[name] for name in option_names()}, typed

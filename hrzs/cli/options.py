@@ -205,15 +205,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def dump_yaml(value: dict[str, Any]) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
-
-
-def write_config(path: Path, config: dict[str, Any]) -> None:
-    """Beside every result, in the form that ``--config`` reads back."""
-    path.write_text(dump_yaml(config))
-
-
 def print_models_or_data(model: str, data: str, template: str | None = None) -> None:
     """``--model list``, ``--data list`` or ``--template list``."""
     if model == LIST:

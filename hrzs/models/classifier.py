@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,8 +17,30 @@ from hrzs.models.text import frozen_texts
 SCORINGS = ("prompt", "leaves")
 
 
-class ZeroShotClassifier:
-    """Logits of every level, from image features; the text is encoded and prepared once, on construction.
+class Classifier(ABC):
+    """Logits of every level of ``tree``, from image features; ``ancestors`` are the tree's, on the model's device."""
+
+    tree: Tree
+    ancestors: Int[Tensor, "levels C"]
+
+    @abstractmethod
+    def logits(
+        self, features: Float[Tensor, "B D"], level: int = 0, scoring: str = "prompt"
+    ) -> Float[Tensor, "B nodes"]:
+        """Logits over the nodes of ``level``; their softmax is the probability under ``scoring``."""
+
+    def labels(self, leaf_labels: Int[Tensor, "B"], level: int) -> Int[Tensor, "B"]:
+        """The ancestor of each leaf label at ``level``."""
+        return self.ancestors[level][leaf_labels]
+
+    def likeliest(self, features: Float[Tensor, "B D"], most: int) -> Int[Tensor, "B k"]:
+        """The ``most`` likeliest leaves, or all where there are fewer, the likeliest first."""
+        logits = self.logits(features)
+        return logits.topk(min(most, logits.shape[1])).indices
+
+
+class ZeroShotClassifier(Classifier):
+    """A classifier by texts, which are encoded and prepared once, on construction.
 
     Args:
         model: gives the text encoder and, unless ``head`` is named, the head it was trained with.
@@ -39,20 +63,11 @@ class ZeroShotClassifier:
     def logits(
         self, features: Float[Tensor, "B D"], level: int = 0, scoring: str = "prompt"
     ) -> Float[Tensor, "B nodes"]:
-        """Logits over the nodes of ``level``; their softmax is the probability under ``scoring``."""
+        """See `Classifier.logits`."""
         if scoring == "leaves" and level > 0:
             leaf = self.head.logits(features, self.prepared[self.columns[0]])
             return sum_leaves(leaf, self.ancestors[level], len(self.columns[level]))
         return self.head.logits(features, self.prepared[self.columns[level]], level)
-
-    def labels(self, leaf_labels: Int[Tensor, "B"], level: int) -> Int[Tensor, "B"]:
-        """The ancestor of each leaf label at ``level``."""
-        return self.ancestors[level][leaf_labels]
-
-    def likeliest(self, features: Float[Tensor, "B D"], most: int) -> Int[Tensor, "B k"]:
-        """The ``most`` likeliest leaves, or all where there are fewer, the likeliest first."""
-        logits = self.logits(features)
-        return logits.topk(min(most, logits.shape[1])).indices
 
     def predict(self, features: Float[Tensor, "B D"]) -> Int[Tensor, "scorings levels B"]:
         """Argmax at every level 0 … L-1 under both scorings, in the order of `SCORINGS`."""

@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from hrzs.errors import HrzsError, UsageError
 from hrzs.models.attention import straighten
+from hrzs.models.encoder import ImageEncoder
 from hrzs.models.exact import exact_fp32
 from hrzs.models.folding import folded, make_foldable
 from hrzs.models.heads import CosineHead, Head, HyperbolicHead
@@ -38,11 +39,13 @@ class ModelInfo:
     digest: str = ""
     # Of a run: the method, the tree's digest, what it was trained from. Empty for a model nobody fine-tuned here.
     run: dict[str, Any] = field(default_factory=dict)
+    # The ``--model`` and ``--pretrained`` that load it again, where such is known.
+    origin: tuple[str, str | None] = ("", None)
     # The file that the image encoder was taken from, where it is not the one of ``source``.
     visual: str | None = None
 
 
-class ClipModel(nn.Module):
+class ClipModel(ImageEncoder):
     """An open_clip model with resizing and normalisation inside, so that ε is in pixels of the native image.
 
     Args:
@@ -56,9 +59,6 @@ class ClipModel(nn.Module):
 
     mean: Tensor
     std: Tensor
-    #: How many images an attack puts through at once (None: all it holds). It may hold more: as some are fooled, the
-    #: others close ranks and batches stay full.
-    at_once: int | None = None
 
     def __init__(self, clip: nn.Module, info: ModelInfo, geometry: HyperbolicHead | None = None) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ def _tokenizer(arch: str) -> Any:
 
 
 @contextmanager
-def frozen(model: ClipModel) -> Iterator[None]:
+def frozen(model: ImageEncoder) -> Iterator[None]:
     """No parameter of ``model`` requires a gradient inside: neither its time nor its memory is spent in an attack.
 
     In bf16 the encoder's matrices are cast once here (autocast would cast frozen ones anew in every forward), and the
@@ -213,13 +213,14 @@ def frozen(model: ClipModel) -> Iterator[None]:
     wanted = [p for p in model.parameters() if p.requires_grad]
     for p in wanted:
         p.requires_grad_(False)
-    outer = model._bf16_weights
-    if model.precision == "bf16" and outer is None:
-        model._bf16_weights = _bf16_matrices(cast(Any, model.clip).visual)
+    uncast = model if isinstance(model, ClipModel) and model._bf16_weights is None else None
+    if uncast is not None and uncast.precision == "bf16":
+        uncast._bf16_weights = _bf16_matrices(cast(Any, uncast.clip).visual)
     try:
         yield
     finally:
-        model._bf16_weights = outer
+        if uncast is not None:
+            uncast._bf16_weights = None
         for p in wanted:
             p.requires_grad_(True)
 

@@ -91,7 +91,44 @@ def load_model(
     if visual is not None:
         _take_visual(model, Path(visual), spec, pretrained)
     model.precision = precision
+    model.info = replace(model.info, origin=(spec, pretrained))
     return model.to(device)
+
+
+def wrap_model(clip: torch.nn.Module, arch: str | None, *, device: str = "cpu", precision: str = "fp32") -> ClipModel:
+    """An open_clip model in memory, which is used as it is and not copied.
+
+    Args:
+        arch: what open_clip calls it; its config gives the tokenizer, and goes into what is saved.
+
+    Raises:
+        UsageError: no such architecture, or the model is of another one.
+    """
+    config = None if arch is None else open_clip.get_model_config(arch)
+    if arch is None or config is None:
+        near = difflib.get_close_matches(arch or "", open_clip.list_models(), 3, 0.4)
+        raise UsageError(
+            f"arch {arch!r}: what open_clip calls the architecture of this {type(clip).__name__} is needed, such as "
+            f"{' or '.join(near or ['ViT-B-32'])}"
+        )
+    with torch.device("meta"):  # names and shapes, no memory
+        expected = _instantiate(arch, None, "meta").state_dict()
+    found = clip.state_dict()
+    differing = [name for name in {**expected, **found} if _shape(expected, name) != _shape(found, name)]
+    if differing:
+        name = differing[0]
+        raise UsageError(
+            f"arch {arch!r}: this {type(clip).__name__} is no such model: {len(differing)} of its tensors differ, "
+            f"{name} for one is of {_shape(found, name)}, not {_shape(expected, name)}"
+        )
+    own = getattr(cast(Any, clip).visual, "preprocess_cfg", None) or {}
+    model = ClipModel(clip, _info(arch, config, f"{arch} in memory", digest_of(found.items()), **own))
+    model.precision = precision
+    return model.to(device)
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(state[name].shape) if name in state else None
 
 
 # -- the forms of --model -------------------------------------------------------------------------------------
@@ -253,14 +290,14 @@ def _info(
     return ModelInfo(arch, config, source, tuple(mean), tuple(std), interpolation, digest=digest)
 
 
-def _instantiate(arch: str, weights: str | None) -> torch.nn.Module:
+def _instantiate(arch: str, weights: str | None, device: str = "cpu") -> torch.nn.Module:
     # open_clip warns through the root logger that it loaded no weights; they are loaded below, or were not wanted.
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
     try:
         clip: torch.nn.Module = open_clip.create_model(
-            arch, pretrained=None, pretrained_image=False, pretrained_text=False
+            arch, pretrained=None, pretrained_image=False, pretrained_text=False, device=device
         )
     except Exception as error:  # a config of somebody's own may be wrong in any way
         raise UsageError(f"--model {arch}: open_clip cannot build it from its config: {error}") from error
@@ -422,5 +459,6 @@ def describe(model: ClipModel) -> dict[str, Any]:
     """What a report says of the model."""
     info = asdict(model.info)
     config = info.pop("config")
+    del info["origin"]
     return {**info, "image_size": model.image_size, "embed_dim": config.get("embed_dim"),
             "geometry": model.geometry.values() if model.geometry else None}  # fmt: skip

@@ -57,8 +57,8 @@ class Trainer:
         folder: where the run is written; it exists already.
         workers: processes that read images ahead.
         save_every: steps between checkpoints.
-        origin: the ``--model`` and ``--pretrained`` that ``model`` came from, kept so that an evaluation can load the
-            untouched model beside the tuned one.
+        origin: the ``--model`` and ``--pretrained`` that ``model`` came from, by default as its ``info`` has them; kept
+            so that an evaluation can load the untouched model beside the tuned one.
         licence: of the weights that come out; by default that of the weights that went in.
         half: store the result as float16.
         more_trees: further trees over the same classes (a forest).
@@ -75,7 +75,7 @@ class Trainer:
         *,
         workers: int = 0,
         save_every: int = 100,
-        origin: tuple[str, str | None] = ("", None),
+        origin: tuple[str, str | None] | None = None,
         licence: str | None = None,
         half: bool = False,
         more_trees: Sequence[Tree] = (),
@@ -89,7 +89,8 @@ class Trainer:
         self.validation = validation if options.validate_every else None
         self.batch_size = min(options.batch_size, len(data))
         self.steps = total_steps(options, len(data))
-        self.base = {"model": origin[0], "pretrained": origin[1], "digest": model.info.digest}
+        started = model.info.origin if origin is None else origin
+        self.base = {"model": started[0], "pretrained": started[1], "digest": model.info.digest}
         if model.info.visual is not None:
             # A foreign image encoder is robust as a rule: untouched is the model below it, which loading has noted.
             self.base = {**model.info.run["base"], "visual": model.info.visual}

@@ -1,0 +1,146 @@
+"""From options and names of data to a run: what `hrzs finetune` and `hrzs.finetune` do."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from hrzs.attacks.budget import default_step_size, parse_eps
+from hrzs.data import Dataset
+from hrzs.errors import UsageError
+from hrzs.estimate import seconds_per_image
+from hrzs.files import begin_folder
+from hrzs.hierarchy.tree import Tree
+from hrzs.models.clip import ClipModel
+from hrzs.models.templates import template_for
+from hrzs.tasks import Task, open_task, open_validation
+from hrzs.training.methods import check_options, method_class
+from hrzs.training.options import PUBLISHED, RECIPES, TrainOptions, about_recipe
+from hrzs.training.trainer import Trainer, options_as_config, total_steps
+
+logger = logging.getLogger(__name__)
+
+#: Whoever names one of these wants a validation.
+LOOKS = {"validate_every", "val_split", "val_limit", "val_steps", "best_by"}
+
+
+def settle(recipe: str, given: Mapping[str, Any], typed: set[str] | None = None) -> TrainOptions:
+    """Defaults, then the recipe, then what was given.
+
+    Args:
+        given: options by the names of `TrainOptions`; None, or False for a flag, is not given.
+        typed: those that the method has to read; by default all that are given.
+
+    Raises:
+        UsageError: an unknown recipe or option, a value that is none, or an option that the method does not read.
+    """
+    if recipe not in RECIPES:
+        raise UsageError(f"--recipe {recipe!r}: one of {', '.join(RECIPES)}")
+    if recipe in PUBLISHED:
+        logger.info("--recipe %s: %s", recipe, about_recipe(recipe))
+    values: dict[str, Any] = dict(RECIPES[recipe])
+    names = {field.name for field in fields(TrainOptions)}
+    for name, value in given.items():
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            raise UsageError(f"{name}: no option of a run" + (f"; did you mean {near[0]}?" if near else ""))
+        if value is not None and value is not False:
+            values[name] = value
+    for name in ("eps", "step_size"):
+        if isinstance(values.get(name), str):
+            values[name] = parse_eps(values[name], option=f"--{name.replace('_', '-')}")
+    if "eps" in values and "step_size" not in values:
+        values["step_size"] = default_step_size(values["eps"])
+    options = TrainOptions(**values)
+    check_options(options.method, set(given) if typed is None else typed)
+    return options
+
+
+def open_run(
+    model: ClipModel,
+    options: TrainOptions,
+    folder: Path,
+    *,
+    given: Mapping[str, Any],
+    recipe: str = "default",
+    data: str = "shapes",
+    data_root: Path | None = None,
+    split: str | None = None,
+    tree: str | Tree | Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    limit: int | None = None,
+    skip: int = 0,
+    resize: str = "auto",
+    val_split: str = "val",
+    insist: bool = False,
+    **of_trainer: Any,
+) -> tuple[Trainer, Task]:
+    """The trainer of a run, and its data with the tree; nothing is written yet.
+
+    Args:
+        options: as `settle` has them; data may have an ε and templates of its own, which count unless ``given``.
+        insist: that there are no held-out images is an error.
+        of_trainer: see `Trainer`.
+
+    Raises:
+        UsageError: an option, or what it names, is not there or does not fit.
+    """
+    task = open_task(data, model, purpose="train", split=split, root=data_root, tree=tree, classes=classes,
+                     limit=limit, skip=skip, resize=resize, template=options.template)  # fmt: skip
+    options = _for_data(options, given, recipe, task)
+    held_out: Dataset | None = None
+    if options.validate_every:
+        try:
+            held_out = open_validation(data, task, model, split=val_split, root=data_root, limit=options.val_limit)
+        except UsageError as error:
+            if insist:
+                raise
+            logger.info("no validation while training (%s)", error)
+    trainer = Trainer(model, task.data, task.tree, options, folder, more_trees=task.more_trees, validation=held_out,
+                      **of_trainer)  # fmt: skip
+    return trainer, task
+
+
+def _for_data(options: TrainOptions, given: Mapping[str, Any], recipe: str, task: Task) -> TrainOptions:
+    """Data has its own ensemble of templates and may set its own ε (`shapes` does), unless one was given."""
+    options = replace(options, template=template_for(options.template, task.data.name))
+    own = task.data.default_eps
+    if own is None or given.get("eps") is not None or "eps" in RECIPES[recipe]:
+        return options
+    step = options.step_size if given.get("step_size") is not None else default_step_size(own)
+    return replace(options, eps=own, step_size=step)
+
+
+def begin(trainer: Trainer, config: Mapping[str, Any]) -> None:
+    """Make the run folder, with ``config.yaml``: what was settled on means the same when defaults have moved on.
+
+    Raises:
+        HrzsError: it cannot be written.
+    """
+    settled = {name.replace("_", "-"): value for name, value in options_as_config(trainer.options).items()}
+    begin_folder(trainer.folder, {**config, **settled})
+
+
+def estimate(trainer: Trainer, task: Task) -> dict[str, Any]:
+    """What would be done, and a measured guess of its cost on this machine."""
+    options, model = trainer.options, trainer.model
+    steps = total_steps(options, len(task.data))
+    batch = min(options.batch_size, len(task.data))
+    levels = max(tree.top for tree in (task.tree, *task.more_trees))
+    per_step = batch * method_class(options.method).encodings(options, levels)
+    held_out = 0 if trainer.validation is None else len(trainer.validation)
+    looks = -(-steps // options.validate_every) if held_out else 0
+    per_look = held_out * task.tree.top * options.val_steps
+    seconds, megabytes = seconds_per_image(model, task.data)
+    parameters = sum(p.numel() for p in model.parameters())
+    return {
+        "model": model.info.source, "data": task.describe(), "trees": 1 + len(task.more_trees),
+        "output": str(trainer.folder), **options_as_config(options), "optimiser_steps": steps,
+        "images_per_step": batch, "validation_images": held_out,
+        "estimated_minutes": round((steps * per_step + looks * per_look) * seconds / 60, 1),
+        "estimated_memory_mb": round(-(-batch // options.accumulate) * megabytes + 16 * parameters / 1e6),
+    }  # fmt: skip
