@@ -19,8 +19,8 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 lint: $(STAMP) ## Style, format and types
-	$(BIN)/ruff check hrzs tests
-	$(BIN)/ruff format --check hrzs tests
+	$(BIN)/ruff check hrzs tests docs
+	$(BIN)/ruff format --check hrzs tests docs/*.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 

@@ -41,13 +41,13 @@ from torch import Tensor
 import hrzs.training.trainer
 from hrzs.data import open_dataset, subset
 from hrzs.data.folder import decode as decode_image
-from hrzs.results.metrics import from_bits, node_weights
 from hrzs.evaluation.runner import EvalOptions, Evaluation
 from hrzs.hierarchy.tree import Tree
 from hrzs.hierarchy.yaml_form import load_tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.loading import load_model, save_model
 from hrzs.models.text import NodeIndex, Prompts, resolve_template
+from hrzs.results.metrics import from_bits, node_weights
 from hrzs.tasks import Task
 from hrzs.training.options import TrainOptions
 from hrzs.training.trainer import Trainer

@@ -13,7 +13,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
-#: Tried for every row, and where the best of them is an end of what was tried, one more beyond it.
+#: Learning rates tried for every row. Where the best of them is the lowest or the highest, the next one is tried too.
 RATES = ("2e-4", "4e-4", "8e-4")
 BEYOND = ("5e-5", "1e-4", *RATES, "16e-4", "32e-4")
 SEEDS = (0, 1, 2)

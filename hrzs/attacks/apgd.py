@@ -88,8 +88,8 @@ def _wide(rows: Bool[Tensor, "b"]) -> Bool[Tensor, "b 1 1 1"]:
 class APGD(Attack):
     """Momentum, and a step size per image: 2ε at first, halved at a checkpoint where the loss stopped rising.
 
-    Whoever is halved goes on from its best point. An image's result is its last winning iterate, or, where none won,
-    the one of the highest loss. ``step_size`` of the budget has no say.
+    An image whose step size is halved goes on from its best point. An image's result is its last winning iterate, or,
+    where none won, the one of the highest loss. ``step_size`` of the budget has no say.
     """
 
     def run(

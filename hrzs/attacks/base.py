@@ -85,7 +85,7 @@ class Attack(ABC):
     Args:
         budget: ε, step size, steps and norm.
         early_stop: a fooled image leaves the batch. Off where the image is scored at other levels too, or
-            transfer would be overstated (protocol.md).
+            transfer would be overstated (docs/evaluation.md).
     """
 
     #: What a step costs: in forward and backward passes of one image, a forward alone counting a third.

@@ -51,7 +51,7 @@ _register()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: runs a subcommand and turns its end into the exit status of cli.md (0, 1 or 2)."""
+    """Entry point: runs a subcommand and turns its end into the exit status: 0, 1 where it failed, 2 where the call was wrong."""
     given: list[str] = list(sys.argv[1:] if arguments is None else arguments)
     try:
         app(args=given, standalone_mode=True)

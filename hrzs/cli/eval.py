@@ -15,7 +15,7 @@ from hrzs.files import dump_yaml, write_text
 if TYPE_CHECKING:
     from hrzs.evaluation.runner import Evaluation
 
-#: Named protocols: overrides of the defaults (protocol.md).
+#: Named protocols: overrides of the defaults (docs/evaluation.md).
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"attack": "leaf-pgd,superclass-pgd,hierarchical-pgd,cw", "level": "all", "eps": "1/255",
               "step_size": "1/255", "steps": 20, "template": "photo"},

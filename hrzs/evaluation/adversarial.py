@@ -135,8 +135,8 @@ class AdversarialSet:
     def _kept(self) -> int:
         """The number of images that the folder holds already, cut back to whole batches.
 
-        A batch that was being written is made again from its first image: in other company, an image could differ in
-        its last bit.
+        A batch that was being written is made again from its first image: in a batch with others, an image could
+        differ in its last bit.
         """
         n = len(self.task.data)
         if is_finished(self.folder):
@@ -267,7 +267,7 @@ class AdversarialSet:
     def _summary(self, found: _Predictions) -> dict[str, Any]:
         tree, labels = self.task.tree, torch.tensor(list(self.task.data.labels))
         clean, robust, rounded = right(tree, labels, torch.stack([found.before, found.after, found.after_8_bit]))
-        # An image that is wrong when clean is not robust (protocol.md).
+        # An image that is wrong when clean is not robust (docs/evaluation.md).
         held = {"clean": clean, "robust": clean & robust, "robust_after_8_bit": clean & rounded}
         return {
             "n": len(labels),

@@ -1,8 +1,8 @@
 """Checks that run beside every evaluation, on at most 64 images: would this set-up notice a model that is not robust?
 
-Each canary says what it measured, what was expected, and whether the two agree (protocol.md). Most of them compare two
-attacks image by image: leaf PGD, which has the model's gradients, and one that has less to go by (one step, no
-gradients, another model's). What the weaker attack fools and the stronger one does not is no robustness: there the
+Each canary says what it measured, what was expected, and whether the two agree (docs/evaluation.md). Most of them
+compare two attacks image by image: leaf PGD, which has the model's gradients, and one that has less to go by (one step,
+no gradients, another model's). What the weaker attack fools and the stronger one does not is no robustness: there the
 gradients lead nowhere (Athalye et al., ICML 2018, section 3.1; Carlini et al. 2019, "On Evaluating Adversarial
 Robustness"; Croce & Hein, ICML 2020, who have Square in AutoAttack for that). One compares the gradients themselves
 with finite differences (`hrzs.evaluation.gradient_check`). Those that need no other model look at one attacked

@@ -337,7 +337,7 @@ class Evaluation:
     # -- what comes of it -----------------------------------------------------------------------------------------
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row for each (ε, attack, attack level, level, scoring), in the form of cli.md."""
+        """One row for each (ε, attack, attack level, level, scoring) (docs/evaluation.md)."""
         return [row for unit in self.units for row in self._rows(unit)]
 
     def _rows(self, unit: Unit) -> Iterator[dict[str, Any]]:

@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hrzs.errors import HrzsError, UsageError
-from hrzs.models.attention import straighten
 from hrzs.models.encoder import ImageEncoder
 from hrzs.models.exact import exact_fp32
+from hrzs.models.faster import make_faster
 from hrzs.models.folding import folded, make_foldable
 from hrzs.models.heads import CosineHead, Head, HyperbolicHead
-from hrzs.models.layout import channels_last
-from hrzs.models.patches import embed_by_product
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,7 @@ class ClipModel(ImageEncoder):
 
     def __init__(self, clip: nn.Module, info: ModelInfo, geometry: HyperbolicHead | None = None) -> None:
         super().__init__()
-        straighten(clip)
-        embed_by_product(clip)
-        channels_last(clip)
+        make_faster(clip)
         make_foldable(clip)
         self.clip = clip
         self.info = info

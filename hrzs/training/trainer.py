@@ -102,7 +102,7 @@ class Trainer:
         }  # fmt: skip
         self._forest = {"more_trees": self.plan["more_trees"]} if more_trees else {}
         if options.accumulate > self.batch_size:
-            raise UsageError(f"--accumulate {options.accumulate}: a batch of {self.batch_size} has no so many parts")
+            raise UsageError(f"--accumulate {options.accumulate}: a batch has only {self.batch_size} images")
         self.method: Method = method_class(options.method)(model, tree, options, more_trees)
         if options.checkpoint_activations:
             recompute_activations(model.clip.visual)
@@ -264,7 +264,7 @@ class Trainer:
         optimizer.step()
         self.step += 1
         if self._mean:
-            # Young means are short: otherwise the first weights would stay in them for long.
+            # At first the mean follows more quickly: otherwise the first weights would stay in it for long.
             decay = min(self.options.ema, self.step / (self.step + 9))
             torch._foreach_lerp_(self._mean, [p.detach() for p in self._tuned], 1 - decay)
         log = {"loss": value, "lr": self.options.lr * factor, "grad_norm": next(numbers)}

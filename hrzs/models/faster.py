@@ -1,0 +1,118 @@
+"""What open_clip's modules compute, faster: the same parameters and the same results.
+
+- `SelfAttention`: torch's module transposes the batch away before its input projection. Where the weights need no
+  gradient, as in an attack, torch then multiplies position by position against copies of the weights: several times
+  slower in bf16.
+- `PatchConv`: where the kernel of a convolution is as large as its stride, as in the patch embedding of a ViT, each
+  pixel is read once, and reordering does the whole of the sliding. torch's convolution takes several times as long for
+  the gradient to the pixels, which is what an attack wants.
+- `channels_last`: the layout that other convolutions prefer on CPUs and tensor cores.
+
+Batch norms folded into convolutions, which holds for an attack alone, are in `hrzs.models.folding`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def make_faster(module: nn.Module) -> None:
+    """All of it for ``module`` and what is inside; the parameters stay as they are."""
+    straighten(module)
+    embed_by_product(module)
+    channels_last(module)
+
+
+# -- attention --------------------------------------------------------------------------------------------------------
+
+
+class SelfAttention(nn.MultiheadAttention):
+    """The same parameters and results for ``attention(x, x, x, need_weights=False)``; other calls go to torch."""
+
+    def forward(  # type: ignore[override]
+        self, query: Tensor, key: Tensor, value: Tensor, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """``query``: (B, L, W), or as torch has it."""
+        mask = options.pop("attn_mask", None)
+        plain = (
+            options == {"need_weights": False}
+            and query is key is value
+            and query.ndim == 3
+            and self.batch_first
+            and self.bias_k is None
+            and not (self.add_zero_attn or (self.training and self.dropout))
+            and (mask is None or mask.is_floating_point())
+        )
+        if not plain:
+            return super().forward(query, key, value, attn_mask=mask, **options)
+        batch, length, width = query.shape
+        qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.view(batch, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        if mask is not None:
+            mask = mask.to(q.dtype)
+            mask = mask.view(batch, self.num_heads, length, length) if mask.ndim == 3 else mask
+        attended = _attend(q, k, v, mask)
+        return self.out_proj(attended.transpose(1, 2).reshape(batch, length, width)), None
+
+
+def _attend(
+    q: Float[Tensor, "B heads L D"],
+    k: Float[Tensor, "B heads L D"],
+    v: Float[Tensor, "B heads L D"],
+    mask: Float[Tensor, "... L L"] | None,
+) -> Float[Tensor, "B heads L D"]:
+    if q.dtype != torch.bfloat16 or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    # torch's fused bf16 kernel for CPUs is slower than fp32 in the backward pass, and several times slower than this.
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    attended: Tensor = (scores if mask is None else scores + mask).softmax(-1) @ v
+    return attended
+
+
+def straighten(module: nn.Module) -> None:
+    """Make every `torch.nn.MultiheadAttention` inside ``module`` a `SelfAttention`; parameters stay as they are."""
+    for part in module.modules():
+        if type(part) is nn.MultiheadAttention:
+            part.__class__ = SelfAttention
+
+
+# -- convolutions -----------------------------------------------------------------------------------------------------
+
+
+class PatchConv(nn.Conv2d):
+    """The same parameters and results; images that are no whole number of patches go to torch."""
+
+    def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
+        """One patch, one row of a matrix product."""
+        (batch, channels, height, width), (down, across) = input.shape, self.kernel_size
+        if height % down or width % across:
+            return super().forward(input)
+        patches = input.view(batch, channels, height // down, down, width // across, across)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)
+        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+def embed_by_product(module: nn.Module) -> None:
+    """Make every convolution inside ``module`` whose windows tile its input a `PatchConv`; parameters stay the same."""
+    for part in module.modules():
+        if type(part) is nn.Conv2d and part.kernel_size == part.stride != (1, 1) and _plain(part):
+            cast(nn.Module, part).__class__ = PatchConv
+
+
+def _plain(conv: nn.Conv2d) -> bool:
+    return conv.padding in ((0, 0), "valid") and conv.dilation == (1, 1) and conv.groups == 1
+
+
+def channels_last(module: nn.Module) -> None:
+    """Lay out the convolutions of ``module`` channels last; their outputs, and so what follows, take that on.
+
+    The values stay as they are. A `PatchConv` is a matrix product, and is left alone.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d) and not isinstance(part, PatchConv):
+            cast(nn.Module, part).to(memory_format=torch.channels_last)

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hrzs.models.faster import PatchConv, SelfAttention, channels_last, embed_by_product, straighten
+
+
+def both(**options: object) -> tuple[nn.MultiheadAttention, nn.MultiheadAttention]:
+    """Torch's own, and ours with the same weights."""
+    torch.manual_seed(0)
+    theirs = nn.MultiheadAttention(16, 4, batch_first=True, **options).eval()
+    ours = nn.MultiheadAttention(16, 4, batch_first=True, **options).eval()
+    ours.load_state_dict(theirs.state_dict())
+    straighten(ours)
+    assert type(ours) is SelfAttention
+    return theirs, ours
+
+
+CAUSAL = torch.full((5, 5), -torch.inf).triu(1)
+
+
+@pytest.mark.parametrize(
+    "mask", [None, CAUSAL, CAUSAL.expand(12, 5, 5), CAUSAL.isinf()], ids=["none", "LL", "NLL", "bool"]
+)
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"add_bias_kv": True}, {"kdim": 16, "vdim": 16}])
+def test_attention_and_its_gradients_are_torchs(mask: torch.Tensor | None, options: dict[str, object]) -> None:
+    if options.get("add_bias_kv") and mask is not None and mask.ndim == 3:
+        pytest.skip("torch wants another mask there")
+    outputs = []
+    for module in both(**options):
+        x = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
+        out, weights = module(x, x, x, need_weights=False, attn_mask=mask)
+        assert weights is None
+        gradients = torch.autograd.grad(out.square().sum(), (x, module.out_proj.weight))
+        outputs.append((out, *gradients))
+    for theirs, ours in zip(*outputs, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_other_calls_go_to_torch() -> None:
+    theirs, ours = both()
+    x, y = torch.randn(2, 3, 5, 16, generator=torch.Generator().manual_seed(1))
+    padding = torch.tensor([[False, False, False, True, True]] * 3)
+    for query, key, options in ((x, y, {}), (x, x, {}), (x, x, {"need_weights": False, "key_padding_mask": padding})):
+        for expected, found in zip(theirs(query, key, key, **options), ours(query, key, key, **options), strict=True):
+            assert (found is expected is None) or torch.allclose(found, expected, atol=1e-6)
+
+
+def test_dropout_in_training_is_torchs() -> None:
+    _, ours = both(dropout=0.5)
+    x = torch.ones(2, 5, 16)
+    ours.train()
+    torch.manual_seed(0)
+    assert not torch.equal(ours(x, x, x, need_weights=False)[0], ours(x, x, x, need_weights=False)[0])
+    ours.eval()
+    assert torch.equal(ours(x, x, x, need_weights=False)[0], ours(x, x, x, need_weights=False)[0])
+
+
+@pytest.mark.parametrize("mask", [None, CAUSAL, CAUSAL.expand(12, 5, 5)], ids=["none", "LL", "NLL"])
+def test_bf16_is_as_near_to_the_truth_as_torchs(mask: torch.Tensor | None) -> None:
+    """Results and input gradients under autocast, where ours is not the kernel of torch."""
+    outputs = []
+    for module, bf16 in (*((module, True) for module in both()), (both()[0], False)):
+        x = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            out, _ = module(x, x, x, need_weights=False, attn_mask=mask)
+        assert out.dtype == (torch.bfloat16 if bf16 else torch.float32)
+        outputs.append((out.float(), *torch.autograd.grad(out.float().square().sum(), x)))
+    for theirs, ours, exact in zip(*outputs, strict=True):
+        assert (ours - exact).norm() <= 2 * (theirs - exact).norm() <= 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kernel", [4, (4, 2)])
+@pytest.mark.parametrize("size", [(8, 12), (9, 12), (8, 8)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_convolutions_and_their_gradients_are_torchs(
+    bias: bool, kernel: int | tuple[int, int], size: tuple[int, int], layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    theirs = nn.Conv2d(3, 5, kernel, stride=kernel, bias=bias)
+    ours = nn.Sequential(copy.deepcopy(theirs))
+    embed_by_product(ours)
+    assert type(ours[0]) is PatchConv
+    assert ours[0].state_dict().keys() == theirs.state_dict().keys()
+    pixels = torch.randn(2, 3, *size).to(memory_format=layout)
+
+    def outcome(module: nn.Module) -> list[Tensor]:
+        x = pixels.clone().requires_grad_(True)
+        out = module(x)
+        return [out, *torch.autograd.grad(out.square().sum(), (x, *module.parameters()))]
+
+    for found, expected in zip(outcome(ours), outcome(theirs), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 4, 1),
+        nn.Conv2d(4, 4, 2, stride=2, padding=1),
+        nn.Conv2d(4, 4, 2, stride=2, dilation=2),
+        nn.Conv2d(4, 4, 2, stride=2, groups=2),
+    ],
+    ids=["overlapping", "1x1", "padded", "dilated", "grouped"],
+)
+def test_other_convolutions_stay_as_they_are(conv: nn.Conv2d) -> None:
+    embed_by_product(conv)
+    assert type(conv) is nn.Conv2d
+
+
+def test_bf16_is_torchs() -> None:
+    """Under autocast: the same products of the same rounded numbers, summed in another order."""
+    theirs = nn.Conv2d(3, 5, 4, stride=4, bias=False)
+    ours = copy.deepcopy(theirs)
+    embed_by_product(ours)
+    pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = ours(pixels), theirs(pixels)
+    assert found.dtype == torch.bfloat16
+    exact = F.conv2d(pixels, theirs.weight, stride=4)
+    assert (found - exact).abs().max() <= 2 * (expected - exact).abs().max()
+
+
+@pytest.fixture
+def convolutions() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 2, stride=2)
+    ).eval()
+
+
+def test_values_and_gradients_stay(convolutions: nn.Sequential) -> None:
+    """Features and the gradients of pixels and weights are those of the usual layout."""
+    usual, images = copy.deepcopy(convolutions), torch.rand(4, 3, 8, 8, requires_grad=True)
+    channels_last(convolutions)
+    expected, found = usual(images), convolutions(images)
+    torch.testing.assert_close(found, expected)
+    (before,) = torch.autograd.grad(expected.square().sum(), images, retain_graph=True)
+    (after,) = torch.autograd.grad(found.square().sum(), images, retain_graph=True)
+    torch.testing.assert_close(after, before)
+    expected.square().sum().backward()
+    found.square().sum().backward()
+    for mine, other in zip(convolutions.parameters(), usual.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_activations_take_it_on(convolutions: nn.Sequential) -> None:
+    """An image in the usual layout comes out channels last: one module after another keeps it."""
+    channels_last(convolutions)
+    assert convolutions(torch.rand(4, 3, 8, 8)).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_patches_are_left_alone(convolutions: nn.Sequential) -> None:
+    """A convolution that is computed as a matrix product wants its weight as a matrix, which it reads as a view."""
+    embed_by_product(convolutions)
+    channels_last(convolutions)
+    patches = convolutions[3]
+    assert isinstance(patches, PatchConv)
+    assert patches.weight.is_contiguous()
+    assert patches.weight.flatten(1).data_ptr() == patches.weight.data_ptr()
+    assert convolutions[0].weight.is_contiguous(memory_format=torch.channels_last)
