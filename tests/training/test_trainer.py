@@ -446,7 +446,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(make_trainer: MakeTr
 
 
 def test_more_parts_than_images_are_refused(make_trainer: MakeTrainer) -> None:
-    with pytest.raises(UsageError, match=r"--accumulate 9: a batch of 8"):
+    with pytest.raises(UsageError, match=r"--accumulate 9: a batch has only 8"):
         make_trainer(accumulate=9)
 
 
