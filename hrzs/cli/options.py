@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import Field, fields
+from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 import yaml
+from rich.markup import escape
 
 from hrzs.classes import specs
 from hrzs.cli.console import LIST, print_names
 from hrzs.errors import UsageError
+from hrzs.option import Option
 
 logger = logging.getLogger(__name__)
+
+Command = TypeVar("Command", bound=Callable[..., None])
 
 #: What the configuration in a report says beyond the options; passed over when it is fed back.
 REPORTED = ("tasks", "prompts_digest", "versions")
@@ -115,6 +122,43 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no notes o
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks and a verbose log.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve everything, estimate time and memory, and stop.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what was interrupted.")]
+
+
+def takes(kind: type, *, before: str) -> Callable[[Command], Command]:
+    """For a command with ``**run``: what these are, from the fields of ``kind`` (see `hrzs.option`).
+
+    Each is None, or False for a flag, where it was not given. In ``--help`` they stand before the parameter ``before``.
+    """
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        at = next(i for i, p in enumerate(own) if p.name == before)
+        hints = get_type_hints(kind)
+        added = [_parameter(f, hints[f.name]) for f in fields(kind)]
+        parameters = [*own[:at], *added, *own[at:]]
+        # Whatever asks for the signature gets this one.
+        vars(command)["__signature__"] = signature.replace(parameters=parameters)
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate
+
+
+def _parameter(f: Field[Any], hint: Any) -> inspect.Parameter:
+    said: Option = f.metadata["option"]
+    kind = next((part for part in get_args(hint) if part is not type(None)), hint)
+    flag = kind is bool
+    # None stands for the default, so that what was given is told from what was not; the text shows it.
+    text = said.text if flag or said.shown else f"{said.text} [default: {said.shown_default(f.default)}]"
+    about = typer.Option(
+        f"--{f.name.replace('_', '-')}", help=escape(text), rich_help_panel=said.panel, show_default=said.shown or False
+    )
+    annotation = bool if flag else (str if kind is Fraction else kind) | None
+    return inspect.Parameter(
+        f.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False if flag else None,
+        annotation=Annotated[annotation, about],
+    )  # fmt: skip
 
 
 def prepare_torch(device: str, precision: str, threads: int | None) -> str:

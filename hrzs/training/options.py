@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from hrzs.errors import UsageError
+from hrzs.option import INSIDE, NOT_NEGATIVE, POSITIVE, SHARE, check, option
 
 #: Named weights of the levels: ``ω_l = 1 - l/(L+1)`` of the paper, or the same for all.
 LEVEL_WEIGHTS = ("paper", "equal")
@@ -35,132 +36,90 @@ def parse_level_weights(text: str) -> tuple[float, ...]:
     return weights
 
 
+#: Panels of ``--help``.
+METHOD, ADVERSARY, OPTIMISER, VALIDATION = "Method", "Adversary", "Optimiser", "Validation while training"
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """Options of `hrzs.training.trainer.Trainer` and of the methods; names are those of the command line.
 
-    Adversary: ``eps`` and ``step_size`` in pixels [0, 1], ``steps`` of PGD, ``eps_text`` relative to the mean norm of
-    the projected text features. Schedule: linear warm-up over ``warmup`` of all steps, then a cosine to zero or level.
+    ``eps`` and ``step_size`` are in pixels [0, 1]. The learning rate rises linearly over ``warmup`` of all steps. What
+    is not said to be a paper's measured best (docs/results.md).
+
+    Raises:
+        UsageError: a value is none of its option.
     """
 
-    method: str = "hierarchical"
-    eps: Fraction = Fraction(1, 255)
-    step_size: Fraction = Fraction(1, 255)
-    steps: int = 3
-    epochs: float = 1.0
-    max_steps: int | None = None
-    batch_size: int = 128
-    optimizer: str = "adamw"
-    lr: float = 3e-4
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    # Largest norm of the whole gradient; 0: whatever it is.
-    clip_grad: float = 10.0
-    warmup: float = 0.05
-    schedule: str = "cosine"
-    # Images of each class in a batch, whose classes are drawn at random; 1: any images at all.
-    per_class: int = 1
-    # A batch is worked through in that many parts: less memory, the same mean gradient of all per-image losses.
-    accumulate: int = 1
-    checkpoint_activations: bool = False
-    compile: bool = False
-    # The weights that are validated and saved: a running mean with this decay, then moved towards the original's.
-    ema: float = 0.0
-    interpolate: float = 0.0
-    # Beginnings of names of image encoder parameters that stay as they are, separated by commas.
-    freeze: str = ""
-    seed: int = 0
-    # What is trained: "image" (text frozen), "image+projection", or "all" (pretraining; text is encoded every step).
-    tune: str | None = None
-    augment: str = "none"
-    template: str = "photo"
-    # clean, tecoa and what builds on them: cross-entropy at every level instead of the leaves alone.
-    every_level: bool = False
-    # What has a loss over several levels: does the mean of a superclass level weigh its nodes or its images alike?
-    level_balance: str = "node"
-    # hierarchical: what measured best (docs/results.md); the paper's own are --recipe paper
-    perturbation: str = "universal"
-    geometry: str = "hyperbolic"
-    level_weights: str = "paper"
-    image_levels: str = "hypavg"
-    hnsa: str = "both"
-    depth: str = "both"
-    radius: float = 0.6
-    radius_text: float = 0.6
-    beta: float | None = None
-    beta_levels: str = "tied"
-    curvature: float = 1.0
-    learn_curvature: bool = False
-    # The head's scalars learn that many times as fast as the rest.
-    head_lr: float = 10.0
-    lambda_vic: float = 0.1
-    lambda_gap: float = 10.0
-    lambda_anchor: float = 0.0
-    zeta_vic: float = 1.0
-    zeta_gap: float = 0.12
-    eps_text: float = 2e-4
-    # pmg-aft: weights of the divergences from the original's prediction and from the one on clean images
-    pmg_original: float = 1.0
-    pmg_clean: float = 1.0
-    pmg_direction: str = "target-first"
-    pmg_reduction: str = "sum"
-    # fare: the clean images' share of the loss
-    fare_clean: float = 0.0
-    # tga-zsr: weights of the distances of attention maps, on attacked and on clean images
-    tga_refinement: float = 0.08
-    tga_constraint: float = 0.05
-    # trades: weight of the divergence
-    trades_beta: float = 6.0
-    # A look at held-out images now and then; it changes nothing about the weights.
-    validate_every: int = 100
-    val_limit: int = 100
-    val_steps: int = 5
-    best_by: str = "balanced"
+    # fmt: off
+    method: str = option("hierarchical", "hierarchical, tecoa, pmg-aft, fare, clean, tga-zsr, trades, or list.", METHOD)
+    eps: Fraction = option(Fraction(1, 255), "L∞ radius: 1/255 or 0.0039.", ADVERSARY, shown="1/255, or the data's")
+    step_size: Fraction = option(Fraction(1, 255), "Of each PGD step.", ADVERSARY, shown="1/255, or ε/4 if that is more")
+    steps: int = option(3, "PGD steps.", ADVERSARY, range=POSITIVE)
+    eps_text: float = option(2e-4, "Radius of the text perturbation, relative to the mean norm.", ADVERSARY, range=NOT_NEGATIVE)
+
+    epochs: float = option(1.0, "Passes over the data.", OPTIMISER, range=POSITIVE)
+    max_steps: int | None = option(None, "Optimiser steps at most.", OPTIMISER, range=POSITIVE, shown="as many as the epochs have")
+    batch_size: int = option(128, "Images in a step.", OPTIMISER, range=POSITIVE)
+    optimizer: str = option("adamw", "What takes the steps.", OPTIMISER, choices=("adamw", "sgd"))
+    lr: float = option(3e-4, "Peak learning rate.", OPTIMISER, range=POSITIVE)
+    momentum: float = option(0.9, "Of sgd.", OPTIMISER, range=SHARE)
+    weight_decay: float = option(1e-4, "Share of the weights that a step of rate 1 takes away.", OPTIMISER, range=NOT_NEGATIVE)
+    clip_grad: float = option(10.0, "Largest norm of the whole gradient; 0: any.", OPTIMISER, range=NOT_NEGATIVE)
+    warmup: float = option(0.05, "Share of all steps.", OPTIMISER, range=NOT_NEGATIVE)
+    schedule: str = option("cosine", "After the warm-up: down to zero, or level.", OPTIMISER, choices=("cosine", "constant"))
+    per_class: int = option(1, "N > 1: a batch has N images each of random classes, so that class means average something; 1: any images.", OPTIMISER, range=POSITIVE)
+    accumulate: int = option(1, "Work through a batch in N parts: less memory, the same gradient of per-image losses.", OPTIMISER, range=POSITIVE)
+    checkpoint_activations: bool = option(False, "Compute activations twice instead of keeping them: less memory, about a third more time.", OPTIMISER)
+    compile: bool = option(False, "torch.compile the image encoder (a C++ compiler is needed).", OPTIMISER)
+    ema: float = option(0.0, "Validate and save a running mean of the weights, with this decay; 0.999, say. 0: the weights themselves.", OPTIMISER, range=SHARE)
+    interpolate: float = option(0.0, "Move what is validated and saved this share of the way back to the original weights.", OPTIMISER, range=SHARE)
+    freeze: str = option("", "Parts of the image encoder that stay as they are: conv1,transformer.resblocks.0, say.", OPTIMISER, shown="none")
+    augment: str = option("none", "Images are mirrored, or turned and mirrored, at random.", OPTIMISER, choices=("none", "flip", "dihedral"))
+
+    tune: str | None = option(None, "What is trained; all is for pretraining.", METHOD, choices=("image", "image+projection", "all"), shown="the method's")
+    every_level: bool = option(False, "All but hierarchical and fare: cross-entropy at every level.", METHOD)
+    level_balance: str = option("node", "Whatever has a loss over several levels: the mean of a superclass level weighs its nodes or its images alike.", METHOD, choices=("node", "image"))
+    perturbation: str = option("universal", "hierarchical: against all levels at once, the leaves alone, or one for each level.", METHOD, choices=("universal", "leaf", "per-level"))
+    geometry: str = option("hyperbolic", "hierarchical: where texts and images are compared.", METHOD, choices=("hyperbolic", "euclidean"))
+    level_weights: str = option("paper", "ω of the levels: paper (1 - l/(L+1)), equal, or numbers from the leaves upwards: 1,0.5,0.", METHOD)
+    image_levels: str = option("hypavg", "What stands for a superclass's image: each of its images, or the means of its classes (the paper's).", METHOD, choices=("per-image", "hypavg", "mixed"))
+    hnsa: str = option("both", "Negatives from neighbouring levels.", METHOD, choices=("none", "lower", "upper", "both"))
+    depth: str = option("both", "What lies at the depth of its level from the start: texts and images, texts alone, or nothing.", METHOD, choices=("both", "text", "none"))
+    beta_levels: str = option("tied", "An inverse temperature for each level, learnt together or alone, or one for all.", METHOD, choices=("tied", "free", "shared"))
+    head_lr: float = option(10.0, "The head's scales, depths and temperatures learn that many times as fast as the rest.", METHOD, range=POSITIVE)
+    radius: float = option(0.6, "Where the mean image starts, as a share of the ball's.", METHOD, range=INSIDE)
+    radius_text: float = option(0.6, "Where the mean leaf text starts.", METHOD, range=INSIDE)
+    beta: float | None = option(None, "Initial inverse temperature.", METHOD, range=POSITIVE, shown="half the spread of the model's own logits")
+    curvature: float = option(1.0, "r > 0; the ball's curvature is -r.", METHOD, range=POSITIVE)
+    learn_curvature: bool = option(False, "Train r too.", METHOD)
+    lambda_vic: float = option(0.1, "λ1: weight of the neighbourhood term.", METHOD, range=NOT_NEGATIVE)
+    lambda_gap: float = option(10.0, "λ2: weight of the norm-order terms.", METHOD, range=NOT_NEGATIVE)
+    lambda_anchor: float = option(0.0, "Weight of the distance from the original's features on clean images, as a share of their square (not in the paper).", METHOD, range=NOT_NEGATIVE)
+    zeta_vic: float = option(1.0, "Distance to the leaf's text that costs nothing.", METHOD, range=NOT_NEGATIVE)
+    zeta_gap: float = option(0.12, "Norm gap wanted between parent and child.", METHOD, range=NOT_NEGATIVE)
+    pmg_original: float = option(1.0, "pmg-aft: weight of the divergence from the original's prediction on attacked images.", METHOD, range=NOT_NEGATIVE)
+    pmg_clean: float = option(1.0, "pmg-aft: weight of the divergence from the model's own prediction on clean images.", METHOD, range=NOT_NEGATIVE)
+    pmg_direction: str = option("target-first", "pmg-aft: KL(target ‖ attacked), or the other way round.", METHOD, choices=("target-first", "adversarial-first"))
+    pmg_reduction: str = option("sum", "pmg-aft: divergences summed over the batch, beside a mean cross-entropy, or their mean.", METHOD, choices=("sum", "mean"))
+    fare_clean: float = option(0.0, "fare: the clean images' share of the loss.", METHOD, range=SHARE)
+    tga_refinement: float = option(0.08, "tga-zsr: weight of attacked images' attention, held to the original's on clean ones.", METHOD, range=NOT_NEGATIVE)
+    tga_constraint: float = option(0.05, "tga-zsr: weight of clean images' attention, held to the original's.", METHOD, range=NOT_NEGATIVE)
+    trades_beta: float = option(6.0, "trades: weight of the divergence of clean and attacked predictions.", METHOD, range=NOT_NEGATIVE)
+
+    validate_every: int = option(100, "Steps between looks at held-out images, which change no weight; 0: never.", VALIDATION, range=NOT_NEGATIVE)
+    val_limit: int = option(100, "How many images, balanced over the classes.", VALIDATION, range=POSITIVE)
+    val_steps: int = option(5, "PGD steps, at each level.", VALIDATION, range=POSITIVE)
+    best_by: str = option("balanced", "What the model in RUN_DIR/best is best by.", VALIDATION, choices=CRITERIA)
+
+    template: str = option("photo", "Prompt template: photo, tecoa, name, openai (the dataset's ensemble), a text with {}, FILE.txt, or list.")
+    seed: int = option(0, "Of all that is random.")
+    # fmt: on
 
     def __post_init__(self) -> None:
-        choices = {
-            "tune": (None, "image", "image+projection", "all"),
-            "augment": ("none", "flip", "dihedral"),
-            "image_levels": ("per-image", "hypavg", "mixed"),
-            "level_balance": ("node", "image"),
-            "depth": ("both", "text", "none"),
-            "beta_levels": ("tied", "free", "shared"),
-            "hnsa": ("none", "lower", "upper", "both"),
-            "optimizer": ("adamw", "sgd"),
-            "schedule": ("cosine", "constant"),
-            "perturbation": ("universal", "leaf", "per-level"),
-            "geometry": ("hyperbolic", "euclidean"),
-            "pmg_direction": ("target-first", "adversarial-first"),
-            "pmg_reduction": ("sum", "mean"),
-            "best_by": CRITERIA,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                shown = ", ".join(str(a) for a in allowed if a)
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)!r}: one of {shown}")
-        for name in ("epochs", "batch_size", "lr", "steps", "curvature", "accumulate", "per_class", "head_lr",
-                     "val_limit", "val_steps"):  # fmt: skip
-            if not getattr(self, name) > 0:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be more than 0")
-        if self.beta is not None and self.beta <= 0:
-            raise UsageError(f"--beta {self.beta}: must be more than 0")
-        for name in (
-            "weight_decay", "warmup", "lambda_vic", "lambda_gap", "lambda_anchor", "zeta_vic", "zeta_gap", "eps_text",
-            "validate_every", "clip_grad",
-            "pmg_original", "pmg_clean", "tga_refinement", "tga_constraint", "trades_beta",
-        ):  # fmt: skip
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: cannot be negative")
-        for name in ("ema", "momentum", "interpolate", "fare_clean"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 0 and less than 1")
+        check(self)
         if self.level_weights not in LEVEL_WEIGHTS:
             parse_level_weights(self.level_weights)
-        for name in ("radius", "radius_text"):
-            if not 0 < getattr(self, name) < 1:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: between 0 and 1, 1 is the boundary"
-                )
 
 
 #: By the name of the option.
@@ -254,7 +213,3 @@ def about_recipe(name: str) -> str:
     return (
         f"published: {shown({key: recipe[key] for key in published})}; ours: {shown(ours)}, and whatever is not named"
     )
-
-
-def option_names() -> tuple[str, ...]:
-    return tuple(f.name for f in fields(TrainOptions))

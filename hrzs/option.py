@@ -1,0 +1,88 @@
+"""An option is said once: what it means, what it may be and where ``--help`` shows it, in the field that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from hrzs.errors import UsageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a number may be, in words for whoever goes beyond it."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+POSITIVE = Range(lambda value: value > 0, "must be more than 0")
+NOT_NEGATIVE = Range(lambda value: value >= 0, "cannot be negative")
+SHARE = Range(lambda value: 0 <= value < 1, "at least 0 and less than 1")
+INSIDE = Range(lambda value: 0 < value < 1, "between 0 and 1, 1 is the boundary")
+
+
+@dataclass(frozen=True)
+class Option:
+    """What `option` says of a field."""
+
+    help: str
+    panel: str | None = None
+    choices: tuple[str, ...] = ()
+    range: Range | None = None
+    shown: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The help with its choices."""
+        return f"{self.help} [{'|'.join(self.choices)}]" if self.choices else self.help
+
+    def shown_default(self, default: object) -> str:
+        """What ``--help`` shows of the default: ``shown``, or the value itself."""
+        return self.shown or (f"{default:g}" if isinstance(default, float) else str(default))
+
+
+def option(
+    default: T,
+    help: str,
+    panel: str | None = None,
+    *,
+    choices: tuple[str, ...] = (),
+    range: Range | None = None,
+    shown: str | None = None,
+) -> T:
+    """A field of a dataclass of options.
+
+    Args:
+        help: for ``--help``; a sentence.
+        panel: the panel of ``--help`` that it stands in.
+        choices: the values that it may have, besides a default of None.
+        range: the numbers that it may be, besides a default of None.
+        shown: what ``--help`` says of the default where the value would say too little.
+    """
+    said: T = field(default=default, metadata={"option": Option(help, panel, choices, range, shown)})
+    return said
+
+
+def options_of(kind: type) -> dict[str, Option]:
+    """The options of a dataclass by name, in their order."""
+    return {f.name: f.metadata["option"] for f in fields(kind)}
+
+
+def check(options: Any) -> None:
+    """Is every field of ``options`` one of its choices and within its range?
+
+    Raises:
+        UsageError: one is not; it is named.
+    """
+    for name, said in options_of(type(options)).items():
+        value, flag = getattr(options, name), f"--{name.replace('_', '-')}"
+        if value is None:
+            continue
+        if said.choices and value not in said.choices:
+            raise UsageError(f"{flag} {value!r}: one of {', '.join(said.choices)}")
+        if said.range is not None and not said.range.holds(value):
+            raise UsageError(f"{flag} {value}: {said.range.words}")
