@@ -158,6 +158,9 @@ def attack(
         step_size: by default the larger of 1/255 and ε/4.
         steps: by default the attack's own number.
     """
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise UsageError(f"images: floating-point numbers in [0, 1] of B × 3 × H × W, not {images.dtype} of "
+                         f"{' × '.join(map(str, images.shape))}")  # fmt: skip
     truth = torch.as_tensor(labels, device=images.device)
     encoder: ImageEncoder = model if isinstance(model, ClipModel) else LogitModel(model)
     found = _tree_for(encoder, tree, images)
@@ -224,6 +227,7 @@ def evaluate(
 
     The other arguments are the options of ``hrzs eval`` of these names.
     """
+    _check_model(model)
     if scoring not in (*SCORINGS, "both"):
         raise UsageError(f"--scoring {scoring!r}: one of {', '.join(SCORINGS)}, both")
     names = _list(attacks)
@@ -297,9 +301,11 @@ def finetune(
 
     The other arguments are the options of ``hrzs finetune`` of these names.
     """
+    _check_model(model)
     folder = Path(output)
-    given = {name: exact_eps(value, option=f"--{name.replace('_', '-')}") if name in ("eps", "step_size") else value
-             for name, value in options.items()}  # fmt: skip
+    radii = {name for name in ("eps", "step_size") if options.get(name) is not None}
+    exact = {name: exact_eps(options[name], option=f"--{name.replace('_', '-')}") for name in radii}
+    given = options | exact
     settled = settle(recipe, given)
     if resume and is_finished(folder):
         return folder
@@ -365,6 +371,14 @@ def _path(path: str | Path | None) -> Path | None:
 def _file(tree: str | Path) -> str:
     """The published one, where ``tree`` is a dataset's name."""
     return str(find_tree(str(tree)) or tree)
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, ClipModel):
+        raise UsageError(
+            f"model: a ClipModel is needed, not a {type(model).__name__}; hrzs.load makes one of a name or of an "
+            "open_clip model in memory (hrzs.attack takes any module with logits)"
+        )
 
 
 def _check_labels(labels: Tensor, images: int, classes: int) -> None:

@@ -159,6 +159,14 @@ def test_any_module_with_logits(tree: Tree) -> None:
     assert above.won.any()
 
 
+@pytest.mark.parametrize(
+    "images", [torch.zeros(3, 8, 8), torch.zeros(2, 1, 8, 8), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)]
+)
+def test_images_that_are_none(images: Tensor) -> None:
+    with pytest.raises(UsageError, match=r"images: floating-point numbers in \[0, 1\] of B × 3 × H × W, not torch\."):
+        hrzs.attack(Linear().eval(), images, [0, 1])
+
+
 def test_modules_that_give_no_logits(tree: Tree) -> None:
     images, labels = torch.rand(2, 3, 8, 8), [0, 1]
     with pytest.raises(UsageError, match=r"Linear is in training mode.*\.eval\(\)"):
@@ -235,6 +243,14 @@ def test_a_stopped_evaluation_goes_on(small: ClipModel, tmp_path: Path) -> None:
 def test_a_wrong_evaluation(small: ClipModel, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         hrzs.evaluate(small, **options)
+
+
+@pytest.mark.parametrize(
+    "call", [hrzs.evaluate, lambda model: hrzs.finetune(model, "run")], ids=["evaluate", "finetune"]
+)
+def test_a_model_that_is_none_of_ours(call: Callable[[Any], object]) -> None:
+    with pytest.raises(UsageError, match=r"a ClipModel is needed, not a Identity; hrzs\.load makes one"):
+        call(nn.Identity())
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
