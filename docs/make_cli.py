@@ -1,0 +1,60 @@
+"""The tables of options in docs/cli.md, from the commands themselves: `python docs/make_cli.py` writes them anew."""
+
+from __future__ import annotations
+
+import re
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from hrzs.cli import app
+
+PAGE = Path(__file__).with_name("cli.md")
+BEGIN = "<!-- Written by docs/make_cli.py from here on. -->"
+
+
+def tables() -> str:
+    """A section for each command, a table for each panel of its ``--help``."""
+    group: Any = typer.main.get_command(app)
+    return "\n".join(_section(name, command) for name, command in group.commands.items())
+
+
+def _section(name: str, command: Any) -> str:
+    lines = [f"## Options of {name}", "", command.help.strip().splitlines()[0], ""]
+    shown = [p for p in command.params if not p.hidden]
+    panels = list(dict.fromkeys(p.rich_help_panel for p in shown))
+    for panel, options in groupby(
+        sorted(shown, key=lambda p: panels.index(p.rich_help_panel)), lambda p: p.rich_help_panel
+    ):
+        lines += [f"**{panel}**", ""] if panel else []
+        lines += ["| option | | default |", "|---|---|---|", *map(_row, options), ""]
+    return "\n".join(lines)
+
+
+def _row(option: Any) -> str:
+    help_text = (option.help or "").replace("\\[", "[")
+    text, default = re.fullmatch(r"(.*?)(?: \[default: (.*)\])?", help_text, re.S).groups()  # type: ignore[union-attr]
+    text, choices = re.fullmatch(r"(.*?)(?: \[([^ \]]+\|[^ \]]+)\])?", text, re.S).groups()  # type: ignore[union-attr]
+    if choices:
+        text += " " + ", ".join(f"`{choice}`" for choice in choices.split("|"))
+    if default is None:
+        default = option.show_default if isinstance(option.show_default, str) else _shown(option)
+    flags = " ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts))
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in (flags, text, default)) + " |"
+
+
+def _shown(option: Any) -> str:
+    if option.default is None or option.default is False or callable(option.default):
+        return ""
+    return "on" if option.default is True else str(option.default)
+
+
+def page(text: str) -> str:
+    """``text`` with the tables of today."""
+    return text[: text.index(BEGIN)] + f"{BEGIN}\n\n{tables()}".rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text()))
