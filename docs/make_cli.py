@@ -23,12 +23,10 @@ def tables() -> str:
 def _section(name: str, command: Any) -> str:
     lines = [f"## Options of {name}", "", command.help.strip().splitlines()[0], ""]
     shown = [p for p in command.params if not p.hidden]
-    panels = list(dict.fromkeys(p.rich_help_panel for p in shown))
-    for panel, options in groupby(
-        sorted(shown, key=lambda p: panels.index(p.rich_help_panel)), lambda p: p.rich_help_panel
-    ):
+    for panel in dict.fromkeys(p.rich_help_panel for p in shown):
         lines += [f"**{panel}**", ""] if panel else []
-        lines += ["| option | | default |", "|---|---|---|", *map(_row, options), ""]
+        rows = [_row(p) for p in shown if p.rich_help_panel == panel]
+        lines += ["| option | | default |", "|---|---|---|", *rows, ""]
     return "\n".join(lines)
 
 
