@@ -11,10 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hrzs.attacks.ball import Ball
-from hrzs.attacks.base import Attack, AttackResult, Composite, features_of, probe
+from hrzs.attacks.base import Attack, AttackResult, Composite, Search
 from hrzs.attacks.objectives import Objective, of_level
-from hrzs.models.encoder import ImageEncoder
 
 #: Weight of the gradient step against the last move (α), and the share of steps that must raise the loss (ρ).
 MOMENTUM, RHO = 0.75, 0.75
@@ -38,8 +36,6 @@ def checkpoints(steps: int) -> list[int]:
 class _Climb:
     """Where each image of the batch stands; every field has one entry per image."""
 
-    rows: Int[Tensor, "b"]
-    labels: Int[Tensor, "b"]
     x: Float[Tensor, "b 3 H W"]
     before: Float[Tensor, "b 3 H W"]
     gradient: Float[Tensor, "b 3 H W"]
@@ -92,49 +88,40 @@ class APGD(Attack):
     where none won, the one of the highest loss. ``step_size`` of the budget has no say.
     """
 
-    def run(
-        self,
-        model: ImageEncoder,
-        objective: Objective,
-        ball: Ball,
-        labels: Int[Tensor, "B"],
-        seeds: Sequence[int],
-    ) -> AttackResult:
-        result = AttackResult.of(ball.centre)
-        at = self._start(ball.random(seeds), labels)
+    def run(self, search: Search, seeds: Sequence[int]) -> AttackResult:
+        result = AttackResult.of(search.clean)
+        at = self._start(search.ball.random(seeds))
         checks, checked = checkpoints(self.budget.steps), 0
         for step in range(self.budget.steps):
-            if not len(at.rows):
+            if not len(search):
                 return result
-            (loss, won), gradient = probe(model, objective, at.x, at.labels, result)
-            result.record(at.rows, at.x, won)
+            (loss, won), gradient = search.probe(at.x, result)
+            result.record(search.rows, at.x, won)
             at.note(loss, gradient)
             if step in checks:
                 at.check(step - checked)
                 checked = step
-            x = ball.project(at.x + at.size * steepest(at.gradient, self.budget.norm))
+            ball = search.ball
+            x = ball.project(at.x + at.size * ball.direction(at.gradient))
             if step > 0:
                 x = ball.project(at.x + MOMENTUM * (x - at.x) + (1 - MOMENTUM) * (at.x - at.before))
             at.before, at.x = at.x, x
             if self.early_stop and won.any():
-                at, objective, ball = at.select(~won), objective.select(~won), ball.select(~won)
-        if len(at.rows):
-            with torch.no_grad():
-                loss, won = objective(features_of(model, at.x), at.labels)
-            result.record(at.rows, at.x, won)
+                search, at = search.select(~won), at.select(~won)
+        if len(search):
+            loss, won = search.outcome(at.x)
+            result.record(search.rows, at.x, won)
             at.note(loss, at.gradient)
-            result.record(at.rows, at.best_x, torch.zeros_like(won))
+            result.record(search.rows, at.best_x, torch.zeros_like(won))
         return result
 
-    def _start(self, x: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"]) -> _Climb:
-        below = torch.full(labels.shape, -torch.inf, device=x.device)
+    def _start(self, x: Float[Tensor, "B 3 H W"]) -> _Climb:
+        below = x.new_full((len(x),), -torch.inf)
         none = torch.zeros_like(x)
-        size = torch.full((len(labels), 1, 1, 1), 2 * float(self.budget.eps), device=x.device)
         return _Climb(
-            rows=torch.arange(len(labels), device=x.device), labels=labels, size=size,
-            x=x, before=x, gradient=none, loss=-below,
-            best_x=x, best_gradient=none, best_loss=below,
-            rises=torch.zeros_like(labels), checked_loss=below, halved=torch.ones_like(labels, dtype=torch.bool),
+            x=x, before=x, gradient=none, loss=-below, size=x.new_full((len(x), 1, 1, 1), 2 * float(self.budget.eps)),
+            best_x=x, best_gradient=none, best_loss=below, checked_loss=below,
+            rises=below.new_zeros(len(x), dtype=torch.long), halved=below.new_ones(len(x), dtype=torch.bool),
         )  # fmt: skip
 
 
@@ -152,13 +139,3 @@ class APGDT(Composite):
         """
         attack = APGD(replace(self.budget, restarts=1), early_stop=self.early_stop)
         return [(attack, aim) for aim in of_level(objective, "apgd-t").with_loss("dlr").likeliest(TARGETS)]
-
-
-def steepest(gradient: Float[Tensor, "B 3 H W"], norm: str) -> Float[Tensor, "B 3 H W"]:
-    """The direction of length 1 in ``norm`` along which a loss with this gradient rises most."""
-    if norm == "linf":
-        return gradient.sign()
-    # In float64: the squares of a saturated softmax's gradient underflow in fp32.
-    length = gradient.double().flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
-    direction: Tensor = (gradient / length.view(-1, 1, 1, 1)).float()
-    return direction

@@ -55,11 +55,16 @@ class Ball(ABC):
     def random(self, seeds: Sequence[int]) -> Float[Tensor, "B 3 H W"]:
         """A uniform start inside the ball; one seed per image, so that it does not depend on the batch."""
 
+    @staticmethod
     @abstractmethod
+    def direction(gradient: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        """Of length 1 in this norm: the one along which a loss with this gradient rises most."""
+
     def step(
         self, x: Float[Tensor, "B 3 H W"], gradient: Float[Tensor, "B 3 H W"], size: float
     ) -> Float[Tensor, "B 3 H W"]:
         """Steepest ascent by ``size`` in this norm, then projection."""
+        return self.project(x + size * self.direction(gradient))
 
     @abstractmethod
     def distance(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
@@ -101,10 +106,9 @@ class LinfBall(Ball):
         noise = _noise(self.centre, seeds, torch.rand)
         return self.project(self.centre + (2 * noise - 1) * float(self.eps))
 
-    def step(
-        self, x: Float[Tensor, "B 3 H W"], gradient: Float[Tensor, "B 3 H W"], size: float
-    ) -> Float[Tensor, "B 3 H W"]:
-        return self.project(x + size * gradient.sign())
+    @staticmethod
+    def direction(gradient: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        return gradient.sign()
 
     def distance(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
         distance: Tensor = (x.double() - self.centre.double()).abs().flatten(1).amax(1)
@@ -136,13 +140,12 @@ class L2Ball(Ball):
         exponent = 1 / self.centre.shape[1:].numel()
         return self.project(self.centre + direction / norm * radius**exponent * float(self.eps))
 
-    def step(
-        self, x: Float[Tensor, "B 3 H W"], gradient: Float[Tensor, "B 3 H W"], size: float
-    ) -> Float[Tensor, "B 3 H W"]:
+    @staticmethod
+    def direction(gradient: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         # In float64: the squares of a saturated softmax's gradient underflow in fp32.
         norm = gradient.double().flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
-        direction = (gradient / norm.view(-1, 1, 1, 1)).float()
-        return self.project(x + size * direction)
+        direction: Tensor = (gradient / norm.view(-1, 1, 1, 1)).float()
+        return direction
 
     def distance(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
         distance: Tensor = torch.linalg.vector_norm((x.double() - self.centre.double()).flatten(1), dim=1)

@@ -79,6 +79,75 @@ class AttackResult:
         self.bad_gradients += part.bad_gradients
 
 
+@dataclass(frozen=True)
+class Search:
+    """Some images of a batch, and all that an optimiser needs to move them: one entry per image in each field.
+
+    Args:
+        objective: bound to these images.
+        ball: around the clean ones.
+        labels: of the leaves.
+        rows: their places in the batch, where `AttackResult.record` wants them.
+    """
+
+    model: ImageEncoder
+    objective: Objective
+    ball: Ball
+    labels: Int[Tensor, "b"]
+    rows: Int[Tensor, "b"]
+
+    @classmethod
+    def of(cls, model: ImageEncoder, objective: Objective, ball: Ball, labels: Int[Tensor, "b"]) -> Search:
+        """Of a whole batch."""
+        return cls(model, objective, ball, labels, torch.arange(len(labels), device=labels.device))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def clean(self) -> Float[Tensor, "b 3 H W"]:
+        """The images to start from."""
+        return self.ball.centre
+
+    def select(self, keep: Bool[Tensor, "b"]) -> Search:
+        """These images only."""
+        return Search(
+            self.model, self.objective.select(keep), self.ball.select(keep), self.labels[keep], self.rows[keep]
+        )
+
+    @torch.no_grad()
+    def outcome(self, x: Float[Tensor, "b 3 H W"], precision: str | None = "fp32") -> Outcome:
+        """Loss and wins at ``x`` by a forward, in fp32 unless told otherwise (None: as the model has it)."""
+        return self.objective(features_of(self.model, x, precision), self.labels)
+
+    def judge(self, x: Float[Tensor, "b 3 H W"]) -> Bool[Tensor, "b"]:
+        """Does each image win, by an fp32 forward?"""
+        return judge(self.model, self.objective, x, self.labels)
+
+    def confirm(self, x: Float[Tensor, "b 3 H W"], won: Bool[Tensor, "b"]) -> Bool[Tensor, "b"]:
+        """Those of the wins at ``x`` that an fp32 forward confirms, where they were not found by one."""
+        if self.model.precision == "fp32" or not won.any():
+            return won
+        return won.index_put((won,), judge(self.model, self.objective.select(won), x[won], self.labels[won]))
+
+    def probe(self, x: Float[Tensor, "b 3 H W"], result: AttackResult) -> tuple[Outcome, Float[Tensor, "b 3 H W"]]:
+        """Loss, wins and gradient at ``x``, in the model's own precision; a win is one by an fp32 forward.
+
+        ``result`` counts the gradients; those that are not finite come back as 0.
+        """
+        x = x.detach()
+        slices = _at_once(self.model, len(x))
+        found = [
+            _differentiate(
+                self.model, self.objective.select(rows) if len(slices) > 1 else self.objective, x[rows],
+                self.labels[rows],
+            )
+            for rows in slices
+        ]  # fmt: skip
+        loss, won, gradient = (torch.cat(part) for part in zip(*found, strict=True))
+        return Outcome(loss, self.confirm(x, won)), result.count(gradient)
+
+
 class Attack(ABC):
     """An optimiser that looks for images inside the ball that win under an objective.
 
@@ -125,7 +194,7 @@ class Attack(ABC):
                 here, truth = ball.select(~result.won), labels[rows]
                 bound = aim.bound(partial(features_of, model, here.centre), truth)
                 fresh = further_seeds([seeds[row] for row in rows.tolist()], i)
-                result.merge(rows, part.run(model, bound, here, truth, fresh))
+                result.merge(rows, part.run(Search.of(model, bound, here, truth), fresh))
         outside = (~ball.contains(result.images)).sum().item()
         if outside:
             raise HrzsError(f"{type(self).__name__}: {outside} of {len(images)} images left the ε-ball or [0, 1]")
@@ -153,15 +222,8 @@ class Attack(ABC):
         return self.step_cost * self.budget.steps
 
     @abstractmethod
-    def run(
-        self,
-        model: ImageEncoder,
-        objective: Objective,
-        ball: Ball,
-        labels: Int[Tensor, "B"],
-        seeds: Sequence[int],
-    ) -> AttackResult:
-        """One search; ``ball.centre`` holds the clean images, ``objective`` is bound to them."""
+    def run(self, search: Search, seeds: Sequence[int]) -> AttackResult:
+        """One run on a whole batch, with a seed for each of its images."""
 
 
 class Composite(Attack):
@@ -198,30 +260,6 @@ def judge(
 ) -> Bool[Tensor, "B"]:
     """Does each image win, by an fp32 forward?"""
     return objective(features_of(model, images), labels).won
-
-
-def probe(
-    model: ImageEncoder,
-    objective: Objective,
-    images: Float[Tensor, "B 3 H W"],
-    labels: Int[Tensor, "B"],
-    result: AttackResult,
-) -> tuple[Outcome, Float[Tensor, "B 3 H W"]]:
-    """Loss, wins and gradient at ``images``, in the model's own precision; a win is one by an fp32 forward.
-
-    ``result`` counts the gradients; those that are not finite come back as 0.
-    """
-    images = images.detach()
-    slices = _at_once(model, len(images))
-    found = [
-        _differentiate(model, objective.select(rows) if len(slices) > 1 else objective, images[rows], labels[rows])
-        for rows in slices
-    ]
-    loss, won, gradient = (torch.cat(part) for part in zip(*found, strict=True))
-    if model.precision != "fp32" and won.any():
-        rows = won.nonzero().squeeze(1)
-        won = won.index_put((rows,), judge(model, objective.select(rows), images[rows], labels[rows]))
-    return Outcome(loss, won), result.count(gradient)
 
 
 def _differentiate(

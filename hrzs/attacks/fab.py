@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hrzs.attacks.ball import Ball, L2Ball, float_below
-from hrzs.attacks.base import Attack, AttackResult, Composite, features_of, judge, probe
+from hrzs.attacks.ball import L2Ball, float_below
+from hrzs.attacks.base import Attack, AttackResult, Composite, Search
 from hrzs.attacks.objectives import Objective, of_level
-from hrzs.models.encoder import ImageEncoder
 
 #: Targets of the targeted form: the most likely other classes.
 TARGETS = 9
@@ -23,18 +22,16 @@ _NEGLIGIBLE = 1e-8
 
 
 @dataclass
-class _Search:
+class _Place:
     """Where each image of the batch stands; every field has one entry per image."""
 
-    rows: Int[Tensor, "b"]
-    labels: Int[Tensor, "b"]
     x: Float[Tensor, "b 3 H W"]
     # The nearest image found beyond the boundary, and how far it is from the clean one.
     nearest: Float[Tensor, "b 3 H W"]
     distance: Float[Tensor, "b"]
 
-    def select(self, rows: Bool[Tensor, "b"]) -> _Search:
-        return _Search(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+    def select(self, rows: Bool[Tensor, "b"]) -> _Place:
+        return _Place(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
 class FABT(Composite):
@@ -63,68 +60,48 @@ class FAB(Attack):
 
     step_cost = 4 / 3
 
-    def run(
-        self,
-        model: ImageEncoder,
-        objective: Objective,
-        ball: Ball,
-        labels: Int[Tensor, "B"],
-        seeds: Sequence[int],  # noqa: ARG002 -- nothing is random
-    ) -> AttackResult:
-        result = AttackResult.of(ball.centre)
-        result.won = judge(model, objective, ball.centre, labels)
-        left = ~result.won
-        rows, labels = left.nonzero().squeeze(1), labels[left]
-        ball, objective = ball.select(left), objective.select(left)
-        nowhere = torch.full(labels.shape, torch.inf, dtype=torch.float64, device=labels.device)
-        at = _Search(rows, labels, ball.centre, ball.centre, nowhere)
+    def run(self, search: Search, seeds: Sequence[int]) -> AttackResult:  # noqa: ARG002 -- nothing is random
+        result = AttackResult.of(search.clean)
+        result.won = search.judge(search.clean)
+        search = search.select(~result.won)
+        nowhere = torch.full(search.labels.shape, torch.inf, dtype=torch.float64, device=search.labels.device)
+        at = _Place(search.clean, search.clean, nowhere)
         for _ in range(self.budget.steps):
-            if not len(at.rows):
+            if not len(search):
                 return result
-            at.x = step(model, objective, ball, at.x, at.labels, result)
-            with torch.no_grad():
-                beyond = objective(features_of(model, at.x, None), at.labels).won
-            distance = ball.distance(at.x)
+            at.x = step(search, at.x, result)
+            beyond = search.outcome(at.x, None).won
+            distance = search.ball.distance(at.x)
             closer = beyond & (distance < at.distance)
             at.distance = torch.where(closer, distance, at.distance)
             at.nearest = torch.where(_wide(closer), at.x, at.nearest)
-            won = closer & (distance <= float_below(ball.eps))
-            if won.any():
-                if model.precision != "fp32":
-                    won[won.clone()] = judge(model, objective.select(won), at.x[won], at.labels[won])
-                result.record(at.rows[won], at.x[won], won[won])
-            at.x = torch.where(_wide(beyond), ball.centre + BETA * (at.x - ball.centre), at.x)
+            won = search.confirm(at.x, closer & (distance <= float_below(search.ball.eps)))
+            result.record(search.rows[won], at.x[won], won[won])
+            at.x = torch.where(_wide(beyond), search.clean + BETA * (at.x - search.clean), at.x)
             if self.early_stop and won.any():
-                at, objective, ball = at.select(~won), objective.select(~won), ball.select(~won)
-        if len(at.rows):
-            last = ball.project(torch.where(_wide(at.distance.isfinite()), at.nearest, at.x))
-            result.record(at.rows, last, judge(model, objective, last, at.labels))
+                search, at = search.select(~won), at.select(~won)
+        if len(search):
+            last = search.ball.project(torch.where(_wide(at.distance.isfinite()), at.nearest, at.x))
+            result.record(search.rows, last, search.judge(last))
         return result
 
 
-def step(
-    model: ImageEncoder,
-    objective: Objective,
-    ball: Ball,
-    x: Float[Tensor, "b 3 H W"],
-    labels: Int[Tensor, "b"],
-    result: AttackResult,
-) -> Float[Tensor, "b 3 H W"]:
+def step(search: Search, x: Float[Tensor, "b 3 H W"], result: AttackResult) -> Float[Tensor, "b 3 H W"]:
     """From ``x`` beyond the boundary, which lies where the objective's loss is 0 (algorithm 1, lines 5 to 9).
 
     ``x`` and the clean image are both projected onto the linearised boundary, and go a little farther; the step is a
     mixture of the two, with more of the clean image the farther off the boundary is from ``x``.
     """
-    (loss, _), gradient = probe(model, objective, x, labels, result)
-    l2 = isinstance(ball, L2Ball)
-    x, centre, w = x.flatten(1), ball.centre.flatten(1), gradient.flatten(1)
+    (loss, _), gradient = search.probe(x, result)
+    l2 = isinstance(search.ball, L2Ball)
+    x, centre, w = x.flatten(1), search.clean.flatten(1), gradient.flatten(1)
     missing = torch.cat([-loss, (w * (x - centre)).sum(1) - loss])
     way, way_back = to_hyperplane(torch.cat([x, centre]), w.repeat(2, 1), missing, l2=l2).chunk(2)
     length, length_back = (d.norm(dim=1) if l2 else d.abs().amax(1) for d in (way, way_back))
     total = (length + length_back).clamp_min(torch.finfo(w.dtype).tiny)
     alpha = (length / total).clamp_max(ALPHA_MAX)[:, None]
     stepped = (1 - alpha) * (x + ETA * way) + alpha * (centre + ETA * way_back)
-    return stepped.clamp(0, 1).view_as(ball.centre)
+    return stepped.clamp(0, 1).view_as(search.clean)
 
 
 def _wide(rows: Bool[Tensor, "b"]) -> Bool[Tensor, "b 1 1 1"]:

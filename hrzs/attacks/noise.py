@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
-from hrzs.attacks.ball import Ball
-from hrzs.attacks.base import Attack, AttackResult, further_seeds, judge
-from hrzs.attacks.objectives import Objective
-from hrzs.models.encoder import ImageEncoder
+from hrzs.attacks.base import Attack, AttackResult, Search, further_seeds
 
 
 class Noise(Attack):
@@ -21,22 +14,13 @@ class Noise(Attack):
     not, that one has not optimised (Carlini et al. 2019, "On Evaluating Adversarial Robustness").
     """
 
-    @torch.no_grad()
-    def run(
-        self,
-        model: ImageEncoder,
-        objective: Objective,
-        ball: Ball,
-        labels: Int[Tensor, "B"],
-        seeds: Sequence[int],
-    ) -> AttackResult:
-        result = AttackResult.of(ball.centre)
+    def run(self, search: Search, seeds: Sequence[int]) -> AttackResult:
+        result = AttackResult.of(search.clean)
         for draw in range(self.budget.steps):
-            left = ~result.won if self.early_stop else torch.ones_like(result.won)
-            rows = left.nonzero().squeeze(1)
-            if not len(rows):
+            here = search.select(~result.won) if self.early_stop else search
+            if not len(here):
                 break
             # Never the first draw of these seeds: that is where PGD starts.
-            x = ball.select(left).random(further_seeds([seeds[i] for i in rows.tolist()], draw + 1))
-            result.record(rows, x, judge(model, objective.select(rows), x, labels[rows]))
+            x = here.ball.random(further_seeds([seeds[i] for i in here.rows.tolist()], draw + 1))
+            result.record(here.rows, x, here.judge(x))
         return result

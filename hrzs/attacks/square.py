@@ -13,9 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hrzs.attacks.ball import Ball, LinfBall, float_below
-from hrzs.attacks.base import Attack, AttackResult, features_of, judge
-from hrzs.attacks.objectives import Objective
-from hrzs.models.encoder import ImageEncoder
+from hrzs.attacks.base import Attack, AttackResult, Search
 
 #: Share of the image that a square covers at first; from each of these queries in 10,000 on, half as much.
 AREA = 0.8
@@ -29,18 +27,16 @@ _SHY = 1 - 1e-6
 
 
 @dataclass
-class _Search:
+class _Place:
     """Where each image of the batch stands; every field has one entry per image."""
 
-    rows: Int[Tensor, "b"]
-    labels: Int[Tensor, "b"]
     x: Float[Tensor, "b 3 H W"]
     won: Bool[Tensor, "b"]
     loss: Float[Tensor, "b"]
     proposal: Float[Tensor, "b 3 H W"]
 
-    def select(self, rows: Bool[Tensor, "b"]) -> _Search:
-        return _Search(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+    def select(self, rows: Bool[Tensor, "b"]) -> _Place:
+        return _Place(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
 class Square(Attack):
@@ -53,41 +49,30 @@ class Square(Attack):
     step_cost = 1 / 3
 
     @torch.no_grad()
-    def run(
-        self,
-        model: ImageEncoder,
-        objective: Objective,
-        ball: Ball,
-        labels: Int[Tensor, "B"],
-        seeds: Sequence[int],
-    ) -> AttackResult:
+    def run(self, search: Search, seeds: Sequence[int]) -> AttackResult:
         random = [torch.Generator().manual_seed(seed) for seed in seeds]
-        start = _start(ball, random)
+        start = _start(search.ball, random)
         draws = _uniform(random, (self.budget.steps, _DRAWS), start)
-        result = AttackResult.of(ball.centre)
-        result.won = judge(model, objective, ball.centre, labels)
-        rows = torch.arange(len(labels), device=start.device)
-        none = torch.full(labels.shape, -torch.inf, device=start.device)
-        at = _Search(rows, labels, ball.centre, result.won.clone(), none, start)
+        result = AttackResult.of(search.clean)
+        result.won = search.judge(search.clean)
+        at = _Place(search.clean, result.won.clone(), start.new_full((len(start),), -torch.inf), start)
         for query in range(self.budget.steps):
             if self.early_stop and at.won.any():
-                objective, ball, at = objective.select(~at.won), ball.select(~at.won), at.select(~at.won)
-            if not len(at.rows):
+                search, at = search.select(~at.won), at.select(~at.won)
+            if not len(search):
                 break
             if query > 0:
                 side = _side(query - 1, self.budget.steps, at.x.shape)
-                at.proposal = _change(ball, at.x, side, draws[at.rows, query])
-            loss, won = objective(features_of(model, at.proposal, None), at.labels)
-            if model.precision != "fp32" and won.any():
-                won = won.clone()
-                won[won.clone()] = judge(model, objective.select(won), at.proposal[won], at.labels[won])
+                at.proposal = _change(search.ball, at.x, side, draws[search.rows, query])
+            loss, won = search.outcome(at.proposal, None)
+            won = search.confirm(at.proposal, won)
             better = (won & ~at.won) | ((won | ~at.won) & (loss > at.loss))
             at.x = torch.where(better.view(-1, 1, 1, 1), at.proposal, at.x)
             at.loss, at.won = torch.where(better, loss, at.loss), at.won | won
-            result.images[at.rows[better]] = at.proposal[better]
-            result.won[at.rows[won]] = True
-        if model.precision != "fp32" and len(at.rows):
-            result.won[at.rows] |= judge(model, objective, at.x, at.labels)
+            result.images[search.rows[better]] = at.proposal[better]
+            result.won[search.rows[won]] = True
+        if search.model.precision != "fp32" and len(search):
+            result.won[search.rows] |= search.judge(at.x)
         return result
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hrzs.attacks.ball import Ball
-from hrzs.attacks.base import AttackResult, features_of, further_seeds, probe
+from hrzs.attacks.base import AttackResult, Search, features_of, further_seeds
 from hrzs.attacks.budget import Budget
 from hrzs.attacks.losses import LOSSES
 from hrzs.attacks.objectives import LevelObjective
@@ -50,7 +50,7 @@ def agreement(
     ball = Ball.of(images.clamp(0, 1), budget)
     start = ball.random(seeds) if budget.random_start else ball.centre
     with frozen(model), torch.enable_grad():
-        _, gradient = probe(model, objective, start, labels, AttackResult.of(start))
+        _, gradient = Search.of(model, objective, ball, labels).probe(start, AttackResult.of(start))
     found = torch.full((len(images),), torch.nan, dtype=torch.float64, device=images.device)
     for size in STEPS:
         changes = [_change(model, objective, start, labels, gradient, size * d) for d in _directions(start, seeds)]

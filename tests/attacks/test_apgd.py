@@ -9,7 +9,7 @@ from torch import Tensor
 from hrzs.attacks import Budget
 from hrzs.attacks.apgd import APGD, APGDT, TARGETS, checkpoints
 from hrzs.attacks.ball import Ball
-from hrzs.attacks.base import features_of
+from hrzs.attacks.base import Search, features_of
 from hrzs.attacks.objectives import HierarchicalObjective, LevelObjective, Objective, Outcome, TowardsObjective
 from hrzs.errors import UsageError
 from hrzs.models.classifier import ZeroShotClassifier
@@ -168,12 +168,12 @@ def test_targets_are_the_most_likely_others(
     runs: list[tuple[Tensor, Tensor]] = []
     run = APGD.run
 
-    def watched(
-        self: APGD, model: ClipModel, objective: TowardsObjective, ball: Ball, labels: Tensor, seeds: list[int]
-    ) -> object:
-        runs.append((ball.centre, objective.goals))
-        assert objective.loss == "dlr"
-        return run(self, model, objective, ball, labels, seeds)
+    def watched(self: APGD, search: Search, seeds: list[int]) -> object:
+        assert isinstance(search.objective, TowardsObjective)
+        assert search.objective.goals is not None
+        runs.append((search.clean, search.objective.goals))
+        assert search.objective.loss == "dlr"
+        return run(self, search, seeds)
 
     monkeypatch.setattr(APGD, "run", watched)
     tiny = Budget(Fraction(1, 10**6), Fraction(1, 10**6), 1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -10,8 +11,7 @@ from torch import Tensor
 from hrzs.attacks import Attack, AttackResult, Budget
 from hrzs.attacks.apgd import APGD, APGDT
 from hrzs.attacks.autoattack import AA2, AutoAttack, InTurn
-from hrzs.attacks.ball import Ball
-from hrzs.attacks.base import features_of, further_seeds
+from hrzs.attacks.base import Search, features_of, further_seeds
 from hrzs.attacks.fab import FAB, FABT
 from hrzs.attacks.objectives import HierarchicalObjective, LevelObjective, WishObjective, nearest
 from hrzs.attacks.square import Square
@@ -37,13 +37,12 @@ class Fooled(Attack):
 
     seen: list[tuple[Tensor, list[int], str, int, bool]]
 
-    def run(
-        self, _model: object, objective: LevelObjective, ball: Ball, labels: Tensor, seeds: list[int]
-    ) -> AttackResult:
-        self.seen.append((labels, list(seeds), objective.loss, self.budget.steps, self.early_stop))
-        result = AttackResult.of(ball.centre)
+    def run(self, search: Search, seeds: Sequence[int]) -> AttackResult:
+        assert isinstance(search.objective, LevelObjective)
+        self.seen.append((search.labels, list(seeds), search.objective.loss, self.budget.steps, self.early_stop))
+        result = AttackResult.of(search.clean)
         result.won[0] = True
-        result.gradients = len(labels)
+        result.gradients = len(search)
         return result
 
 

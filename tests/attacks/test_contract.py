@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hrzs.attacks import ATTACKS, SUITE, AttackResult, AttackSpec, Budget, attack_spec, sample_seeds
 from hrzs.attacks.ball import Ball
-from hrzs.attacks.base import Attack, features_of, judge
+from hrzs.attacks.base import Attack, Search, features_of, judge
 from hrzs.attacks.objectives import Objective
 from hrzs.errors import HrzsError, UsageError
 from hrzs.hierarchy.tree import Node, Tree
@@ -406,10 +406,10 @@ def test_rounding_of_inputs_is_forgiven(bench: Bench) -> None:
 )
 def test_leaving_the_ball_is_an_error(norm: str, move: object, bench: Bench) -> None:
     class Leaver(Attack):
-        def run(self, _model: object, _objective: object, ball: Ball, labels: Tensor, _seeds: object) -> AttackResult:
-            images = ball.centre.clone()
-            images[:1] = move(ball)[:1]
-            return AttackResult(images, torch.zeros_like(labels, dtype=torch.bool))
+        def run(self, search: Search, seeds: Sequence[int]) -> AttackResult:  # noqa: ARG002
+            result = AttackResult.of(search.clean)
+            result.images[:1] = move(search.ball)[:1]
+            return result
 
     objective = bench.objective(CASES[0])
     pixels = bench.pixels * 0.5 if norm == "linf" else torch.zeros_like(bench.pixels)
