@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from hrzs.tasks import Task
 
 
-# A busy machine is no fault of the code under test.
-settings.register_profile("hrzs", deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
+# A busy machine is no fault of the code under test. `pytest --hypothesis-profile thorough` looks longer.
+settings.register_profile(
+    "hrzs", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
+)
+settings.register_profile("thorough", settings.get_profile("hrzs"), max_examples=1000)
 settings.load_profile("hrzs")
 
 

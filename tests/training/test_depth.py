@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import subprocess
+import sys
 
 import pytest
 
-from hrzs.hierarchy.tree import Tree
-from hrzs.models.loading import load_model
 from hrzs.training.methods.hierarchical import NARROWER
-from hrzs.training.options import TrainOptions
-from hrzs.training.trainer import Trainer
 
 Rows = list[dict[str, float]]
 #: Nothing of the method is set: only how long a run is, and how many images it sees at a time.
@@ -22,37 +16,55 @@ STEPS, BATCH = 60, 24
 LEVELS = range(4)
 
 
+#: The first steps of runs of `STEPS`, by their options. In a process of their own, without the checks of annotations that
+#: the tests switch on, which take as long as all the rest.
+RUNS = """
+import json, sys
+from pathlib import Path
+import torch
+from hrzs.data import open_dataset
+from hrzs.hierarchy.published import find_tree
+from hrzs.hierarchy.yaml_form import load_tree
+from hrzs.models.loading import load_model
+from hrzs.training.options import TrainOptions
+from hrzs.training.trainer import Trainer
+
+torch.set_num_threads(1)
+steps, batch, runs = json.loads(sys.argv[1])
+for name, (first, options) in runs.items():
+    def stop(done, *_, first=first):
+        if done == first:
+            raise KeyboardInterrupt
+    Path(name).mkdir()
+    options = TrainOptions(max_steps=steps, batch_size=batch, **options)
+    tree, data = load_tree(find_tree("shapes")), open_dataset("shapes", "train")
+    try:
+        Trainer(load_model("tiny"), data, tree, options, Path(name)).run(stop)
+    except KeyboardInterrupt:
+        pass
+"""
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, shapes_tree: Tree) -> Callable[..., Rows]:
-    """What a run of the embedded model on all of `shapes` logs, step by step."""
-    from hrzs.data import open_dataset
-
-    def run(steps: int, **overrides: Any) -> Rows:
-        """The first ``steps`` of `STEPS`."""
-
-        def stop(done: int, _: int, __: dict[str, float]) -> None:
-            if done == steps:
-                raise KeyboardInterrupt
-
-        folder: Path = tmp_path_factory.mktemp("depth")
-        options = TrainOptions(max_steps=STEPS, batch_size=BATCH, **overrides)
-        trainer = Trainer(load_model("tiny"), open_dataset("shapes", "train"), shapes_tree, options, folder)
-        with contextlib.suppress(KeyboardInterrupt):
-            trainer.run(stop)
-        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-    return run
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
+    """What runs of the embedded model on all of `shapes` log, step by step."""
+    wanted = {"deep": (STEPS, {}), "shallow": (8, {"depth": "none"}), "no gap": (24, {"lambda_gap": 0.0})}
+    folder = tmp_path_factory.mktemp("depth")
+    command = [sys.executable, "-c", RUNS, json.dumps([STEPS, BATCH, wanted])]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    logs = {name: (folder / name / "metrics.jsonl").read_text().splitlines() for name in wanted}
+    return {name: [json.loads(line) for line in lines] for name, lines in logs.items()}
 
 
 @pytest.fixture(scope="module")
-def deep(run: Callable[..., Rows]) -> Rows:
-    return run(STEPS)
+def deep(runs: dict[str, Rows]) -> Rows:
+    return runs["deep"]
 
 
 @pytest.fixture(scope="module")
-def shallow(run: Callable[..., Rows]) -> Rows:
+def shallow(runs: dict[str, Rows]) -> Rows:
     """The same without depth: what the levels are like is there to see at once."""
-    return run(8, depth="none")
+    return runs["shallow"]
 
 
 def falls(row: dict[str, float], name: str) -> list[float]:
@@ -104,9 +116,9 @@ def test_nothing_lies_at_the_boundary(deep: Rows) -> None:
     assert max(row["cap_share"] for row in deep) < 0.01
 
 
-def test_the_gap_term_keeps_parents_and_children_apart(run: Callable[..., Rows], deep: Rows) -> None:
+def test_the_gap_term_keeps_parents_and_children_apart(runs: dict[str, Rows], deep: Rows) -> None:
     """Depth is there by construction; at its default weight the term is seen to act on it."""
-    without, with_it = run(24, lambda_gap=0.0)[-1], deep[23]
+    without, with_it = runs["no gap"][-1], deep[23]
     assert with_it["gap_label"] < 0.85 * without["gap_label"]
     assert with_it["depth_1"] < 0.985 * without["depth_1"]
     between = [row["radius_text_0"] - row["radius_text_1"] for row in (with_it, without)]
