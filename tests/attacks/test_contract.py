@@ -406,7 +406,7 @@ def test_rounding_of_inputs_is_forgiven(bench: Bench) -> None:
 )
 def test_leaving_the_ball_is_an_error(norm: str, move: object, bench: Bench) -> None:
     class Leaver(Attack):
-        def run(self, search: Search, seeds: Sequence[int]) -> AttackResult:  # noqa: ARG002
+        def run(self, search: Search, seeds: Sequence[int]) -> AttackResult:  # noqa: ARG002 -- nothing is random
             result = AttackResult.of(search.clean)
             result.images[:1] = move(search.ball)[:1]
             return result

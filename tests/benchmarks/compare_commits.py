@@ -35,7 +35,7 @@ def run(checkout: Path, folder: Path, *arguments: object) -> None:
 
 def tensors(file: Path) -> dict[str, Any]:
     with safe_open(file, framework="pt") as opened:
-        return {name: opened.get_tensor(name).numpy().tobytes() for name in opened.keys()}  # noqa: SIM118
+        return {name: opened.get_tensor(name).numpy().tobytes() for name in opened.keys()}  # noqa: SIM118 -- it is no mapping
 
 
 def figures(file: Path) -> Any:
