@@ -1,11 +1,5 @@
 """The engine from Python: what the command line does, with values for options.
 
-    >>> import hrzs
-    >>> model = hrzs.load("tiny")
-    >>> report = hrzs.evaluate(model, limit=24, attacks="leaf-pgd", steps=2, canaries=False)
-    >>> [row["level"] for row in report["results"] if row["attack"] == "leaf-pgd"]
-    [0, 1, 1, 2, 2, 3, 3]
-
 Everything here raises `hrzs.errors.UsageError` where a call is wrong and `hrzs.errors.HrzsError` where it failed; the
 messages name options as the command line does (``--step-size`` is ``step_size``).
 """
@@ -215,6 +209,10 @@ def evaluate(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The report of ``hrzs eval --json``: rows, summary, canaries and the verdict on masked gradients.
+
+        >>> report = hrzs.evaluate(hrzs.load("tiny"), limit=24, attacks="leaf-pgd", steps=2, canaries=False)
+        >>> [row["level"] for row in report["results"] if row["attack"] == "leaf-pgd"]
+        [0, 1, 1, 2, 2, 3, 3]
 
     Args:
         data: one or several of what ``--data`` takes, by default ``shapes``.

@@ -40,9 +40,11 @@ class Option:
         """The help with its choices."""
         return f"{self.help} [{'|'.join(self.choices)}]" if self.choices else self.help
 
-    def shown_default(self, default: object) -> str:
-        """What ``--help`` shows of the default: ``shown``, or the value itself."""
-        return self.shown or (f"{default:g}" if isinstance(default, float) else str(default))
+    def with_default(self, default: object) -> str:
+        """The help with its choices and its default, unless ``shown`` says that in other words."""
+        if self.shown is not None or default is False:
+            return self.text
+        return f"{self.text} [default: {f'{default:g}' if isinstance(default, float) else default}]"
 
 
 def option(
@@ -67,19 +69,15 @@ def option(
     return said
 
 
-def options_of(kind: type) -> dict[str, Option]:
-    """The options of a dataclass by name, in their order."""
-    return {f.name: f.metadata["option"] for f in fields(kind)}
-
-
 def check(options: Any) -> None:
     """Is every field of ``options`` one of its choices and within its range?
 
     Raises:
         UsageError: one is not; it is named.
     """
-    for name, said in options_of(type(options)).items():
-        value, flag = getattr(options, name), f"--{name.replace('_', '-')}"
+    for f in fields(options):
+        said: Option = f.metadata["option"]
+        value, flag = getattr(options, f.name), f"--{f.name.replace('_', '-')}"
         if value is None:
             continue
         if said.choices and value not in said.choices:

@@ -76,7 +76,8 @@ class FAB(Attack):
             at.distance = torch.where(closer, distance, at.distance)
             at.nearest = torch.where(_wide(closer), at.x, at.nearest)
             won = search.confirm(at.x, closer & (distance <= float_below(search.ball.eps)))
-            result.record(search.rows[won], at.x[won], won[won])
+            if won.any():  # a mask makes an accelerator wait
+                result.record(search.rows[won], at.x[won], won[won])
             at.x = torch.where(_wide(beyond), search.clean + BETA * (at.x - search.clean), at.x)
             if self.early_stop and won.any():
                 search, at = search.select(~won), at.select(~won)

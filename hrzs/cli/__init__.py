@@ -51,7 +51,10 @@ _register()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: runs a subcommand and turns its end into the exit status: 0, 1 where it failed, 2 where the call was wrong."""
+    """Entry point: runs a subcommand and turns its end into the exit status.
+
+    0: done; 1: it failed; 2: the call was wrong.
+    """
     given: list[str] = list(sys.argv[1:] if arguments is None else arguments)
     try:
         app(args=given, standalone_mode=True)

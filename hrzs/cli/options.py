@@ -150,10 +150,10 @@ def _parameter(f: Field[Any], hint: Any) -> inspect.Parameter:
     kind = next((part for part in get_args(hint) if part is not type(None)), hint)
     flag = kind is bool
     # None stands for the default, so that what was given is told from what was not; the text shows it.
-    text = said.text if flag or said.shown else f"{said.text} [default: {said.shown_default(f.default)}]"
     about = typer.Option(
-        f"--{f.name.replace('_', '-')}", help=escape(text), rich_help_panel=said.panel, show_default=said.shown or False
-    )
+        f"--{f.name.replace('_', '-')}", help=escape(said.with_default(f.default)), rich_help_panel=said.panel,
+        show_default=said.shown or False,
+    )  # fmt: skip
     annotation = bool if flag else (str if kind is Fraction else kind) | None
     return inspect.Parameter(
         f.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False if flag else None,

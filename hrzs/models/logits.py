@@ -25,13 +25,12 @@ class LogitModel(ImageEncoder):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        if module.training:
+        if any(part.training for part in module.modules()):
             raise UsageError(
                 f"{type(module).__name__} is in training mode, where batch norm and dropout change predictions from "
                 "batch to batch; call its .eval() first"
             )
         self.module = module
-        self.train(False)
 
     @exact_fp32()
     def encode_image(self, pixels: Float[Tensor, "B 3 H W"], precision: str | None = None) -> Float[Tensor, "B D"]:  # noqa: ARG002

@@ -56,7 +56,7 @@ def settle(recipe: str, given: Mapping[str, Any], typed: set[str] | None = None)
     if "eps" in values and "step_size" not in values:
         values["step_size"] = default_step_size(values["eps"])
     options = TrainOptions(**values)
-    check_options(options.method, set(given) if typed is None else typed)
+    check_options(options.method, {name for name in given if given[name] is not None} if typed is None else typed)
     return options
 
 

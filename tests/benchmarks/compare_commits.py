@@ -20,6 +20,8 @@ from typing import Any
 
 from safetensors import safe_open
 
+from hrzs.attacks import ATTACKS
+
 METHODS = ("hierarchical", "tecoa", "pmg-aft", "fare", "clean", "tga-zsr", "trades")
 TREES = ("shapes", "tiny_imagenet", "cifar10", "stl10", "caltech101", "caltech256", "imagenet")
 
@@ -51,8 +53,6 @@ def cases(steps: int, limit: int) -> Iterator[tuple[str, tuple[object, ...], str
     for method in METHODS:
         command = ("finetune", "--method", method, "--max-steps", steps, "--batch-size", 24, "-o", "run")
         yield f"finetune {method}", (*command, "--device", "cpu"), "run/model.safetensors", tensors
-    from hrzs.attacks import ATTACKS
-
     attacks = ",".join(ATTACKS)
     command = (
         "eval",
