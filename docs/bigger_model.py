@@ -41,7 +41,9 @@ from torch import Tensor
 import hrzs.training.trainer
 from hrzs.data import open_dataset, subset
 from hrzs.data.folder import decode as decode_image
-from hrzs.evaluation.runner import EvalOptions, Evaluation
+from hrzs.evaluation.plan import EvalOptions
+from hrzs.evaluation.rows import rows_of
+from hrzs.evaluation.runner import Evaluation
 from hrzs.hierarchy.tree import Tree
 from hrzs.hierarchy.yaml_form import load_tree
 from hrzs.models.clip import ClipModel
@@ -349,8 +351,8 @@ def measure(bench: Bench, model: ClipModel, classes: Sequence[str]) -> dict[str,
     evaluation = Evaluation(model, Task(data, tree, "tree", "in-graph"), options)
     evaluation.run()
     levels: dict[str, list[str]] = {"clean": [], "margin": []}
-    for row in evaluation.rows():
-        levels["clean" if row["attack"] == "none" else "margin"].append(row["right"])
+    for row in rows_of(evaluation):
+        levels["clean" if row.attack == "none" else "margin"].append(row.right or "")
     labels = [label for _, label in sorted(zip(data.ids, data.labels, strict=True))]
     nodes = [tree.ancestors[level][labels].tolist() for level in range(tree.top)]
     return {"n": len(data), "nodes": nodes, **levels}

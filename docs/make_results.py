@@ -330,7 +330,7 @@ def write(file: Path, value: Any) -> None:
 
 
 #: What no table needs of a row; and of which attacks severity and consistency are shown.
-_DROPPED = ("split", "classes", "clean_ci95", "seconds", "transfer", "attacked_through", "norm")
+_DROPPED = ("clean_ci95", "seconds", "transfer", "attacked_through", "norm")
 _SHOWN = ("clean", "cw at level 0", "autoattack")
 
 

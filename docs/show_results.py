@@ -41,8 +41,8 @@ from paired import Difference, holm, paired
 from torch import Tensor
 
 from hrzs.results.metrics import constant_answer, from_bits, node_weights, weights_over_levels
+from hrzs.results.report import Report, Row
 
-Report: TypeAlias = dict[str, Any]
 Some: TypeAlias = dict[str, list[Report]]
 
 IMAGES = Path(__file__).parent / "images"
@@ -61,7 +61,7 @@ class Store:
 
     def reports(self, names: Iterable[str], part: str) -> list[Report]:
         """What there is of these runs, as `hrzs eval --json` wrote it."""
-        return [read(file) for name in names if (file := evaluation(name, part, self.folder)).exists()]
+        return [Report.from_json(file) for name in names if (file := evaluation(name, part, self.folder)).exists()]
 
     def found(self, rows: Iterable[str], part: str) -> Some:
         """Row: the reports of its seeds; rows without any are left out."""
@@ -76,7 +76,7 @@ class Store:
         return node_weights(self.every_node(report)[level])
 
     def of_images(self, report: Report) -> dict[str, Any]:
-        digest = report["config"]["tasks"][0]["image_ids"]
+        digest = report.tasks[0].image_ids
         if digest not in self.nodes:
             raise SystemExit(f"{self.folder}/nodes.json does not know the images {digest}; make_results.py writes it")
         found: dict[str, Any] = self.nodes[digest]
@@ -93,28 +93,28 @@ class Store:
 # -- figures of one report ------------------------------------------------------------------------------------------
 
 
-def rows_of(report: Report, attack: str, attack_level: object, eps: str | None = None) -> list[dict[str, Any]]:
+def rows_of(report: Report, attack: str, attack_level: object, eps: str | None = None) -> list[Row]:
     """One attack's rows, scored through prompts, leaves first."""
     aim = (attack, attack_level, "prompt")
-    rows = [r for r in report["results"] if (r["attack"], r["attack_level"], r["scoring"]) == aim]
-    return sorted((r for r in rows if eps in (None, r["eps"])), key=lambda row: row["level"])
+    rows = [r for r in report.results if (r.attack, r.attack_level, r.scoring) == aim]
+    return sorted((r for r in rows if eps in (None, r.eps)), key=lambda row: row.level)
 
 
 def right(report: Report, what: str, level: int, eps: str | None = None) -> Tensor | None:
     """Which images are right at ``level``: clean, or under ``pgd`` or ``margin`` PGD aimed at it. None: not run."""
     attack = {"clean": "none", "margin": "cw", "pgd": "superclass-pgd" if level else "leaf-pgd"}.get(what, what)
     aim = None if what == "clean" else level
-    rows = [r for r in rows_of(report, attack, aim, eps) if r["level"] == level]
-    return from_bits(rows[0]["right"], rows[0]["n"]) if rows else None
+    rows = [r for r in rows_of(report, attack, aim, eps) if r.level == level]
+    return from_bits(rows[0].right, rows[0].n) if rows else None
 
 
 def any_level(report: Report) -> Tensor | None:
     """Right at every level under the suite and under the margin loss at every level."""
-    summary = report["summary"]["levels"]
-    if not summary or summary[0].get("any_level_right") is None:
+    summary = report.summary.levels
+    if not summary or summary[0].any_level_right is None:
         return None
-    held = from_bits(summary[0]["any_level_right"], report["config"]["tasks"][0]["n"])
-    for level in range(len(report["config"]["tasks"][0]["levels"]) - 1):
+    held = from_bits(summary[0].any_level_right, report.tasks[0].n)
+    for level in range(len(report.tasks[0].levels) - 1):
         margin = right(report, "margin", level)
         if margin is None:
             return None
@@ -141,7 +141,7 @@ class Measure:
         return bits.double() * self.weigh(store, report)
 
     def weigh(self, store: Store, report: Report) -> Tensor:
-        n = report["config"]["tasks"][0]["n"]
+        n = report.tasks[0].n
         if self.level is None:
             return torch.full((n,), 1 / n, dtype=torch.float64)
         if self.level == "all":
@@ -186,7 +186,7 @@ def table(title: str, head: Sequence[str], lines: Iterable[Sequence[str]]) -> No
 
 def size(store: Store, some: Some) -> str:
     report = next(iter(some.values()))[0]
-    n, sizes = report["config"]["tasks"][0]["n"], store.of_images(report)["sizes"]
+    n, sizes = report.tasks[0].n, store.of_images(report)["sizes"]
     return f"{n} images, levels of {' / '.join(map(str, sizes))} nodes"
 
 
@@ -247,13 +247,13 @@ def headline(store: Store, part: str, title: str, rows: Iterable[str] = MAIN) ->
 
 def mistakes(seeds: Sequence[Report]) -> list[str]:
     """Severity (mean height of the common ancestor over all images, margin loss at the leaves) and consistency."""
-    summaries = [report["summary"]["levels"][0] for report in seeds if report["summary"]["levels"]]
+    summaries = [report.summary.levels[0] for report in seeds if report.summary.levels]
     heights, agree = [], []
     for summary in summaries:
-        for title, found in summary["severity"].items():
+        for title, found in summary.severity.items():
             if title.startswith("cw at level 0"):
                 heights.append(found["lca_height_all"])
-                agree.append([share for share in summary["consistency"][title] if share is not None])
+                agree.append([share for share in summary.consistency[title] if share is not None])
     if not heights:
         return ["–", "–"]
     spread = f" ± {stdev(heights):.2f}" if len(heights) > 1 else ""
@@ -261,17 +261,17 @@ def mistakes(seeds: Sequence[Report]) -> list[str]:
 
 
 def verdict(report: Report) -> str:
-    found = report["summary"]["masking"]
-    return ", ".join(m["verdict"] for m in found) if isinstance(found, list) else "not run"
+    found = report.summary.masking
+    return "not run" if isinstance(found, str) else ", ".join(m.verdict for m in found)
 
 
 def masking(store: Store) -> None:
     """The verdicts with their reasons."""
     lines = []
     for row, report in store.first([*MAIN, *SQUARED], "matrix").items():
-        found = report["summary"]["masking"]
-        for m in found if isinstance(found, list) else ():
-            lines.append([row, m["verdict"], "; ".join(m["reasons"])])
+        found = report.summary.masking
+        for m in () if isinstance(found, str) else found:
+            lines.append([row, m.verdict, "; ".join(m.reasons)])
     if lines:
         table("Are gradients masked? Seed 0", ["verdict", "reasons"], lines)
 
@@ -281,7 +281,7 @@ def masking(store: Store) -> None:
 
 def difference(store: Store, ours: Sequence[Report], theirs: Sequence[Report], measure: Measure) -> Difference | None:
     """None where a figure is missing, or where other images were looked at."""
-    if len({r["config"]["tasks"][0]["image_ids"] for r in (*ours, *theirs)}) > 1:
+    if len({r.tasks[0].image_ids for r in (*ours, *theirs)}) > 1:
         return None
     a, b = ([bits for r in seeds if (bits := measure.bits(r)) is not None] for seeds in (ours, theirs))
     if not a or not b:
@@ -366,7 +366,7 @@ def corruptions(store: Store, part: str, title: str) -> None:
     lines = []
     for row in names:
         seeds = store.reports(runs(row), f"{part}-corrupted")
-        found = [{r["dataset"]: r["clean"] for r in report["results"] if r["level"] == 0} for report in seeds]
+        found = [{r.dataset: r.clean for r in report.results if r.level == 0} for report in seeds]
         if found:
             means = [[mean(one[name] for name in CORRUPTIONS)] for one in found]
             lines.append([row, str(len(found)), *(cell([[one[name]] for one in found]) for name in CORRUPTIONS),
@@ -420,7 +420,7 @@ def matrices(store: Store) -> None:
         return
     levels = list(store.levels(next(iter(some.values()))))
     names = [("leaf-pgd", 0), *(("superclass-pgd", level) for level in levels[1:])]
-    lines = [[row, *(cell([[r["robust"] for r in rows_of(report, *name)]]) for name in names)]
+    lines = [[row, *(cell([[r.robust for r in rows_of(report, *name)]]) for name in names)]
              for row, report in some.items()]  # fmt: skip
     shown = " / ".join(map(str, levels))
     table(
@@ -466,7 +466,7 @@ def draw_collapse(store: Store, images: Path) -> None:
     for axes, (row, report) in zip(panels, some.items(), strict=False):
         levels = store.levels(report)
         transfer = [
-            100 * (from_bits(r["right"], r["n"]).double() * store.weights(report, r["level"])).sum().item()
+            100 * (from_bits(r.right, r.n).double() * store.weights(report, r.level)).sum().item()
             for r in rows_of(report, "leaf-pgd", 0)
         ]
         for what, style, color, label in (

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from hrzs._version import __version__
 
-__all__ = ["__version__", "attack", "build_tree", "evaluate", "finetune", "load"]
+__all__ = ["Report", "__version__", "attack", "build_tree", "evaluate", "finetune", "load"]
 
 if TYPE_CHECKING:
-    from hrzs.api import attack, build_tree, evaluate, finetune, load
+    from hrzs.api import Report, attack, build_tree, evaluate, finetune, load
 
 
 def __getattr__(name: str) -> Any:

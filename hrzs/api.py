@@ -22,7 +22,8 @@ from hrzs.attacks.budget import exact_eps
 from hrzs.classes.specs import ClassSpec
 from hrzs.errors import UsageError
 from hrzs.evaluation.job import Job
-from hrzs.evaluation.runner import EvalOptions, Progress, budget_of
+from hrzs.evaluation.plan import EvalOptions, budget_of
+from hrzs.evaluation.runner import Progress
 from hrzs.files import check_folder
 from hrzs.hierarchy.published import find_tree
 from hrzs.hierarchy.tree import Node, Tree
@@ -32,6 +33,7 @@ from hrzs.models.clip import ClipModel
 from hrzs.models.encoder import ImageEncoder
 from hrzs.models.loading import load_model, wrap_model
 from hrzs.models.logits import LogitClassifier, LogitModel
+from hrzs.results.report import Report
 from hrzs.sources import SourceOptions
 from hrzs.sources.build import build_trees
 from hrzs.sources.classes import read_classes
@@ -207,11 +209,11 @@ def evaluate(
     batch_size: int = 128,
     workers: int = 0,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """The report of ``hrzs eval --json``: rows, summary, canaries and the verdict on masked gradients.
 
         >>> report = hrzs.evaluate(hrzs.load("tiny"), limit=24, attacks="leaf-pgd", steps=2, canaries=False)
-        >>> [row["level"] for row in report["results"] if row["attack"] == "leaf-pgd"]
+        >>> [row.level for row in report.results if row.attack == "leaf-pgd"]
         [0, 1, 1, 2, 2, 3, 3]
 
     Args:

@@ -27,8 +27,10 @@ from hrzs.estimate import seconds_per_image
 from hrzs.evaluation.adversarial import AdversarialSet
 from hrzs.evaluation.canaries import run_canaries
 from hrzs.evaluation.outcome import gallery_of, outcome_of
-from hrzs.evaluation.runner import EvalOptions, Evaluation, Unit
-from hrzs.evaluation.saved import SavedEvaluation, find_saved
+from hrzs.evaluation.plan import EvalOptions, Unit
+from hrzs.evaluation.rows import overall_of, rows_of
+from hrzs.evaluation.runner import Evaluation
+from hrzs.evaluation.saved import find_saved
 from hrzs.hierarchy.published import find_tree
 from hrzs.hierarchy.tree import Tree
 from hrzs.hierarchy.yaml_form import load_tree
@@ -244,8 +246,8 @@ def test_an_evaluation(model: ClipModel, shapes: Dataset, shapes_tree: Tree, mon
     options = EvalOptions(attacks=("leaf-pgd", "superclass-pgd", "hierarchical-pgd"), level="all", steps=1)
     evaluation = Evaluation(model, Task(subset(shapes, limit=6), shapes_tree, "shapes", "in-graph"), options)
     evaluation.run()
-    assert evaluation.rows()
-    assert evaluation.summary()
+    assert rows_of(evaluation)
+    assert overall_of(evaluation)
     outcome_of(evaluation)
     gallery_of(evaluation)
     assert run_canaries(evaluation)
@@ -289,9 +291,9 @@ def test_a_set_of_adversarial_images(model: ClipModel, shapes: Dataset, shapes_t
     found = AdversarialSet(model, task, EvalOptions(steps=1), Unit("leaf-pgd", 0, "prompt", Fraction(2, 255)), tmp_path)
     found.run(lambda *_: None)
     (saved,) = find_saved(tmp_path)
-    evaluation = SavedEvaluation(model, task, EvalOptions(), [saved])
+    evaluation = Evaluation(model, task, EvalOptions(), saved=[saved])
     evaluation.run()
-    assert evaluation.rows()
+    assert rows_of(evaluation)
 
 
 def test_a_dry_run(model: ClipModel, shapes: Dataset) -> None:

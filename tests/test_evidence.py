@@ -80,7 +80,7 @@ def test_results_are_made_resumed_and_shown(place: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out.startswith("0.0 h")
     report = json.loads((place / "results" / "tecoa-s1-seen.json").read_text())
     nodes = json.loads((place / "results" / "nodes.json").read_text())
-    assert len(nodes[report["config"]["tasks"][0]["image_ids"]]["nodes"][0]) == report["config"]["tasks"][0]["n"]
+    assert len(nodes[report["tasks"][0]["image_ids"]]["nodes"][0]) == report["tasks"][0]["n"]
     load("show_results").main([*map(str, ("--results", place / "results", "--figures", place / "figures"))])
     shown = capsys.readouterr().out
     assert "| a constant answer |" in shown

@@ -68,7 +68,8 @@ def attack(
     from hrzs.attacks import attack_spec
     from hrzs.attacks.budget import parse_eps
     from hrzs.evaluation.adversarial import AdversarialSet, is_finished
-    from hrzs.evaluation.runner import EvalOptions, Evaluation, plan
+    from hrzs.evaluation.plan import EvalOptions, plan
+    from hrzs.evaluation.runner import Evaluation
     from hrzs.models.loading import load_model
     from hrzs.tasks import open_task
 

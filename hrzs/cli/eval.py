@@ -13,7 +13,7 @@ from hrzs.errors import UsageError
 from hrzs.files import dump_yaml, write_text
 
 if TYPE_CHECKING:
-    from hrzs.evaluation.runner import Evaluation
+    from hrzs.results.report import Report
 
 #: Named protocols: overrides of the defaults (docs/evaluation.md).
 PRESETS: dict[str, dict[str, Any]] = {
@@ -90,11 +90,14 @@ def evaluate(
         return
     device = options.prepare_torch(device, precision, threads)
 
+    from msgspec.structs import replace
+
     from hrzs.attacks.budget import parse_eps, parse_eps_list
     from hrzs.evaluation.job import Job
-    from hrzs.evaluation.runner import EvalOptions
+    from hrzs.evaluation.plan import EvalOptions
     from hrzs.models.classifier import SCORINGS
     from hrzs.models.loading import load_model
+    from hrzs.results.significance import check_same_images
 
     if scoring not in (*SCORINGS, "both"):
         raise UsageError(f"--scoring {scoring!r}: one of {', '.join(SCORINGS)}, both")
@@ -113,11 +116,7 @@ def evaluate(
     _check_outputs(json=target, report=report_out, csv=csv_out, latex=latex_out)
     if resume and target is None:
         raise UsageError("--resume: needs --json FILE, beside which finished batches are kept")
-    other = None
-    if against is not None:
-        from hrzs.results.significance import check_same_images, compare, read_report
-
-        other = read_report(against)
+    other = None if against is None else _read("--against", against)
     store = None if target is None or dry_run else target.with_name(target.name + ".partial")
     if store is not None and store.is_file() and not resume:
         raise UsageError(
@@ -150,10 +149,16 @@ def evaluate(
         with console.progress_bar("eval", quiet=quiet) as update:
             report = job.run(update, (lambda _: None) if quiet else console.note)
     if other is not None:
-        report["summary"]["against"] = compare(report, other)
-    _write_out(
-        report, job.evaluations, target, report_out, csv_out, latex_out, to_stdout=json_out == "-" and not finished
-    )
+        report = replace(report, summary=replace(report.summary, against=report.against(other)))
+    for file, name, text in (
+        (target, "json", report.to_json), (csv_out, "csv", report.to_csv), (latex_out, "latex", report.to_latex),
+        (report_out, "report", lambda: report.to_html(job.pictures())),
+    ):  # fmt: skip
+        if file is not None:
+            write_text(file, text(), f"--{name} {file}")
+    if report_out is not None:
+        console.note(f"report: {report_out}")
+    console.emit(report.to_json() if json_out == "-" and not finished else str(report))
     if store is not None and not finished:
         store.unlink(missing_ok=True)
 
@@ -167,16 +172,24 @@ def _check_outputs(**files: Path | None) -> None:
             raise UsageError(f"--{name} {file}: is a folder; give a file" + (", or - for stdout" * (name == "json")))
 
 
-def _finished(target: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """The report in ``target``, if it is that of this very call."""
+def _read(option: str, file: Path) -> Report:
+    from hrzs.results.report import Report
+
     try:
-        old: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
-        was, now = ({"model": r["model"]["digest"], **json.loads(json.dumps(r["config"]))} for r in (old, report))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"--resume: {target} is no report of `hrzs eval` ({error}); give another --json FILE"
-        ) from error
-    loose = {"versions", "batch-size", "workers", "threads", "device"}
+        return Report.from_json(file)
+    except UsageError as error:
+        raise UsageError(f"{option} {error}") from error
+
+
+def _finished(target: Path, report: Report) -> Report:
+    """The report in ``target``, if it is that of this very call."""
+    old = _read("--resume: give another --json FILE;", target)
+    was, now = (
+        {"model": r.model.digest, "tasks": r.tasks, "prompts-digest": r.prompts_digest,
+         **json.loads(json.dumps(r.config))}
+        for r in (old, report)
+    )  # fmt: skip
+    loose = {"batch-size", "workers", "threads", "device"}
     if differing := [key for key in now if key not in loose and was.get(key) != now[key]]:
         raise UsageError(
             f"--resume: {target} is the finished report of another call, which differs in {', '.join(differing)}; "
@@ -220,37 +233,3 @@ def _refuse_attacks(context: typer.Context) -> None:
         if (value := _given(context, name)) is not None:
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} {value} with --adversarial: it is as `hrzs attack` had it; leave it out")
-
-
-def _write_out(
-    report: dict[str, Any],
-    evaluations: list[Evaluation],
-    target: Path | None,
-    page: Path | None,
-    csv: Path | None,
-    latex: Path | None,
-    *,
-    to_stdout: bool = False,
-) -> None:
-    from hrzs.results.export import to_csv, to_latex
-    from hrzs.results.table import render
-
-    text = json.dumps(report, indent=1)
-    if target is not None:
-        write_text(target, text + "\n", f"--json {target}")
-    if csv is not None:
-        write_text(csv, to_csv(report), f"--csv {csv}")
-    if latex is not None:
-        write_text(latex, to_latex(report), f"--latex {latex}")
-    if page is not None:
-        from hrzs.evaluation.outcome import gallery_of, outcome_of
-        from hrzs.results.pages.evaluation import write_report
-
-        named = {evaluation.task.data.name: evaluation for evaluation in evaluations}
-        write_report(
-            report, {name: e.task.tree for name, e in named.items()}, page,
-            outcomes={name: found for name, e in named.items() if (found := outcome_of(e)) is not None},
-            galleries={name: shown for name, e in named.items() if (shown := gallery_of(e)) is not None},
-        )  # fmt: skip
-        console.note(f"report: {page}")
-    console.emit(text if to_stdout else render(report))

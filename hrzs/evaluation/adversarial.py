@@ -21,8 +21,7 @@ from hrzs.attacks.budget import format_eps
 from hrzs.data import Batch, loader
 from hrzs.errors import HrzsError, UsageError
 from hrzs.evaluation.image_file import allocate, read_images, write_images
-from hrzs.evaluation.outcome import most_instructive
-from hrzs.evaluation.runner import EvalOptions, Unit, budget_of
+from hrzs.evaluation.plan import EvalOptions, Unit, budget_of
 from hrzs.files import fsync, write_text
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.classifier import ZeroShotClassifier
@@ -31,7 +30,7 @@ from hrzs.models.exact import exact_fp32
 from hrzs.models.loading import read_header
 from hrzs.models.templates import template_for
 from hrzs.results.metrics import right
-from hrzs.results.outcome import Example
+from hrzs.results.outcome import Example, most_instructive
 from hrzs.results.pages.gallery import draw_gallery
 from hrzs.tasks import Task
 

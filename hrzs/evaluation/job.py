@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace as replaced
 
 from hrzs._version import __version__
 from hrzs.attacks import SUITE
 from hrzs.errors import DataMissingError, UsageError
 from hrzs.estimate import seconds_per_image
 from hrzs.evaluation.canaries import run_canaries
-from hrzs.evaluation.runner import EvalOptions, Evaluation, Progress, not_applicable
-from hrzs.evaluation.saved import SavedEvaluation, SavedSet, find_saved, task_of
+from hrzs.evaluation.outcome import pictures_of
+from hrzs.evaluation.plan import EvalOptions, not_applicable
+from hrzs.evaluation.rows import overall_of, rows_of, truth_of
+from hrzs.evaluation.runner import Evaluation, Progress
+from hrzs.evaluation.saved import SavedImages, find_saved, task_of
 from hrzs.evaluation.tree_view import level_depth
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.loading import describe
 from hrzs.results.average import mean_over_datasets
 from hrzs.results.masking import verdicts
+from hrzs.results.outcome import Pictures
+from hrzs.results.report import Data, Model, Report, Row, Summary
 from hrzs.tasks import open_task
 
 logger = logging.getLogger(__name__)
@@ -76,14 +84,12 @@ class Job:
         self.model, self.options, self.canaries = model, options, canaries
         self.config = dict(config or {})
         self.missing: dict[str, str] = {}
-        self.given: SavedEvaluation | None = None
+        self.evaluations: list[Evaluation] = []
         if adversarial is not None:
             asked = {"data": ",".join(data or ()) or None, "data_root": None if data_root is None else str(data_root),
                      "split": split, "tree": tree, "classes": classes}  # fmt: skip
-            self.given = self._saved(find_saved(adversarial), asked, store)
-            self.evaluations: list[Evaluation] = [self.given]
+            self._open_saved(adversarial, asked, store)
             return
-        self.evaluations = []
         for spec in data or ("shapes",):
             try:
                 task = open_task(spec, model, purpose="eval", split=split, root=data_root, tree=tree, classes=classes,
@@ -98,33 +104,41 @@ class Job:
         if not self.evaluations:
             raise UsageError("\n".join(self.missing.values()))
 
-    def _saved(self, sets: Sequence[SavedSet], asked: Mapping[str, Any], store: Path | None) -> SavedEvaluation:
+    def _open_saved(self, folder: Path, asked: Mapping[str, Any], store: Path | None) -> None:
+        sets = find_saved(folder)
         source = sets[0].source(asked)
         self.config |= {"attack": "none", **{name.replace("_", "-"): value for name, value in source.items()}}
         task = task_of(sets[0], self.model, **source, template=self.options.template)
-        return SavedEvaluation(self.model, task, self.options, sets, store)
+        self.evaluations.append(Evaluation(self.model, task, self.options, store, sets))
 
-    def head(self) -> dict[str, Any]:
+    @property
+    def saved(self) -> SavedImages | None:
+        """The images that were given, if they were."""
+        images = self.evaluations[0].images
+        return images if isinstance(images, SavedImages) else None
+
+    def head(self) -> Report:
         """The report as far as it is known before anything was computed."""
         evaluations = self.evaluations
-        why = GIVEN if self.given is not None else SWITCHED_OFF if not self.canaries else []
-        summary: dict[str, Any] = {
-            "levels": [],
-            "truth": {},
-            "not_applicable": _named(evaluations, lambda e: not_applicable(e.task, self.options)),
-            "missing": self.missing,
-            "stand_ins": _named(evaluations, Evaluation.stand_ins),
-            "canaries": why,
-            "masking": why,
-        }
-        if self.given is not None:
-            summary["adversarial"] = self.given.provenance()
-        tasks = {"tasks": [e.task.describe() for e in evaluations]}
-        made = {"prompts_digest": evaluations[0].classifier.prompts.digest, "versions": _versions()}
-        return {"hrzs": __version__, "model": describe(self.model), "config": {**self.config, **tasks, **made},
-                "results": [], "summary": summary}  # fmt: skip
+        why = GIVEN if self.saved else SWITCHED_OFF if not self.canaries else ()
+        return Report(
+            hrzs=__version__,
+            model=msgspec.convert(describe(self.model), Model),
+            config=self.config,
+            tasks=tuple(msgspec.convert(e.task.describe(), Data) for e in evaluations),
+            prompts_digest=evaluations[0].classifier.prompts.digest,
+            versions={name: version(name) for name in ("torch", "open_clip_torch", "torchvision", "numpy")},
+            summary=Summary(
+                not_applicable=_named(evaluations, lambda e: tuple(not_applicable(e.task, self.options))),
+                missing=self.missing,
+                stand_ins=_named(evaluations, lambda e: tuple(e.images.stand_ins())),
+                canaries=why,
+                masking=why,
+                adversarial=self.saved.provenance() if self.saved else None,
+            ),
+        )
 
-    def run(self, progress: Progress | None = None, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    def run(self, progress: Progress | None = None, say: Callable[[str], None] = lambda _: None) -> Report:
         """The report of everything (docs/evaluation.md).
 
         Args:
@@ -132,25 +146,27 @@ class Job:
             say: called with a sentence before each canary.
         """
         report = self.head()
-        summary = report["summary"]
         for name, reason in self.missing.items():
             logger.warning("%s is left out: %s", name, reason)
-        for name, skipped in summary["not_applicable"].items():
+        for name, skipped in report.summary.not_applicable.items():
             logger.info("%s: not applicable, its tree has no superclass: %s", name, ", ".join(skipped))
         self._run(progress or (lambda *_: None))
-        for evaluation in self.evaluations:
-            report["results"] += evaluation.rows()
-            summary["levels"] += evaluation.summary()
-            summary["truth"][evaluation.task.data.name] = evaluation.truth()
-        summary["depth"] = _named(self.evaluations, lambda e: level_depth(self.model, e.classifier, e.task))
-        if self.canaries and self.given is None:
-            canaries = [c for evaluation in self.evaluations for c in run_canaries(evaluation, say)]
-            summary["canaries"] = [asdict(c) for c in canaries]
-            summary["masking"] = [asdict(v) for v in verdicts(canaries)]
-        _call_out(report["results"])
-        if mean := mean_over_datasets(report):
-            summary["mean"] = mean
-        return report
+        found: dict[str, Any] = {
+            "levels": tuple(overall for e in self.evaluations for overall in overall_of(e)),
+            "truth": _named(self.evaluations, truth_of),
+            "depth": _named(self.evaluations, lambda e: level_depth(self.model, e.classifier, e.task)),
+        }
+        if self.canaries and not self.saved:
+            canaries = tuple(c for evaluation in self.evaluations for c in run_canaries(evaluation, say))
+            found |= {"canaries": canaries, "masking": tuple(verdicts(canaries))}
+        rows = tuple(row for evaluation in self.evaluations for row in rows_of(evaluation))
+        _call_out(rows)
+        report = replaced(report, results=rows, summary=replaced(report.summary, **found))
+        return replaced(report, summary=replaced(report.summary, mean=mean_over_datasets(report)))
+
+    def pictures(self) -> dict[str, Pictures]:
+        """What the page of a report shows beyond it, by dataset, once everything was run."""
+        return {e.task.data.name: pictures_of(e) for e in self.evaluations}
 
     def _run(self, progress: Progress) -> None:
         done = 0
@@ -187,16 +203,12 @@ def _named(evaluations: Sequence[Evaluation], of: Callable[[Evaluation], Any]) -
     return {e.task.data.name: found for e in evaluations if (found := of(e))}
 
 
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("torch", "open_clip_torch", "torchvision", "numpy")}
-
-
-def _call_out(rows: Sequence[Mapping[str, Any]]) -> None:
+def _call_out(rows: Sequence[Row]) -> None:
     """What usually means a mistake, and not a result."""
     for row in rows:
-        where = f"{row['dataset']}, {row['attack']} at level {row['attack_level']}, level {row['level']}"
-        if row["transfer"] is False and row["robust"] == row["clean"] > 0:
-            logger.warning("%s: robust equals clean accuracy (%.3f): is the attack blocked?", where, row["clean"])
-        if row["attack"] == "none" and row["clean"] <= 1.5 / row["classes"]:
+        where = f"{row.dataset}, {row.attack} at level {row.attack_level}, level {row.level}"
+        if row.transfer is False and row.robust == row.clean > 0:
+            logger.warning("%s: robust equals clean accuracy (%.3f): is the attack blocked?", where, row.clean)
+        if row.attack == "none" and row.clean <= 1.5 / row.classes:
             logger.warning("%s: clean accuracy %.3f is near chance: prompts, tree or weights may not belong to the "
-                           "data", row["dataset"], row["clean"])  # fmt: skip
+                           "data", row.dataset, row.clean)  # fmt: skip

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from hrzs.attacks.budget import format_eps
 from hrzs.data import loader
-from hrzs.evaluation.runner import Evaluation, Unit
+from hrzs.evaluation.plan import Unit
+from hrzs.evaluation.runner import Evaluation
 from hrzs.models.classifier import SCORINGS
 from hrzs.models.exact import exact_fp32
 from hrzs.results import metrics
-from hrzs.results.outcome import Example, Gallery, Outcome
+from hrzs.results.outcome import Example, Gallery, Outcome, Pictures, most_instructive
+
+
+def pictures_of(evaluation: Evaluation) -> Pictures:
+    """What the page of a report shows beyond the report."""
+    return Pictures(evaluation.task.tree, outcome_of(evaluation), gallery_of(evaluation))
 
 
 def outcome_of(evaluation: Evaluation) -> Outcome | None:
@@ -58,7 +60,7 @@ def _first_eps(evaluation: Evaluation) -> list[Unit]:
 
 @exact_fp32()
 def gallery_of(evaluation: Evaluation, most: int = 8) -> Gallery | None:
-    """The most instructive images of a finished evaluation at its first ε, made once more (`Evaluation.again`).
+    """The most instructive images of a finished evaluation at its first ε, made once more (`adversarial_images`).
 
     The attack is the one under which most predictions, summed over levels, turn wrong. None if none did.
     """
@@ -72,7 +74,7 @@ def gallery_of(evaluation: Evaluation, most: int = 8) -> Gallery | None:
         return None
     indices = most_instructive(labels, was, lost[unit], most)
     batch = next(loader(evaluation.task.data, len(indices), 0, indices))
-    found = evaluation.again(unit, batch, labels[indices])
+    found = evaluation.images.adversarial_images(unit, batch, labels[indices])
     with torch.no_grad():
         after = evaluation.classifier.predict(evaluation.model.encode_image(found, "fp32"))[0].cpu()
     return Gallery(
@@ -82,19 +84,3 @@ def gallery_of(evaluation: Evaluation, most: int = 8) -> Gallery | None:
             for k, i in enumerate(indices)
         ],
     )
-
-
-def most_instructive(labels: Int[Tensor, "n"], was: Int[Tensor, "n"], lost: Int[Tensor, "n"], most: int) -> list[int]:
-    """Images that were right at most levels and lost the most of them; one of each class before a second of any.
-
-    Args:
-        was: the number of levels at which an image was right when clean.
-        lost: how many of these it lost.
-    """
-    order = sorted((i for i in range(len(labels)) if lost[i] > 0), key=lambda i: (-int(lost[i]), -int(was[i]), i))
-    seen: Counter[int] = Counter()
-    ranked = []
-    for place, i in enumerate(order):
-        ranked.append((seen[int(labels[i])], place, i))
-        seen[int(labels[i])] += 1
-    return [i for _, _, i in sorted(ranked)[:most]]

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
 from hrzs.attacks import Budget
 from hrzs.attacks.ball import Ball
-from hrzs.attacks.budget import format_eps
 from hrzs.data import Batch
 from hrzs.errors import HrzsError, UsageError
 from hrzs.evaluation.adversarial import MANIFEST_FILE, TENSORS_FILE, is_begun, is_finished
 from hrzs.evaluation.image_file import read_images
-from hrzs.evaluation.runner import EvalOptions, Evaluation, Tick, Unit
-from hrzs.models.classifier import SCORINGS
+from hrzs.evaluation.images import Made
+from hrzs.evaluation.plan import Unit
+from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.models.loading import file_digest, read_header
-from hrzs.results import metrics
-from hrzs.results.metrics import Predictions
 from hrzs.tasks import Task, open_task
 
 
@@ -173,97 +170,79 @@ def task_of(
     return task
 
 
-class SavedEvaluation(Evaluation):
-    """One dataset under one model, whose adversarial images are given. No attack is run.
+class SavedImages:
+    """Saved sets of the same images, the task's in its order, judged before they are scored (as `AttackedImages`)."""
 
-    Args:
-        saved: sets of the same images, the task's, in its order.
-    """
+    def __init__(self, model: ClipModel, task: Task, classifier: ZeroShotClassifier, sets: Sequence[SavedSet]) -> None:
+        self.model, self.task, self.classifier = model, task, classifier
+        self.sets = {one.unit: one for one in sets}
+        self.places = {name: place for place, name in enumerate(sets[0].ids)}
+        self.units = list(self.sets)
 
-    def __init__(
-        self, model: ClipModel, task: Task, options: EvalOptions, saved: Sequence[SavedSet], store: Path | None = None
-    ) -> None:
-        self.sets = tuple(saved)
-        self.saved = {one.unit: one for one in saved}
-        self.places = {name: place for place, name in enumerate(saved[0].ids)}
-        super().__init__(model, task, replace(options, attacks=("none",)), store)
+    def parts(self, unit: Unit) -> list[_Read]:
+        return [_Read(self, unit)]
 
-    def _plan(self) -> list[Unit]:
-        return [Unit("none"), *self.saved]
+    def stops_early(self, unit: Unit) -> bool:  # noqa: ARG002
+        return False
+
+    def worth(self, unit: Unit, right: Bool[Tensor, "s levels n"]) -> Bool[Tensor, "n"]:  # noqa: ARG002
+        """All, for every one is judged."""
+        return torch.ones_like(right[0, 0])
+
+    def budget(self, unit: Unit) -> Budget:
+        return self.sets[unit].budget
 
     def stand_ins(self) -> list[str]:
         """As it was for the attack: in another tree, the number of classes says nothing of it."""
         return [
             f"{unit.attack} at level {unit.level}: {fault}"
-            for unit, saved in self.saved.items()
+            for unit, saved in self.sets.items()
             if (fault := saved.header["stands_in"])
         ]
 
-    def budget(self, unit: Unit) -> Budget:
-        """What the attack might spend that made the images."""
-        return self.saved[unit].budget
+    def identity(self) -> list[str]:
+        return [
+            part
+            for one in self.sets.values()
+            for part in (json.dumps(one.header, sort_keys=True), file_digest(one.folder / MANIFEST_FILE))
+        ]
 
-    def cost(self, unit: Unit) -> float:  # noqa: ARG002
-        return super().cost(self.units[0])
+    def source_of(self, unit: Unit) -> tuple[str, str] | None:
+        header = self.sets[unit].header
+        return header["model"], header["model_digest"]
 
-    def identity(self) -> str:
-        about = [super().identity()]
-        for one in self.sets:
-            about += [json.dumps(one.header, sort_keys=True), file_digest(one.folder / MANIFEST_FILE)]
-        return hashlib.sha256("\n".join(about).encode()).hexdigest()
-
-    def _run_attack(self, unit: Unit, tick: Tick) -> None:
-        """Every saved image is looked at, and judged first.
-
-        Raises:
-            HrzsError: one is not what it should be.
-        """
-        self._score(unit, partial(self._look_at_saved, unit), tick)
-
-    def _look_at_saved(self, unit: Unit, batch: Batch) -> tuple[Predictions, Sequence[int]]:
-        found, counts = self._look(replace(batch, images=self.again(unit, batch, batch.labels)))
-        return replace(found, won=self._won(unit, batch.labels, found.nodes)), counts
-
-    def _won(self, unit: Unit, labels: Int[Tensor, "n"], nodes: Int[Tensor, "s levels n"]) -> Bool[Tensor, "n"]:
-        """Did the image get at this model what it was made for: a mistake at its level, or at every one?"""
-        wrong = ~metrics.right(self.task.tree, labels, nodes)[SCORINGS.index(unit.scoring)]
-        if isinstance(unit.level, int) and unit.level < len(wrong):
-            return wrong[unit.level]
-        return wrong.all(0)
-
-    def again(self, unit: Unit, batch: Batch, labels: Int[Tensor, "B"]) -> Float[Tensor, "B 3 H W"]:  # noqa: ARG002
-        """The saved images, judged."""
-        return self.saved[unit].read([self.places[name] for name in batch.ids], batch.images).to(self.model.device)
-
-    # -- what comes of it -----------------------------------------------------------------------------------------
-
-    def is_white_box(self, saved: SavedSet) -> bool:
-        """Were the images made against this very model, through this head, these prompts and this tree?"""
-        info, header = self.model.info, saved.header
+    def is_white_box(self, unit: Unit) -> bool:
+        """Against this very model, through this head, these prompts and this tree?"""
+        info, header = self.model.info, self.sets[unit].header
         mine = [info.digest, json.loads(json.dumps(info.config)), self.classifier.head.name,
                 self.classifier.prompts.digest, self.task.tree.digest]  # fmt: skip
         theirs = [header["model_digest"], header["model_config"], header["head"],
                   header["prompts_digest"], header["task"]["tree_digest"]]  # fmt: skip
         return bool(info.digest) and mine == theirs
 
-    def rows(self) -> list[dict[str, Any]]:
-        """As of any evaluation; each row also says against which model its images were made."""
-        by_attack = {(u.attack, u.level, format_eps(u.eps)): s for u, s in self.saved.items() if u.eps is not None}
-        rows = []
-        for row in super().rows():
-            saved = by_attack.get((row["attack"], row["attack_level"], row["eps"]))
-            row |= {"source_model": None, "source_model_digest": None}
-            if saved is not None:
-                row |= {"transfer": row["transfer"] or not self.is_white_box(saved),
-                        "source_model": saved.header["model"],
-                        "source_model_digest": saved.header["model_digest"]}  # fmt: skip
-            rows.append(row)
-        return rows
+    def adversarial_images(self, unit: Unit, batch: Batch, labels: Int[Tensor, "B"]) -> Float[Tensor, "B 3 H W"]:  # noqa: ARG002
+        return self.sets[unit].read([self.places[name] for name in batch.ids], batch.images).to(self.model.device)
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, dict[str, Any]]:
         """What the images are, by the title of their unit."""
         passed_over = ("model_config", "task", "origin")
         return {
             unit.title: {key: value for key, value in sorted(saved.header.items()) if key not in passed_over}
-            for unit, saved in self.saved.items()
+            for unit, saved in self.sets.items()
         }
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The saved images of one unit, judged; their predictions tell what they get at this model."""
+
+    source: SavedImages
+    unit: Unit
+    cost: float = 0.0
+
+    def __call__(self, batch: Batch) -> Made:
+        """
+        Raises:
+            HrzsError: one of them is not what it should be.
+        """
+        return Made(self.source.adversarial_images(self.unit, batch, batch.labels))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import torch
 
 from hrzs.data import loader
-from hrzs.evaluation.runner import EvalOptions, Evaluation, Progress
+from hrzs.evaluation.plan import EvalOptions
+from hrzs.evaluation.rows import rows_of
+from hrzs.evaluation.runner import Evaluation, Progress
 from hrzs.models.classifier import SCORINGS, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.models.depth import ClassMeans, text_depth, text_edges
@@ -15,6 +18,7 @@ from hrzs.models.exact import exact_fp32
 from hrzs.models.heads import HyperbolicHead
 from hrzs.models.text import NodeIndex
 from hrzs.results import metrics
+from hrzs.results.report import Depth, LevelDepth
 from hrzs.tasks import Task
 
 
@@ -47,12 +51,12 @@ def level_accuracy(
         {"level": level, "nodes": len(task.tree.levels[level]), **dict.fromkeys(SCORINGS), "consistency": consistent}
         for level, consistent in enumerate([1.0, *metrics.consistency(task.tree, clean.nodes[0])])
     ]
-    for row in evaluation.rows():
-        levels[row["level"]][row["scoring"]] = {
-            "accuracy": row["clean"], "ci95": list(row["clean_ci95"]),
-            "balanced": row["clean_balanced"], "balanced_ci95": list(row["clean_balanced_ci95"]),
-            "constant": row["constant"],
+    for row in rows_of(evaluation):
+        levels[row.level][row.scoring] = {
+            "accuracy": row.clean, "ci95": row.clean_ci95,
+            "balanced": row.clean_balanced, "balanced_ci95": row.clean_balanced_ci95, "constant": row.constant,
         }  # fmt: skip
+    depth = level_depth(model, evaluation.classifier, task)
     return {
         "model": model.info.source,
         "head": evaluation.classifier.head.name,
@@ -61,16 +65,14 @@ def level_accuracy(
         "n": len(task.data),
         "template": template,
         "levels": levels,
-        "depth": level_depth(model, evaluation.classifier, task),
+        "depth": None if depth is None else msgspec.to_builtins(depth),
     }
 
 
 @exact_fp32()
 @torch.no_grad()
-def level_depth(
-    model: ClipModel, classifier: ZeroShotClassifier, task: Task, most: int = 1000
-) -> dict[str, Any] | None:
-    """Where texts and images lie, level by level, ready for JSON; None for a head that has no depth (cosine).
+def level_depth(model: ClipModel, classifier: ZeroShotClassifier, task: Task, most: int = 1000) -> Depth | None:
+    """Where texts and images lie, level by level; None for a head that has no depth (cosine).
 
     For each level 0 … L-1: the mean radius of its texts (``radius_text``) and of its class means of images
     (``radius_image``), as shares of the ball's radius, in flat space as norms; the largest margin that its texts leave
@@ -93,12 +95,12 @@ def level_depth(
         labels.append(batch.labels.to(model.device))
     groups = means_of.group(torch.cat(labels), points[0])
     means = means_of(torch.cat(points), groups, head)
-    levels = [
-        {"level": level, "radius_text": placed.radius[level].item(),
-         "radius_image": head.radius(mean[count > 0]).mean().item(),
-         "margin": placed.margin[level].item(), "bound": placed.bound[level].item()}
+    levels = tuple(
+        LevelDepth(level=level, radius_text=placed.radius[level].item(),
+                   radius_image=head.radius(mean[count > 0]).mean().item(),
+                   margin=placed.margin[level].item(), bound=placed.bound[level].item())
         for level, (mean, count) in enumerate(zip(means, groups.counts, strict=True))
-    ]  # fmt: skip
+    )  # fmt: skip
     shares = {"edges_ordered": placed.edges_ordered, "edges_ordered_image": means_of.edges_ordered(means, groups)}
-    return {"head": head.name, "n": n, "levels": levels,
-            **{name: None if share.isnan() else share.item() for name, share in shares.items()}}  # fmt: skip
+    return Depth(head=head.name, n=n, levels=levels,
+                 **{name: None if share.isnan() else share.item() for name, share in shares.items()})  # fmt: skip

@@ -1,7 +1,4 @@
-"""What `hrzs eval` found, for other programs: CSV, LaTeX, and the headline figures that reports share.
-
-Everything here reads the report as ``--json`` writes it, so a saved report can be exported later.
-"""
+"""What `hrzs eval` found, for other programs: CSV, LaTeX, and the headline figures that reports share."""
 
 from __future__ import annotations
 
@@ -11,36 +8,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec.structs import asdict
+
+from hrzs.results.report import Overall, Report, Row
+
 _INTERVAL = "_ci95"
 
 
-def to_csv(report: Mapping[str, Any]) -> str:
-    """One line per row of ``report["results"]`` under a header; a null is an empty cell.
+def to_csv(report: Report) -> str:
+    """One line per row under a header; a null is an empty cell.
 
     An interval ``X_ci95`` becomes ``X_low`` and ``X_high``; the bits of single images are left out. Numbers are written
     in full, so they read back unchanged.
     """
-    rows = [_flat(row) for row in report["results"]]
-    # Fields beyond the contract follow those of the first row, whichever row brings them.
-    columns = list(dict.fromkeys(column for row in rows for column in row))
+    rows = [flat(row) for row in report.results]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, rows[0] if rows else (), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in row.items():
-        if name == "right":
-            continue  # what became of each image belongs to the report, for `--against`
+def flat(row: Row) -> dict[str, Any]:
+    """The fields of a row without what became of each image, which `Report.against` needs; an interval becomes two."""
+    found: dict[str, Any] = {}
+    for name, value in asdict(row).items():
         if name.endswith(_INTERVAL):
             stem = name.removesuffix(_INTERVAL)
-            flat[f"{stem}_low"], flat[f"{stem}_high"] = value or (None, None)
-        else:
-            flat[name] = value
-    return flat
+            found[f"{stem}_low"], found[f"{stem}_high"] = value or (None, None)
+        elif name != "right":
+            found[name] = value
+    return found
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Headline:
     Superclasses are scored by their own prompt, or by the sum of their leaves where nothing else was. ``robust`` holds,
     for each level that an attack aimed at, the lowest row among these attacks; an attack on all levels at once counts
     only where none aimed at that level alone. ``leaf`` is the strongest attack on the leaves, scored at every level.
-    ``summary`` is the report's, empty where there is none.
+    ``summary`` is the report's, if it has one.
     """
 
     dataset: str
@@ -58,71 +56,70 @@ class Headline:
     n: int
     eps: str | None
     levels: tuple[int, ...]
-    clean: Mapping[int, Mapping[str, Any]]
-    robust: Mapping[int, Mapping[str, Any]]
-    leaf: Mapping[int, Mapping[str, Any]]
-    summary: Mapping[str, Any]
+    clean: Mapping[int, Row]
+    robust: Mapping[int, Row]
+    leaf: Mapping[int, Row]
+    summary: Overall | None
 
 
-def headlines(report: Mapping[str, Any]) -> list[Headline]:
+def headlines(report: Report) -> list[Headline]:
     """The headline figures of every dataset and ε, in the report's order."""
     found = []
-    for dataset in dict.fromkeys(row["dataset"] for row in report["results"]):
-        rows = [row for row in report["results"] if row["dataset"] == dataset]
-        radii = list(dict.fromkeys(row["eps"] for row in rows if row["eps"] is not None)) or [None]
-        found += [_headline(report, rows, eps) for eps in radii]
+    for dataset in dict.fromkeys(row.dataset for row in report.results):
+        rows = [row for row in report.results if row.dataset == dataset]
+        radii: list[str | None] = [*dict.fromkeys(row.eps for row in rows if row.eps is not None)]
+        found += [_headline(report, rows, eps) for eps in radii or [None]]
     return found
 
 
-def _headline(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], eps: str | None) -> Headline:
+def _headline(report: Report, rows: Sequence[Row], eps: str | None) -> Headline:
     first = rows[0]
-    levels = tuple(sorted({row["level"] for row in rows}))
-    attacked = [row for row in rows if eps is not None and row["eps"] == eps]
-    at_leaves = [row for row in attacked if row["attack_level"] == 0]
-    strongest = _lowest([row for row in at_leaves if row["level"] == 0])
-    by_level: dict[int, Mapping[str, Any]] = {}
+    levels = tuple(sorted({row.level for row in rows}))
+    attacked = [row for row in rows if eps is not None and row.eps == eps]
+    at_leaves = [row for row in attacked if row.attack_level == 0]
+    strongest = _lowest([row for row in at_leaves if row.level == 0])
+    by_level: dict[int, Row] = {}
     for level in levels:
-        here = _own_prompt([row for row in attacked if row["level"] == level])
-        aimed = [row for row in here if row["attack_level"] == level] or [
-            row for row in here if row["attack_level"] == "all" and row.get("transfer") is False
+        here = _own_prompt([row for row in attacked if row.level == level])
+        aimed = [row for row in here if row.attack_level == level] or [
+            row for row in here if row.attack_level == "all" and row.transfer is False
         ]
         if lowest := _lowest(aimed):
             by_level[level] = lowest
     return Headline(
-        first["dataset"], first["split"], first["n"], eps, levels,
+        first.dataset, first.split, first.n, eps, levels,
         clean={level: row for level in levels
-               for row in _own_prompt([row for row in rows if row["attack"] == "none" and row["level"] == level])[:1]},
+               for row in _own_prompt([row for row in rows if row.attack == "none" and row.level == level])[:1]},
         robust=by_level,
         leaf={level: row for level in levels if strongest is not None
               for row in _own_prompt([row for row in at_leaves
-                                      if row["attack"] == strongest["attack"] and row["level"] == level])[:1]},
-        summary=next((s for s in report["summary"]["levels"]
-                      if s["dataset"] == first["dataset"] and s["eps"] == eps), {}),
+                                      if row.attack == strongest.attack and row.level == level])[:1]},
+        summary=next((s for s in report.summary.levels if s.dataset == first.dataset and s.eps == eps), None),
     )  # fmt: skip
 
 
-def sources_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def sources_of(rows: Sequence[Row]) -> list[str]:
     """The models that saved adversarial images were made against; none where the images are an attack's of today."""
-    return list(dict.fromkeys(row["source_model"] for row in rows if row.get("source_model")))
+    return list(dict.fromkeys(row.source_model for row in rows if row.source_model))
 
 
-def _own_prompt(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [row for row in rows if row["scoring"] == "prompt"] or list(rows)
+def _own_prompt(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.scoring == "prompt"] or list(rows)
 
 
-def _lowest(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    return min(rows, key=lambda row: float(row["robust"]), default=None)
+def _lowest(rows: Sequence[Row]) -> Row | None:
+    return min((row for row in rows if row.robust is not None), key=lambda row: row.robust or 0.0, default=None)
 
 
-def to_latex(report: Mapping[str, Any]) -> str:
+def to_latex(report: Report) -> str:
     r"""A booktabs ``tabular`` with a row per dataset and ε, in percent, levels from the leaves upwards between slashes.
 
     Columns: what a constant answer scores; clean; robust at the level attacked; the attack on the leaves scored
     upwards; any-level robust; then constant, clean, robust and any-level once more, balanced over each level's nodes.
     ``--`` stands where nothing was measured. Needs ``\usepackage{booktabs}``.
     """
-    about = f"{report['model']['source']}, hrzs {report['hrzs']}; accuracy in %, levels 0 / 1 / ..."
-    if sources := sources_of(report["results"]):
+    about = f"{report.model.source}, hrzs {report.hrzs}; accuracy in %, levels 0 / 1 / ..."
+    if sources := sources_of(report.results):
         about += f"; adversarial images made against {', '.join(sources)}"
     lines = [
         f"% {_one_line(about)}",
@@ -143,20 +140,20 @@ def to_latex(report: Mapping[str, Any]) -> str:
             _percents(h.clean, h.levels, "clean"),
             _percents(h.robust, h.levels, "robust"),
             _percents(h.leaf, h.levels, "robust"),
-            _percent(h.summary.get("any_level_robust")),
+            _percent(h.summary.any_level_robust if h.summary else None),
             _percents(h.clean, h.levels, "constant_balanced"),
             _percents(h.clean, h.levels, "clean_balanced"),
             _percents(h.robust, h.levels, "robust_balanced"),
-            _percent(h.summary.get("any_level_robust_balanced")),
+            _percent(h.summary.any_level_robust_balanced if h.summary else None),
         ]
         lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _percents(rows: Mapping[int, Mapping[str, Any]], levels: Sequence[int], figure: str) -> str:
+def _percents(rows: Mapping[int, Row], levels: Sequence[int], figure: str) -> str:
     if not rows:
         return "--"
-    return " / ".join(_percent(rows.get(level, {}).get(figure)) for level in levels)
+    return " / ".join(_percent(getattr(rows.get(level), figure, None)) for level in levels)
 
 
 def _percent(value: float | None) -> str:

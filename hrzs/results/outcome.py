@@ -1,12 +1,15 @@
-"""What became of every image of an evaluation, and examples of it; `hrzs.evaluation.outcome` finds both."""
+"""What the page of a report shows and no JSON holds; `hrzs.evaluation.outcome` finds it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from hrzs.hierarchy.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,28 @@ class Gallery:
 
     title: str
     examples: Sequence[Example]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is shown of one dataset and no JSON holds; None where nothing was attacked, or nothing fell."""
+
+    tree: Tree
+    outcome: Outcome | None = None
+    gallery: Gallery | None = None
+
+
+def most_instructive(labels: Int[Tensor, "n"], was: Int[Tensor, "n"], lost: Int[Tensor, "n"], most: int) -> list[int]:
+    """Images that were right at most levels and lost the most of them; one of each class before a second of any.
+
+    Args:
+        was: the number of levels at which an image was right when clean.
+        lost: how many of these it lost.
+    """
+    order = sorted((i for i in range(len(labels)) if lost[i] > 0), key=lambda i: (-int(lost[i]), -int(was[i]), i))
+    seen: Counter[int] = Counter()
+    ranked = []
+    for place, i in enumerate(order):
+        ranked.append((seen[int(labels[i])], place, i))
+        seen[int(labels[i])] += 1
+    return [i for _, _, i in sorted(ranked)[:most]]

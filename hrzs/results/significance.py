@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
+import msgspec
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hrzs.errors import UsageError
 from hrzs.results.metrics import balanced, from_bits, node_weights, weights_over_levels, wilson
+from hrzs.results.report import Compared, Comparison, Report, Row
 
 #: What makes two rows the same measurement of two models.
 SAME = ("dataset", "split", "eps", "attack", "attack_level", "level", "scoring", "attacked_through")
 
 
-def compare(report: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+def compare(report: Report, other: Report) -> Comparison:
     """Every row of ``report`` beside its like in ``other``, and any-level robust accuracy likewise.
 
     For each: both accuracies, their difference with a 95% interval (`paired_interval`), how many images only the one
     and only the other model gets right, McNemar's exact p (`mcnemar`), and p after Holm's correction for the number of
     comparisons with images in them (Holm, Scand. J. Statist. 1979). And the same difference balanced over the nodes of
-    the level with its interval (`balanced_difference`), null where neither report says which node each image has; p is
+    the level with its interval (`balanced_difference`), None where neither report says which node each image has; p is
     of the difference per image.
 
     Any-level figures of different suites are not compared: ``left_out`` says so.
@@ -42,33 +42,11 @@ def compare(report: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, An
             "--against: no row of that report has its like in this one; evaluate both with the same data, attacks, "
             "levels and ε"
         )
-    rows = [{**name, **_paired(a, b), **_balanced(a, b, weights)} for name, a, b, weights in pairs]
-    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row["p_holm"] = adjusted
-    return {
-        "model": other["model"]["source"], "digest": other["model"]["digest"], "rows": rows, "left_out": left_out,
-    }  # fmt: skip
+    chances = [mcnemar(*pair.discordant) for pair in pairs]
+    rows = tuple(pair.compared(p, p_holm) for pair, p, p_holm in zip(pairs, chances, holm(chances), strict=True))
+    return Comparison(model=other.model.source, digest=other.model.digest, rows=rows, left_out=tuple(left_out))
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """A report as ``--json`` wrote it.
-
-    Raises:
-        UsageError: it is none.
-    """
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"--against {path}: not a readable report ({error}); give the FILE of `hrzs eval --json FILE`"
-        ) from error
-    if not isinstance(report, dict) or not {"model", "results", "summary", "config"} <= report.keys():
-        raise UsageError(f"--against {path}: no report of `hrzs eval --json`")
-    return report
-
-
-# What is compared, which images each model has right, and the weights that balance them.
-Pair = tuple[dict[str, Any], Bool[Tensor, "n"], Bool[Tensor, "n"], Float[Tensor, "n"] | None]
 # The node of each image at every level, (levels, n), in the order of ids, by dataset.
 Nodes = Mapping[str, Tensor]
 
@@ -76,70 +54,103 @@ Nodes = Mapping[str, Tensor]
 _FORMER_SUITE = ("leaf-pgd", "superclass-pgd", "hierarchical-pgd")
 
 
-def _nodes(report: Mapping[str, Any]) -> dict[str, Int[Tensor, "levels n"]]:
+@dataclass(frozen=True)
+class _Pair:
+    """What is compared (`SAME`), which images each model has right, and the weights that balance them."""
+
+    name: tuple[object, ...]
+    this: Bool[Tensor, "n"]
+    other: Bool[Tensor, "n"]
+    weights: Float[Tensor, "n"] | None
+
+    @property
+    def discordant(self) -> tuple[int, int]:
+        """How many images only this model and only the other has right."""
+        return int((self.this & ~self.other).sum()), int((self.other & ~self.this).sum())
+
+    def compared(self, p: float, p_holm: float) -> Compared:
+        """All figures of it."""
+        n, only_this, only_other = len(self.this), *self.discordant
+        this, other = int(self.this.sum()), int(self.other.sum())
+        found: dict[str, object] = {}
+        if self.weights is not None:
+            difference, interval = balanced_difference(self.this, self.other, self.weights)
+            found = {"this_balanced": balanced(self.this, self.weights),
+                     "other_balanced": balanced(self.other, self.weights),
+                     "difference_balanced": difference, "difference_balanced_ci95": interval}  # fmt: skip
+        found |= {"n": n, "this": this / n, "other": other / n, "difference": (only_this - only_other) / n,
+                  "difference_ci95": paired_interval(this, other, only_this, only_other, n),
+                  "only_this": only_this, "only_other": only_other, "p": p, "p_holm": p_holm}  # fmt: skip
+        return msgspec.convert(found | dict(zip(SAME, self.name, strict=True)), Compared)
+
+
+def _nodes(report: Report) -> dict[str, Int[Tensor, "levels n"]]:
     """What a report says of its images (`Evaluation.truth`); nothing, if an older hrzs wrote it."""
     found = {}
-    for dataset, truth in report["summary"].get("truth", {}).items():
-        labels = torch.tensor([int(word) for word in truth["labels"].split()], dtype=torch.long)
-        ancestors = torch.tensor([[int(word) for word in level.split()] for level in truth["ancestors"]])
+    for dataset, truth in report.summary.truth.items():
+        labels = torch.tensor([int(word) for word in truth.labels.split()], dtype=torch.long)
+        ancestors = torch.tensor([[int(word) for word in level.split()] for level in truth.ancestors])
         found[dataset] = ancestors[:, labels]
     return found
 
 
-def _row_pairs(report: Mapping[str, Any], other: Mapping[str, Any], nodes: Nodes) -> list[Pair]:
-    theirs = {tuple(row.get(key) for key in SAME): row for row in other["results"]}
-    pairs = [(row, theirs.get(tuple(row.get(key) for key in SAME))) for row in report["results"]]
+def _measured(row: Row) -> tuple[object, ...]:
+    return tuple(getattr(row, name) for name in SAME)
+
+
+def _row_pairs(report: Report, other: Report, nodes: Nodes) -> list[_Pair]:
+    theirs = {_measured(row): row for row in other.results}
     return [
-        (
-            {key: row.get(key) for key in SAME}, _bits(row, "right", row["n"]), _bits(like, "right", row["n"]),
-            node_weights(nodes[row["dataset"]][row["level"]]) if row["dataset"] in nodes else None,
+        _Pair(
+            _measured(row), _bits(row.right, row.n, row.dataset), _bits(like.right, row.n, row.dataset),
+            node_weights(nodes[row.dataset][row.level]) if row.dataset in nodes else None,
         )
-        for row, like in pairs
-        if like is not None
+        for row in report.results
+        if (like := theirs.get(_measured(row))) is not None
     ]  # fmt: skip
 
 
-def _any_level_pairs(report: Mapping[str, Any], other: Mapping[str, Any], nodes: Nodes) -> tuple[list[Pair], list[str]]:
-    theirs = {(s["dataset"], s["eps"]): s for s in other["summary"]["levels"]}
-    n = {row["dataset"]: row["n"] for row in report["results"]}
-    found: list[Pair] = []
+def _any_level_pairs(report: Report, other: Report, nodes: Nodes) -> tuple[list[_Pair], list[str]]:
+    theirs = {(s.dataset, s.eps): s for s in other.summary.levels}
+    n = {row.dataset: row.n for row in report.results}
+    found = []
     left_out = []
-    for mine in report["summary"]["levels"]:
-        dataset = mine["dataset"]
-        like = theirs.get((dataset, mine["eps"]))
-        if like is None or mine["any_level_robust"] is None or like["any_level_robust"] is None:
+    for mine in report.summary.levels:
+        dataset = mine.dataset
+        like = theirs.get((dataset, mine.eps))
+        if like is None or mine.any_level_robust is None or like.any_level_robust is None:
             continue
-        suites = [one.get("any_level_suite") or _FORMER_SUITE for one in (mine, like)]
+        suites = [one.any_level_suite or _FORMER_SUITE for one in (mine, like)]
         if set(suites[0]) != set(suites[1]):
             left_out.append(
-                f"any-level robust accuracy on {dataset} at ε {mine['eps']}: of different suites "
+                f"any-level robust accuracy on {dataset} at ε {mine.eps}: of different suites "
                 f"({', '.join(suites[0])}; there {', '.join(suites[1])}); evaluate that model again"
             )
             continue
-        name = dict.fromkeys(SAME) | {"dataset": dataset, "eps": mine["eps"], "attack": "any-level"}
+        said = {"dataset": dataset, "eps": mine.eps, "attack": "any-level"}
         weights = weights_over_levels(nodes[dataset]) if dataset in nodes else None
-        mine_right, like_right = (_bits(one, "any_level_right", n[dataset]) for one in (mine, like))
-        found.append((name, mine_right, like_right, weights))
+        right = [_bits(one.any_level_right, n[dataset], dataset) for one in (mine, like)]
+        found.append(_Pair(tuple(said.get(name) for name in SAME), right[0], right[1], weights))
     return found, left_out
 
 
-def _bits(row: Mapping[str, Any], field: str, n: int) -> Bool[Tensor, "n"]:
+def _bits(right: str | None, n: int, dataset: str) -> Bool[Tensor, "n"]:
     try:
-        return from_bits(row[field], n)
-    except (KeyError, TypeError, ValueError) as error:
+        return from_bits(right or "", n)
+    except ValueError as error:
         raise UsageError(
-            f"--against: a report does not say what became of each of {n} images of {row.get('dataset')} "
+            f"--against: a report does not say what became of each of {n} images of {dataset} "
             "(another number of images, or written by an older hrzs); evaluate that model again"
         ) from error
 
 
-def check_same_images(report: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+def check_same_images(report: Report, other: Report) -> None:
     """Are both about the same images under the same tree? Can be asked before anything is evaluated.
 
     Raises:
         UsageError: they are not.
     """
-    mine, theirs = ({t["dataset"]: t for t in r["config"]["tasks"]} for r in (report, other))
+    mine, theirs = ({task.dataset: task for task in one.tasks} for one in (report, other))
     if not mine.keys() & theirs.keys():
         raise UsageError(f"--against: that report is about {', '.join(theirs)}, this one about {', '.join(mine)}")
     for name in sorted(mine.keys() & theirs.keys()):
@@ -148,29 +159,13 @@ def check_same_images(report: Mapping[str, Any], other: Mapping[str, Any]) -> No
             ("tree_digest", "another tree"),
             ("resize", "another resizing"),
         ):
-            if mine[name][key] != theirs[name][key]:
+            here, there = (getattr(tasks[name], key) for tasks in (mine, theirs))
+            if here != there:
                 raise UsageError(
-                    f"--against: that report is about {what} of {name} ({theirs[name][key]}, here {mine[name][key]}); "
+                    f"--against: that report is about {what} of {name} ({there}, here {here}); "
                     "a paired test needs the same: repeat it with the same --data, --split, --limit, --skip, --classes,"
                     " --tree and --resize"
                 )
-
-
-def _paired(a: Bool[Tensor, "n"], b: Bool[Tensor, "n"]) -> dict[str, Any]:
-    n, only_a, only_b = len(a), int((a & ~b).sum()), int((b & ~a).sum())
-    return {
-        "n": n, "this": int(a.sum()) / n, "other": int(b.sum()) / n, "difference": (only_a - only_b) / n,
-        "difference_ci95": paired_interval(int(a.sum()), int(b.sum()), only_a, only_b, n),
-        "only_this": only_a, "only_other": only_b, "p": mcnemar(only_a, only_b),
-    }  # fmt: skip
-
-
-def _balanced(a: Bool[Tensor, "n"], b: Bool[Tensor, "n"], weights: Float[Tensor, "n"] | None) -> dict[str, Any]:
-    if weights is None:
-        return dict.fromkeys(("this_balanced", "other_balanced", "difference_balanced", "difference_balanced_ci95"))
-    difference, interval = balanced_difference(a, b, weights)
-    return {"this_balanced": balanced(a, weights), "other_balanced": balanced(b, weights),
-            "difference_balanced": difference, "difference_balanced_ci95": interval}  # fmt: skip
 
 
 def balanced_difference(

@@ -9,7 +9,6 @@ Both run in this environment's Python. Compared are the trees made anew, the ten
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -18,9 +17,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
 from safetensors import safe_open
 
 from hrzs.attacks import ATTACKS
+from hrzs.results.report import Report
 
 METHODS = ("hierarchical", "tecoa", "pmg-aft", "fare", "clean", "tga-zsr", "trades")
 TREES = ("shapes", "tiny_imagenet", "cifar10", "stl10", "caltech101", "caltech256", "imagenet")
@@ -41,9 +42,9 @@ def tensors(file: Path) -> dict[str, Any]:
 
 
 def figures(file: Path) -> Any:
-    report = json.loads(file.read_text())
-    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in report["results"]]
-    return rows, report["summary"]["canaries"], report["summary"]["masking"], report["summary"]["levels"]
+    """Rows and summary in today's form, whichever form a commit writes."""
+    report = Report.from_json(file)
+    return [replace(row, seconds=None) for row in report.results], report.summary
 
 
 def cases(steps: int, limit: int) -> Iterator[tuple[str, tuple[object, ...], str, Callable[[Path], Any]]]:

@@ -83,7 +83,9 @@ def test_eval_prints_json_and_nothing_else(hrzs: Hrzs, run_folder: Path) -> None
     ended = hrzs("eval", "--model", run_folder, "--limit", "24", "--steps", "1", "--json", "-")
     assert ended.status == 0
     report = json.loads(ended.out)
-    assert report.keys() == {"hrzs", "model", "config", "results", "summary"}
+    assert report.keys() == {
+        "schema", "hrzs", "model", "config", "tasks", "prompts_digest", "versions", "results", "summary",
+    }  # fmt: skip
     suite = {"leaf-pgd", "superclass-pgd", "hierarchical-pgd", "cw"}
     assert {row["attack"] for row in report["results"]} == {"none", *suite}
     assert set(report["summary"]["levels"][0]["any_level_suite"]) == suite
@@ -100,7 +102,7 @@ def test_eval_prints_json_and_nothing_else(hrzs: Hrzs, run_folder: Path) -> None
     assert [m["dataset"] for m in report["summary"]["masking"]] == ["shapes"]
     assert report["summary"]["masking"][0].keys() == {"dataset", "verdict", "reasons"}
     assert report["model"]["geometry"]["curvature"] == 1.0
-    assert report["config"]["tasks"][0]["n"] == 24
+    assert report["tasks"][0]["n"] == 24
 
 
 def test_eval_writes_page_csv_and_latex(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
@@ -346,12 +348,12 @@ def test_attack_at_every_level_has_a_folder_each(hrzs: Hrzs, small: Options, tmp
 
 
 def test_interrupted_eval_goes_on(hrzs: Hrzs, small: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hrzs.evaluation.runner import Evaluation
+    from hrzs.evaluation.images import Search
 
     target = tmp_path / "report.json"
-    attack, calls = Evaluation._attack, 0
+    attack, calls = Search.__call__, 0
 
-    def interrupted(self: Evaluation, *arguments: Any) -> Any:
+    def interrupted(self: Search, *arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 3:
@@ -360,7 +362,7 @@ def test_interrupted_eval_goes_on(hrzs: Hrzs, small: Options, tmp_path: Path, mo
 
     command = (*EVAL, *small, "--batch-size", "8", "--json", target)
     with monkeypatch.context() as patched:
-        patched.setattr(Evaluation, "_attack", interrupted)
+        patched.setattr(Search, "__call__", interrupted)
         ended = hrzs(*command)
         assert ended.status == 1
         assert "--resume goes on" in ended.err

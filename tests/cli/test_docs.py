@@ -15,13 +15,13 @@ Options = tuple[str, ...]
 
 
 def test_every_option_is_there_as_it_is() -> None:
-    spec = importlib.util.spec_from_file_location("make_cli", DOCS / "make_cli.py")
+    spec = importlib.util.spec_from_file_location("make_reference", DOCS / "make_reference.py")
     assert spec is not None
     assert spec.loader is not None
-    make_cli = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_cli)
-    text = make_cli.PAGE.read_text()
-    assert make_cli.page(text) == text, "`python docs/make_cli.py` writes its tables anew"
+    make_reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_reference)
+    text = make_reference.PAGE.read_text()
+    assert make_reference.page(text) == text, "`python docs/make_reference.py` writes its tables anew"
     assert "| `--lr` | Peak learning rate. | 0.0003 |" in text
     assert "| `--hnsa` | Negatives from neighbouring levels. `none`, `lower`, `upper`, `both` | both |" in text
 

@@ -20,7 +20,8 @@ from hrzs.attacks.objectives import LevelObjective
 from hrzs.data import loader
 from hrzs.evaluation import canaries as module
 from hrzs.evaluation.canaries import Canary, run_canaries
-from hrzs.evaluation.runner import Evaluation, budget_of
+from hrzs.evaluation.plan import budget_of
+from hrzs.evaluation.runner import Evaluation
 from hrzs.models.clip import ClipModel
 from hrzs.models.heads import HyperbolicHead
 from hrzs.results.masking import verdicts

@@ -9,20 +9,24 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
 from hrzs.attacks import attack_spec, sample_seeds
-from hrzs.data import loader
+from hrzs.data import Batch, loader
 from hrzs.errors import UsageError
-from hrzs.evaluation.runner import TOGETHER, EvalOptions, Evaluation, Unit, budget_of, plan
+from hrzs.evaluation.images import Search
+from hrzs.evaluation.plan import EvalOptions, Unit, budget_of, plan
+from hrzs.evaluation.rows import overall_of, rows_of, truth_of
+from hrzs.evaluation.runner import TOGETHER, Evaluation
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.classifier import SCORINGS
 from hrzs.results.metrics import from_bits, right
+from hrzs.results.report import Row
 from hrzs.tasks import Task
 
 Evaluate = Callable[..., Evaluation]
-Row = dict[str, Any]
 EPS = Fraction(2, 255)  # what shapes sets
 KEYS = {
     "dataset": str, "split": str, "n": int, "eps": str, "attack": str, "attack_level": (int, str), "level": int,
@@ -32,18 +36,18 @@ KEYS = {
 }  # fmt: skip
 
 
-def rows_of(evaluation: Evaluation) -> list[Row]:
+def run(evaluation: Evaluation) -> list[Row]:
     evaluation.run()
-    return evaluation.rows()
+    return rows_of(evaluation)
 
 
 def timeless(rows: list[Row]) -> list[Row]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return [msgspec.structs.replace(row, seconds=None) for row in rows]
 
 
 def diagonal(rows: list[Row]) -> dict[tuple[Any, ...], float]:
-    chosen = [row for row in rows if row["level"] == row["attack_level"] and row["transfer"] is False]
-    return {(row["attack"], row["level"], row["scoring"]): row["robust"] for row in chosen}
+    chosen = [row for row in rows if row.level == row.attack_level and row.transfer is False]
+    return {(row.attack, row.level, row.scoring): row.robust for row in chosen}
 
 
 def names(units: list[Unit]) -> list[tuple[Any, ...]]:
@@ -99,46 +103,45 @@ def test_flat_tree_has_no_superclass_to_attack(task: Task, flat: Tree) -> None:
 
 @pytest.fixture
 def rows(evaluate: Evaluate) -> list[Row]:
-    return rows_of(evaluate(level="all"))
+    return run(evaluate(level="all"))
 
 
 def test_rows_have_all_keys_with_their_types(rows: list[Row]) -> None:
     for row in rows:
-        assert KEYS.keys() <= row.keys()
-        attacked = row["attack"] != "none"
+        attacked = row.attack != "none"
         for key, kind in KEYS.items():
             if not attacked and (key in ("eps", "attack_level") or key.startswith("robust")):
-                assert row[key] is None
+                assert getattr(row, key) is None
             else:
-                assert isinstance(row[key], kind), key
-        assert row["scoring"] in ("prompt", "leaves")
-        assert row["precision"] == "fp32"
+                assert isinstance(getattr(row, key), kind), key
+        assert row.scoring in ("prompt", "leaves")
+        assert row.precision == "fp32"
     identity = ("dataset", "eps", "attack", "attack_level", "level", "scoring")
-    assert len({tuple(row[key] for key in identity) for row in rows}) == len(rows)
-    json.dumps(rows, allow_nan=False)
+    assert len({tuple(getattr(row, key) for key in identity) for row in rows}) == len(rows)
+    json.dumps(msgspec.to_builtins(rows), allow_nan=False)
 
 
 def test_rows_make_sense(rows: list[Row]) -> None:
-    clean = {(row["level"], row["scoring"]): row["clean"] for row in rows}
+    clean = {(row.level, row.scoring): row.clean for row in rows}
     assert clean[0, "prompt"] == 1.0
-    attacked = [row for row in rows if row["attack"] != "none"]
+    attacked = [row for row in rows if row.attack != "none"]
     for row in attacked:
-        assert row["robust"] <= row["clean"] == clean[row["level"], row["scoring"]]
-        assert row["robust_balanced"] <= row["clean_balanced"] + 1e-12
+        assert row.robust <= row.clean == clean[row.level, row.scoring]
+        assert row.robust_balanced <= row.clean_balanced + 1e-12
         for figure in ("clean", "robust", "clean_balanced", "robust_balanced"):
-            low, high = row[f"{figure}_ci95"]
-            assert low <= row[figure] <= high
-    white_box = {(r["attack"], r["level"], r["scoring"]) for r in attacked if r["transfer"] is False}
+            low, high = getattr(row, f"{figure}_ci95")
+            assert low <= getattr(row, figure) <= high
+    white_box = {(r.attack, r.level, r.scoring) for r in attacked if r.transfer is False}
     assert ("superclass-pgd", 1, "leaves") in white_box
     assert ("leaf-pgd", 1, "prompt") not in white_box
-    assert any(0 < row["robust"] < row["clean"] for row in attacked)
+    assert any(0 < row.robust < row.clean for row in attacked)
 
 
 def test_a_diagonal_row_counts_a_win_at_any_step(evaluate: Evaluate) -> None:
     evaluation = evaluate(level="all")
     evaluation.run()
     clean = right(evaluation.task.tree, evaluation.labels, evaluation.predictions[evaluation.units[0].key].nodes)
-    robust = diagonal(evaluation.rows())
+    robust = diagonal(rows_of(evaluation))
     for unit in evaluation.units[1:]:
         if unit.level == "all":
             continue
@@ -148,38 +151,38 @@ def test_a_diagonal_row_counts_a_win_at_any_step(evaluate: Evaluate) -> None:
 
 
 def test_result_does_not_depend_on_the_batch_size(evaluate: Evaluate) -> None:
-    few, many = (timeless(rows_of(evaluate(level="all", batch_size=size))) for size in (5, 24))
+    few, many = (timeless(run(evaluate(level="all", batch_size=size))) for size in (5, 24))
     for a, b in zip(few, many, strict=True):
         # A matrix product may round otherwise at another size, and tip one image.
-        assert a["clean"] == b["clean"]
-        assert a["robust"] == b["robust"] or abs(a["robust"] - b["robust"]) <= 1 / a["n"] + 1e-9
+        assert a.clean == b.clean
+        assert a.robust == b.robust or abs(a.robust - b.robust) <= 1 / a.n + 1e-9
 
 
 def test_diagonal_is_the_same_without_the_matrix(evaluate: Evaluate) -> None:
     options: dict[str, Any] = {"level": "all", "attacks": ("leaf-pgd", "superclass-pgd")}
-    whole, short = rows_of(evaluate(**options)), rows_of(evaluate(**options, matrix=False))
+    whole, short = run(evaluate(**options)), run(evaluate(**options, matrix=False))
     ours = diagonal(short)
     assert len(ours) == 5
     assert ours == pytest.approx(diagonal(whole), abs=1 / 24 + 1e-9)
-    assert {row["level"] for row in short if row["attack"] == "leaf-pgd"} == {0}
-    assert {row["level"] for row in whole if row["attack"] == "leaf-pgd"} == {0, 1, 2}
+    assert {row.level for row in short if row.attack == "leaf-pgd"} == {0}
+    assert {row.level for row in whole if row.attack == "leaf-pgd"} == {0, 1, 2}
 
 
 def test_any_level_is_for_the_whole_suite_only(evaluate: Evaluate) -> None:
     evaluation = evaluate(level="all", eps=(Fraction(1, 255), EPS))
-    rows = rows_of(evaluation)
-    for summary in evaluation.summary():
-        here = [row["robust"] for row in rows if row["eps"] == summary["eps"] and row["scoring"] == "prompt"]
-        assert 0 <= summary["any_level_robust"] <= min(here)
-        assert summary["any_level_robust"] <= summary["any_level_clean"]
-        assert len(summary["severity"]) == len(summary["consistency"]) == 8
-        assert summary["any_level_suite"] == ["leaf-pgd", "superclass-pgd", "hierarchical-pgd", "cw"]
+    rows = run(evaluation)
+    for summary in overall_of(evaluation):
+        here = [row.robust for row in rows if row.eps == summary.eps and row.scoring == "prompt"]
+        assert 0 <= summary.any_level_robust <= min(here)
+        assert summary.any_level_robust <= summary.any_level_clean
+        assert len(summary.severity) == len(summary.consistency) == 8
+        assert summary.any_level_suite == ("leaf-pgd", "superclass-pgd", "hierarchical-pgd", "cw")
     for part in ({"attacks": ("leaf-pgd", "superclass-pgd", "hierarchical-pgd"), "level": "all"}, {"level": None}):
         partial = evaluate(**{"level": "all", "steps": 1, **part})
         partial.run()
-        (summary,) = partial.summary()
+        (summary,) = overall_of(partial)
         for name in ("robust", "robust_ci95", "robust_balanced", "robust_balanced_ci95", "suite", "right"):
-            assert summary[f"any_level_{name}"] is None
+            assert getattr(summary, f"any_level_{name}") is None
 
 
 def test_any_level_needs_no_matrix(evaluate: Evaluate) -> None:
@@ -187,31 +190,31 @@ def test_any_level_needs_no_matrix(evaluate: Evaluate) -> None:
     whole, short = evaluate(level="all"), evaluate(level="all", matrix=False)
     whole.run()
     short.run()
-    expected, found = whole.summary()[0], short.summary()[0]
-    assert 0 < expected["any_level_robust"] < expected["any_level_clean"]
-    assert found["any_level_robust"] == pytest.approx(expected["any_level_robust"], abs=1 / 24 + 1e-9)
+    expected, found = overall_of(whole)[0], overall_of(short)[0]
+    assert 0 < expected.any_level_robust < expected.any_level_clean
+    assert found.any_level_robust == pytest.approx(expected.any_level_robust, abs=1 / 24 + 1e-9)
 
 
 def test_the_margin_counts_at_any_level(evaluate: Evaluate) -> None:
     """An image that falls to the margin loss alone, at a superclass, is right nowhere."""
     evaluation = evaluate(level="all")
     evaluation.run()
-    before = from_bits(evaluation.summary()[0]["any_level_right"], 24)
+    before = from_bits(overall_of(evaluation)[0].any_level_right, 24)
     assert before.any()
     found = evaluation.predictions[Unit("cw", 2, "prompt", EPS).key]
-    held = evaluation._by_id[before][0]
+    held = evaluation.by_id[before][0]
     assert not found.won[held]
     found.won[held] = True
-    after = from_bits(evaluation.summary()[0]["any_level_right"], 24)
+    after = from_bits(overall_of(evaluation)[0].any_level_right, 24)
     assert int(before.sum()) - int(after.sum()) == 1
 
 
 def test_balanced_figures_are_means_over_nodes(evaluate: Evaluate) -> None:
     """From the truth that the report holds and the bits of single images, by hand."""
     evaluation = evaluate(level="all")
-    rows, truth = rows_of(evaluation), evaluation.truth()
-    labels = [int(word) for word in truth["labels"].split()]
-    nodes = [[int(level.split()[label]) for label in labels] for level in truth["ancestors"]]
+    rows, truth = run(evaluation), truth_of(evaluation)
+    labels = [int(word) for word in truth.labels.split()]
+    nodes = [[int(level.split()[label]) for label in labels] for level in truth.ancestors]
 
     def mean_over_nodes(hits: list[bool], level: int) -> float:
         by_node: dict[int, list[bool]] = {}
@@ -220,51 +223,50 @@ def test_balanced_figures_are_means_over_nodes(evaluate: Evaluate) -> None:
         return sum(sum(hits) / len(hits) for hits in by_node.values()) / len(by_node)
 
     for row in rows:
-        hits = from_bits(row["right"], row["n"]).tolist()
-        figure = "clean" if row["robust"] is None else "robust"
-        assert row[f"{figure}_balanced"] == pytest.approx(mean_over_nodes(hits, row["level"]))
-        counts = Counter(nodes[row["level"]])
-        assert (row["nodes"], row["constant_balanced"]) == (len(counts), 1 / len(counts))
-        assert row["constant"] == max(counts.values()) / row["n"]
+        hits = from_bits(row.right, row.n).tolist()
+        figure = "clean" if row.robust is None else "robust"
+        assert getattr(row, f"{figure}_balanced") == pytest.approx(mean_over_nodes(hits, row.level))
+        counts = Counter(nodes[row.level])
+        assert (row.nodes, row.constant_balanced) == (len(counts), 1 / len(counts))
+        assert row.constant == max(counts.values()) / row.n
     # Some level is lopsided, or nothing was tested here.
-    assert any(row["constant"] > row["constant_balanced"] for row in rows)
-    (summary,) = evaluation.summary()
-    hits = from_bits(summary["any_level_right"], 24).tolist()
+    assert any(row.constant > row.constant_balanced for row in rows)
+    (summary,) = overall_of(evaluation)
+    hits = from_bits(summary.any_level_right, 24).tolist()
     by_level = [mean_over_nodes(hits, level) for level in range(3)]
-    assert summary["any_level_robust_balanced"] == pytest.approx(sum(by_level) / 3)
-    low, high = summary["any_level_robust_balanced_ci95"]
-    assert low <= summary["any_level_robust_balanced"] <= high
-    assert summary["any_level_clean_balanced"] >= summary["any_level_robust_balanced"]
+    assert summary.any_level_robust_balanced == pytest.approx(sum(by_level) / 3)
+    low, high = summary.any_level_robust_balanced_ci95
+    assert low <= summary.any_level_robust_balanced <= high
+    assert summary.any_level_clean_balanced >= summary.any_level_robust_balanced
     constants = []
     for leaf in set(labels):  # one leaf, named with all its ancestors
         hits = [label == leaf for label in labels]
         constants.append((sum(hits) / 24, sum(mean_over_nodes(hits, level) for level in range(3)) / 3))
     best, best_balanced = (max(figures) for figures in zip(*constants, strict=True))
-    assert summary["any_level_constant"] == pytest.approx(best)
-    assert summary["any_level_constant_balanced"] == pytest.approx(best_balanced)
+    assert summary.any_level_constant == pytest.approx(best)
+    assert summary.any_level_constant_balanced == pytest.approx(best_balanced)
 
 
 # -- full batches ------------------------------------------------------------------------------------------------
 
 
-def watched_batches(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+def watched_batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(part, images) of each batch under attack."""
     batches: list[tuple[int, int]] = []
-    attack = evaluation._attack
+    attack = Search.__call__
 
-    def watched(*arguments: Any) -> Any:
-        *_, part, batch = arguments
-        batches.append((part, len(batch.ids)))
-        return attack(*arguments)
+    def watched(part: Search, batch: Batch) -> Any:
+        batches.append((part.place, len(batch.ids)))
+        return attack(part, batch)
 
-    monkeypatch.setattr(evaluation, "_attack", watched)
+    monkeypatch.setattr(Search, "__call__", watched)
     return batches
 
 
 def test_batches_are_refilled(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of an attack gets what the parts before have left of all images, in full batches."""
     evaluation = evaluate(attacks=("aa-2",), level="0", steps=2, batch_size=2, matrix=False)
-    batches = watched_batches(evaluation, monkeypatch)
+    batches = watched_batches(monkeypatch)
     evaluation.run()
     assert evaluation.model.at_once is None
     unit = evaluation.units[1]
@@ -305,11 +307,11 @@ def test_progress_counts_passes(evaluate: Evaluate) -> None:
 @pytest.mark.parametrize("after", [2, 4, 6])
 def test_resume_between_and_within_parts(evaluate: Evaluate, tmp_path: Path, after: int) -> None:
     options: dict[str, Any] = {"attacks": ("aa-2",), "level": "0", "steps": 2, "batch_size": 2, "matrix": False}
-    whole = timeless(rows_of(evaluate(**options)))
+    whole = timeless(run(evaluate(**options)))
     store = tmp_path / "kept"
     interrupt(evaluate(store, **options), after)
     # The rest in other batches: an interrupted job may go on with more memory.
-    assert timeless(rows_of(evaluate(store, **{**options, "batch_size": 5}))) == whole
+    assert timeless(run(evaluate(store, **{**options, "batch_size": 5}))) == whole
 
 
 # -- the store ---------------------------------------------------------------------------------------------------
@@ -335,9 +337,9 @@ def interrupt(evaluation: Evaluation, after: int) -> None:
 def counted(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the batches that are encoded from here on."""
     sizes: list[int] = []
-    predict = evaluation._predict
+    attack = evaluation._attack
     monkeypatch.setattr(
-        evaluation, "_predict", lambda images, *rest: (sizes.append(len(images)), predict(images, *rest))[1]
+        evaluation, "_attack", lambda unit, part, batch: (sizes.append(len(batch.ids)), attack(unit, part, batch))[1]
     )
     return sizes
 
@@ -347,16 +349,16 @@ def test_resume_does_the_rest_only(
     evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     options: dict[str, Any] = {"attacks": ("leaf-pgd",), "steps": 2}
-    whole = rows_of(evaluate(**options))
+    whole = run(evaluate(**options))
     store = tmp_path / "kept"
     interrupt(evaluate(store, **options), after)
     resumed = evaluate(store, **options)
     sizes = counted(resumed, monkeypatch)
-    assert timeless(rows_of(resumed)) == timeless(whole)
+    assert timeless(run(resumed)) == timeless(whole)
     assert len(sizes) == 6 - after  # three batches clean, three attacked
     again = evaluate(store, **options)
     sizes = counted(again, monkeypatch)
-    assert timeless(rows_of(again)) == timeless(whole)
+    assert timeless(run(again)) == timeless(whole)
     assert sizes == []
 
 
@@ -376,12 +378,12 @@ def test_what_other_options_left_is_not_used(
 def test_a_torn_line_is_survived(evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"attacks": ("leaf-pgd",), "steps": 2}
     store = tmp_path / "kept"
-    whole = rows_of(evaluate(store, **options))
+    whole = run(evaluate(store, **options))
     text = store.read_text()
     store.write_text(text[:-40])
     torn = evaluate(store, **options)
     sizes = counted(torn, monkeypatch)
-    assert timeless(rows_of(torn)) == timeless(whole)
+    assert timeless(run(torn)) == timeless(whole)
     assert len(sizes) == 1
     assert [json.loads(line)["unit"] for line in store.read_text().splitlines()] == [
         json.loads(line)["unit"] for line in text.splitlines()

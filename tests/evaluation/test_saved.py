@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
@@ -18,16 +19,18 @@ from hrzs.evaluation import adversarial
 from hrzs.evaluation.adversarial import AdversarialSet
 from hrzs.evaluation.image_file import read_images, write_images
 from hrzs.evaluation.outcome import gallery_of
-from hrzs.evaluation.runner import EvalOptions, Evaluation, Unit
-from hrzs.evaluation.saved import SavedEvaluation, SavedSet, find_saved, task_of
+from hrzs.evaluation.plan import EvalOptions, Unit
+from hrzs.evaluation.rows import overall_of, rows_of
+from hrzs.evaluation.runner import Evaluation
+from hrzs.evaluation.saved import SavedImages, SavedSet, find_saved, task_of
 from hrzs.models.classifier import SCORINGS
 from hrzs.models.clip import ClipModel
+from hrzs.results.report import Row
 from hrzs.tasks import Task, open_task
 
 EPS = Fraction(8, 255)
 OPTIONS = EvalOptions(steps=3, batch_size=9)
 GIVEN = {"data": None, "data_root": None, "split": None, "tree": None, "classes": None}
-Row = dict[str, Any]
 Change = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -58,57 +61,60 @@ def folder(small: ClipModel, plain: Task, tmp_path: Path) -> Path:
 
 
 def evaluate(
-    model: ClipModel, folder: Path, store: Path | None = None, given: Row | None = None, **overrides: Any
-) -> SavedEvaluation:
+    model: ClipModel, folder: Path, store: Path | None = None, given: dict[str, Any] | None = None, **overrides: Any
+) -> Evaluation:
     sets = find_saved(folder)
     task = task_of(sets[0], model, **sets[0].source(GIVEN | (given or {})))
-    return SavedEvaluation(model, task, replace(OPTIONS, **overrides), sets, store)
+    return Evaluation(model, task, replace(OPTIONS, **overrides), store, sets)
 
 
-def rows_of(evaluation: Evaluation) -> list[Row]:
+def run(evaluation: Evaluation) -> list[Row]:
     evaluation.run()
-    return evaluation.rows()
+    return rows_of(evaluation)
 
 
 def figures(rows: list[Row], scoring: str = "prompt") -> dict[str, list[float]]:
-    chosen = [row for row in rows if row["attack"] != "none" and row["scoring"] == scoring]
-    return {name: [row[name] for row in chosen] for name in ("clean", "robust")}
+    chosen = [row for row in rows if row.attack != "none" and row.scoring == scoring]
+    return {name: [getattr(row, name) for row in chosen] for name in ("clean", "robust")}
 
 
 # -- figures -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def both(evaluate: Callable[..., Evaluation], task: Task, tmp_path: Path, monkeypatch: Any) -> tuple[Row, list[Row]]:
+def both(
+    evaluate: Callable[..., Evaluation], task: Task, tmp_path: Path, monkeypatch: Any
+) -> tuple[dict[str, Any], list[Row]]:
     """The summary of a leaf attack on a model that is right about every image, and the rows of its images there."""
     reference = evaluate()
     made = AdversarialSet(reference.model, task, OPTIONS, Unit("leaf-pgd", 0, "prompt", EPS), tmp_path)
     made.classifier.prepared.copy_(reference.classifier.prepared)
     made.run(lambda *_: None)
-    again = SavedEvaluation(reference.model, task, OPTIONS, find_saved(tmp_path))
+    again = Evaluation(reference.model, task, OPTIONS, saved=find_saved(tmp_path))
     again.classifier.prepared.copy_(reference.classifier.prepared)
-    return made.summary(), rows_of(again)
+    return made.summary(), run(again)
 
 
-def test_on_the_same_model_figures_are_those_of_the_attack(both: tuple[Row, list[Row]]) -> None:
+def test_on_the_same_model_figures_are_those_of_the_attack(both: tuple[dict[str, Any], list[Row]]) -> None:
     summary, rows = both
     assert figures(rows) == {name: summary[name] for name in ("clean", "robust")}
     assert summary["robust"][0] < summary["clean"][0] == 1.0
 
 
 def test_figures_are_those_of_an_attack_of_today(
-    evaluate: Callable[..., Evaluation], both: tuple[Row, list[Row]]
+    evaluate: Callable[..., Evaluation], both: tuple[dict[str, Any], list[Row]]
 ) -> None:
     today = evaluate(attacks=("leaf-pgd",), eps=(EPS,))
     for scoring in SCORINGS:  # away from the aim too
-        assert figures(both[1], scoring) == figures(rows_of(today), scoring)
+        assert figures(both[1], scoring) == figures(run(today), scoring)
 
 
-def test_rows_have_the_form_of_every_other(both: tuple[Row, list[Row]], small: ClipModel, task: Task) -> None:
+def test_rows_have_the_form_of_every_other(
+    both: tuple[dict[str, Any], list[Row]], small: ClipModel, task: Task
+) -> None:
     other = Evaluation(small, task, replace(OPTIONS, attacks=("leaf-pgd",), eps=(EPS,)))
-    expected = rows_of(other)
+    expected = run(other)
     rows = both[1]
-    assert [row.keys() - {"source_model", "source_model_digest"} for row in rows] == [row.keys() for row in expected]
     where = (
         "dataset",
         "split",
@@ -121,15 +127,17 @@ def test_rows_have_the_form_of_every_other(both: tuple[Row, list[Row]], small: C
         "transfer",
         "attacked_through",
     )
-    assert [[row[key] for key in where] for row in rows] == [[row[key] for key in where] for row in expected]
-    sources = [(row["source_model"], row["source_model_digest"]) for row in rows]
-    clean = sum(row["attack"] == "none" for row in rows)
+    assert [[getattr(row, key) for key in where] for row in rows] == [
+        [getattr(row, key) for key in where] for row in expected
+    ]
+    sources = [(row.source_model, row.source_model_digest) for row in rows]
+    clean = sum(row.attack == "none" for row in rows)
     assert sources == [(None, None)] * clean + [(small.info.source, "random:0")] * (len(rows) - clean)
 
 
 def test_another_model_is_scored_on_the_same_images(folder: Path, model: ClipModel, plain: Task) -> None:
-    rows = rows_of(evaluate(model, folder))
-    assert {row["transfer"] for row in rows if row["attack"] == "leaf-pgd"} == {True}
+    rows = run(evaluate(model, folder))
+    assert {row.transfer for row in rows if row.attack == "leaf-pgd"} == {True}
     images = read_images(folder / "adversarial.safetensors", range(24))
     clean = next(loader(plain.data, 24)).images
     labels = torch.tensor(list(plain.data.labels))
@@ -154,14 +162,14 @@ def test_white_box_is_the_very_same(folder: Path, small: ClipModel, other: str |
     elif other is not None:
         header[other] = "another"
     task = task_of(saved, small, **saved.source(GIVEN))
-    rows = rows_of(SavedEvaluation(small, task, OPTIONS, [replace(saved, header=header)]))
-    at_aim = next(row for row in rows if row["attack"] == "leaf-pgd" and row["level"] == 0)
-    assert at_aim["transfer"] is (other is not None)
+    rows = run(Evaluation(small, task, OPTIONS, saved=[replace(saved, header=header)]))
+    at_aim = next(row for row in rows if row.attack == "leaf-pgd" and row.level == 0)
+    assert at_aim.transfer is (other is not None)
 
 
 def test_other_prompts_are_transfer(folder: Path, small: ClipModel) -> None:
-    rows = rows_of(evaluate(small, folder, template="tecoa"))
-    assert {row["transfer"] for row in rows if row["attack"] != "none"} == {True}
+    rows = run(evaluate(small, folder, template="tecoa"))
+    assert {row.transfer for row in rows if row.attack != "none"} == {True}
 
 
 def test_every_level_of_a_parent_folder(small: ClipModel, plain: Task, tmp_path: Path) -> None:
@@ -169,16 +177,17 @@ def test_every_level_of_a_parent_folder(small: ClipModel, plain: Task, tmp_path:
         make(small, plain, tmp_path / f"level-{level}", Unit("superclass-pgd", level, "prompt", EPS))
     made = evaluate(small, tmp_path)
     assert [u.level for u in made.units] == [None, 1, 2]
-    rows = [row for row in rows_of(made) if row["attack"] != "none"]
-    assert {row["attack_level"] for row in rows} == {1, 2}
-    direct = [row for row in rows if row["transfer"] is False]
-    assert [(row["level"], row["scoring"]) for row in direct] == [(1, "prompt"), (2, "prompt")]
-    assert [row["robust"] for row in direct] == [
+    rows = [row for row in run(made) if row.attack != "none"]
+    assert {row.attack_level for row in rows} == {1, 2}
+    direct = [row for row in rows if row.transfer is False]
+    assert [(row.level, row.scoring) for row in direct] == [(1, "prompt"), (2, "prompt")]
+    assert [row.robust for row in direct] == [
         json.loads((tmp_path / f"level-{level}" / "summary.json").read_text())["robust"][level] for level in (1, 2)
     ]
-    about = made.summary()[0]
-    assert set(about["severity"]) == {u.title for u in made.units}
-    assert made.provenance()[made.units[1].title]["attack_level"] == 1
+    (about,) = overall_of(made)
+    assert set(about.severity) == {u.title for u in made.units}
+    assert isinstance(made.images, SavedImages)
+    assert made.images.provenance()[made.units[1].title]["attack_level"] == 1
 
 
 def test_gallery_shows_the_saved_images(folder: Path, small: ClipModel, plain: Task, monkeypatch: Any) -> None:
@@ -197,7 +206,7 @@ def test_gallery_shows_the_saved_images(folder: Path, small: ClipModel, plain: T
 
 def test_resumes(folder: Path, small: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, read, calls = tmp_path / "store", SavedSet.read, 0
-    whole = rows_of(evaluate(small, folder))
+    whole = run(evaluate(small, folder))
 
     def interrupted(self: SavedSet, *arguments: Any) -> Tensor:
         nonlocal calls
@@ -215,7 +224,7 @@ def test_resumes(folder: Path, small: ClipModel, tmp_path: Path, monkeypatch: py
         made.run(lambda done, total, _: seen.append((done, total)))
     assert calls == 1 + 1 + 2  # the first batch is not read again
     assert seen[-1] == (16, 16)  # 48 forward passes, each a third of one with a gradient
-    timeless = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows] for rows in (whole, made.rows())]
+    timeless = [[msgspec.structs.replace(row, seconds=None) for row in rows] for rows in (whole, rows_of(made))]
     assert timeless[0] == timeless[1]
     other = evaluate(small, folder, store, template="tecoa")
     assert other.identity() != made.identity()
@@ -266,8 +275,8 @@ def test_what_left_the_ball_is_named(folder: Path, small: ClipModel, plain: Task
 def test_l2_is_judged_as_l2(small: ClipModel, plain: Task, tmp_path: Path) -> None:
     make(small, plain, tmp_path / "l2", Unit("leaf-pgd", 0, "prompt", Fraction(1, 2)), norm="l2")
     made = evaluate(small, tmp_path / "l2", steps=7)
-    rows = rows_of(made)
-    assert {(row["norm"], row["steps"], row["step_size"]) for row in rows} == {(None,) * 3, ("l2", 3, "1/8")}
+    rows = run(made)
+    assert {(row.norm, row.steps, row.step_size) for row in rows} == {(None,) * 3, ("l2", 3, "1/8")}
     file = tmp_path / "l2" / "adversarial.safetensors"
     image, clean = read_images(file, [3]), plain.data[3].image[None]
     write_images(file, 3, (image - 0.2 * (image - clean).sign()).clamp(0, 1))
@@ -296,12 +305,12 @@ def test_classes_may_be_more_or_in_another_order(small: ClipModel, tmp_path: Pat
     names = ["star", "square", "circle", "rectangle"]
     few = open_task("shapes", small, purpose="eval", classes=names, limit=8)
     make(small, few, tmp_path / "few", Unit("leaf-pgd", 0, "prompt", EPS))
-    rows = rows_of(evaluate(small, tmp_path / "few"))
-    assert {row["n"] for row in rows} == {8}
-    assert next(row["classes"] for row in rows if row["level"] == 0) == 24
-    assert {row["transfer"] for row in rows if row["attack"] != "none"} == {True}
-    rows = rows_of(evaluate(small, tmp_path / "few", given={"classes": names[::-1]}))
-    assert next(row["classes"] for row in rows if row["level"] == 0) == 4
+    rows = run(evaluate(small, tmp_path / "few"))
+    assert {row.n for row in rows} == {8}
+    assert next(row.classes for row in rows if row.level == 0) == 24
+    assert {row.transfer for row in rows if row.attack != "none"} == {True}
+    rows = run(evaluate(small, tmp_path / "few", given={"classes": names[::-1]}))
+    assert next(row.classes for row in rows if row.level == 0) == 4
 
 
 def test_size_is_that_of_the_saved_images(small: ClipModel, model: ClipModel, tmp_path: Path) -> None:

@@ -60,22 +60,21 @@ def test_depth_of_levels(small: ClipModel, task: Task) -> None:
     classifier = ZeroShotClassifier(small, task.tree)
     found = level_depth(small, classifier, task)
     assert found is not None
-    assert found == json.loads(json.dumps(found))
-    assert [row["level"] for row in found["levels"]] == [0, 1, 2]
-    for row, columns, beta in zip(found["levels"], classifier.columns, (4.0, 3.0, 2.0), strict=True):
+    assert [row.level for row in found.levels] == [0, 1, 2]
+    for row, columns, beta in zip(found.levels, classifier.columns, (4.0, 3.0, 2.0), strict=True):
         texts = classifier.prepared[columns].double()
-        assert row["radius_text"] == pytest.approx((0.5 * texts.norm(dim=1)).mean().item(), rel=1e-5)
+        assert row.radius_text == pytest.approx((0.5 * texts.norm(dim=1)).mean().item(), rel=1e-5)
         furthest = max(poincare.distance(a, b, 0.25).item() for a in texts for b in texts)
-        assert row["margin"] == pytest.approx(beta * furthest, rel=1e-3)
-        assert row["margin"] <= row["bound"]
+        assert row.margin == pytest.approx(beta * furthest, rel=1e-3)
+        assert row.margin <= row.bound
     batch = next(iter(loader(task.data, 24)))
     with torch.no_grad():
         points = head.embed_image(small.encode_image(batch.images))
     classes = [points[batch.labels == label] for label in range(6)]
     means = torch.cat([poincare.einstein_midpoint(p, torch.ones(1, len(p)), 0.25) for p in classes])
     radius = (0.5 * means.norm(dim=1)).mean().item()
-    assert found["levels"][0]["radius_image"] == pytest.approx(radius, rel=1e-4)
-    assert found["edges_ordered"] == found["edges_ordered_image"] == 1.0
+    assert found.levels[0].radius_image == pytest.approx(radius, rel=1e-4)
+    assert found.edges_ordered == found.edges_ordered_image == 1.0
 
 
 def test_order_is_not_given_away(small: ClipModel, task: Task) -> None:
@@ -84,7 +83,7 @@ def test_order_is_not_given_away(small: ClipModel, task: Task) -> None:
     small.geometry = HyperbolicHead(0.5, 0.2, 3.0, 0.25, [1.0, 1.5, 2.0])
     found = level_depth(small, ZeroShotClassifier(small, task.tree), task)
     assert found is not None
-    assert found["edges_ordered"] == 0.0
+    assert found.edges_ordered == 0.0
 
 
 def test_a_cosine_head_has_no_depth(small: ClipModel, task: Task) -> None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from hrzs.data import open_dataset
-from hrzs.evaluation.runner import EvalOptions, Evaluation, Unit
+from hrzs.evaluation.plan import EvalOptions, Unit
+from hrzs.evaluation.rows import rows_of
+from hrzs.evaluation.runner import Evaluation
 from hrzs.models import tiny
 from hrzs.models.clip import ClipModel
 from hrzs.models.loading import load_model, read_header
@@ -33,11 +35,11 @@ def test_tiny_is_accurate_at_every_level_and_breaks(model: ClipModel) -> None:
     options = EvalOptions(attacks=("leaf-pgd", "superclass-pgd"), steps=10, scorings=("prompt",), matrix=False)
     evaluation = Evaluation(model, task, options)
     evaluation.run()
-    rows = {(row["attack"], row["level"]): row for row in evaluation.rows()}
+    rows = {(row.attack, row.level): row for row in rows_of(evaluation)}
     for level in range(task.tree.top):
-        assert rows["none", level]["clean"] > 0.7
-    assert rows["leaf-pgd", 0]["robust"] < 0.2
-    assert rows["superclass-pgd", 1]["robust"] < 0.2
+        assert rows["none", level].clean > 0.7
+    assert rows["leaf-pgd", 0].robust < 0.2
+    assert rows["superclass-pgd", 1].robust < 0.2
 
 
 def test_test_images_are_not_training_images() -> None:
@@ -54,4 +56,4 @@ def test_clean_predictions_agree_with_plain_argmax(model: ClipModel) -> None:
     labels = torch.tensor(list(task.data.labels))
     nodes = evaluation.predictions[Unit("none").key].nodes
     share = right(task.tree, labels, nodes)[0, 0].double().mean().item()
-    assert evaluation.rows()[0]["clean"] == pytest.approx(share)
+    assert rows_of(evaluation)[0].clean == pytest.approx(share)

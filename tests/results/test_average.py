@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from hrzs.results.average import mean_over_datasets
+from hrzs.results.report import Report
 
 
 def row(dataset: str, attack: str, value: float, *, eps: str | None = "1/255", level: int = 0) -> dict[str, Any]:
@@ -19,8 +21,15 @@ def any_level(dataset: str, robust: float | None) -> dict[str, Any]:
             "any_level_constant": 0.125, "any_level_constant_balanced": 0.25}  # fmt: skip
 
 
-def report(*rows: dict[str, Any], levels: tuple[dict[str, Any], ...] = (), **summary: Any) -> dict[str, Any]:
-    return {"results": list(rows), "summary": {"levels": list(levels), **summary}}
+def report(*rows: dict[str, Any], levels: tuple[dict[str, Any], ...] = (), **summary: Any) -> Report:
+    found = {
+        "results": rows,
+        "summary": {"levels": levels, **summary},
+        "hrzs": "0",
+        "model": {"source": "m"},
+        "config": {},
+    }
+    return Report.from_json(json.dumps(found))
 
 
 def test_mean_by_hand() -> None:
@@ -30,13 +39,13 @@ def test_mean_by_hand() -> None:
         report(*rows, levels=(any_level("a", 0.0), any_level("b", 0.5)), missing={"c": "not here"})
     )
     assert found is not None
-    assert found["over"] == ["a", "b"]
-    assert found["missing"] == ["c"]
-    assert [(r["attack"], r["eps"], r["clean"], r["robust"]) for r in found["rows"]] == [
+    assert found.over == ("a", "b")
+    assert found.missing == ("c",)
+    assert [(r.attack, r.eps, r.clean, r.robust) for r in found.rows] == [
         ("none", None, 0.75, None), ("leaf-pgd", "1/255", 0.9, 0.5), ("any-level", "1/255", 0.5, 0.25),
     ]  # fmt: skip
     names = ("clean_balanced", "robust_balanced", "constant", "constant_balanced")
-    assert [tuple(r[name] for name in names) for r in found["rows"]] == [
+    assert [tuple(getattr(r, name) for name in names) for r in found.rows] == [
         (0.5, None, 0.375, 0.125), (0.75, 0.25, 0.375, 0.125), (0.25, 0.125, 0.125, 0.25),
     ]  # fmt: skip
 
@@ -46,7 +55,7 @@ def test_no_mean_of_a_figure_that_some_lack() -> None:
     former = {name: value for name, value in row("b", "none", 1.0).items() if "balanced" not in name}
     found = mean_over_datasets(report(row("a", "none", 0.5), former))
     assert found is not None
-    assert (found["rows"][0]["clean"], found["rows"][0]["clean_balanced"]) == (0.75, None)
+    assert (found.rows[0].clean, found.rows[0].clean_balanced) == (0.75, None)
 
 
 def test_no_mean_of_what_some_lack() -> None:
@@ -59,7 +68,7 @@ def test_no_mean_of_what_some_lack() -> None:
     ]
     found = mean_over_datasets(report(*rows, levels=(any_level("a", 0.1), any_level("b", None))))
     assert found is not None
-    assert [r["attack"] for r in found["rows"]] == ["none"]
+    assert [r.attack for r in found.rows] == ["none"]
 
 
 def test_no_mean_of_one() -> None:

@@ -1,24 +1,34 @@
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
+from hrzs.evaluation.rows import overall_of, rows_of
 from hrzs.evaluation.runner import Evaluation
+from hrzs.results.report import Report
 from hrzs.results.table import render
 
 
-def report(evaluation: Evaluation, canaries: list[dict[str, Any]], **summary: Any) -> dict[str, Any]:
-    return {
-        "results": evaluation.rows(),
-        "summary": {"levels": evaluation.summary(), "canaries": canaries, **summary},
+def report(evaluation: Evaluation, canaries: list[dict[str, Any]], **summary: Any) -> Report:
+    found = {
+        "results": msgspec.to_builtins(rows_of(evaluation)),
+        "summary": {"levels": msgspec.to_builtins(overall_of(evaluation)), "canaries": canaries, **summary},
     }
+    return typed(found)
+
+
+def typed(report: dict[str, Any]) -> Report:
+    return Report.from_json(json.dumps({"hrzs": "0", "model": {"source": "m"}, "config": {}} | report))
 
 
 def test_table_shows_every_row_once(evaluate: Callable[..., Evaluation]) -> None:
     evaluation = evaluate(level="all", steps=1)
     evaluation.run()
-    rows = evaluation.rows()
+    rows = rows_of(evaluation)
     canaries = [
         {"dataset": "d", "name": "huge-eps", "value": 0.5, "expected": "at most 0.05", "ok": False, "note": "masked?"},
         {
@@ -33,20 +43,20 @@ def test_table_shows_every_row_once(evaluate: Callable[..., Evaluation]) -> None
     ]
     masking = [{"dataset": "d", "verdict": "suspected", "reasons": ["9 of 60 images hold"]}]
     text = render(report(evaluation, canaries, masking=masking))
-    lopsided = [row for row in rows if row["constant"] != row["constant_balanced"]]
+    lopsided = [row for row in rows if row.constant != row.constant_balanced]
     assert lopsided
     assert text.count("±") - 1 == len(rows) + len(lopsided)  # one more in the heading
     assert [*map(str.split, re.findall(r"level \d \(\d\)", text))] == [["level", "0", "(6)"], ["level", "1", "(4)"],
                                                                       ["level", "2", "(2)"]]  # fmt: skip
     for row in rows:
-        value = row["clean"] if row["robust"] is None else row["robust"]
-        mark = "*" if row["transfer"] is False else " "
+        value = row.clean if row.robust is None else row.robust
+        mark = "*" if row.transfer is False else " "
         assert f"{mark}{100 * value:.1f} ±" in text
-        value = row["clean_balanced"] if row["robust"] is None else row["robust_balanced"]
+        value = row.clean_balanced if row.robust is None else row.robust_balanced
         assert f"{mark}{100 * value:.1f} ±" in text
-    summary = evaluation.summary()[0]
-    assert f"any-level robust accuracy at ε {summary['eps']}: {100 * summary['any_level_robust']:.1f}%" in text
-    assert f"  balanced: {100 * summary['any_level_robust_balanced']:.1f}% [" in text
+    summary = overall_of(evaluation)[0]
+    assert f"any-level robust accuracy at ε {summary.eps}: {100 * summary.any_level_robust:.1f}%" in text
+    assert f"  balanced: {100 * summary.any_level_robust_balanced:.1f}% [" in text
     assert "UNEXPECTED d, huge-eps: 0.500; expected at most 0.05. masked?." in text
     assert "not run    d, untouched-model: expected at most 0.25. not to be had." in text
     assert "n/a        d, x: expected y. z." in text
@@ -64,7 +74,10 @@ def flat_row(level: int, nodes: int, constant: float) -> dict[str, Any]:
 def test_table_shows_what_a_constant_answer_scores() -> None:
     """Issue 14: 88 of 150 classes were one node, so naming it for every image beat all that was trained."""
     rows = [flat_row(0, 150, 1 / 150), flat_row(3, 6, 88 / 150)]
-    lines = [line.split() for line in render({"results": rows, "summary": {"levels": [], "canaries": []}}).splitlines()]
+    lines = [
+        line.split()
+        for line in render(typed({"results": rows, "summary": {"levels": [], "canaries": []}})).splitlines()
+    ]
     assert ["constant", "answer", "0.7", "58.7"] in lines
     assert ["balanced", "16.7"] in lines
     assert ["none", "(clean)", "prompt", "55.0", "±5.0", "55.0", "±5.0"] in lines
@@ -75,7 +88,7 @@ def test_table_shows_what_a_constant_answer_scores() -> None:
 def test_table_of_a_report_that_knows_nothing_of_nodes() -> None:
     new = ("nodes", "constant", "balanced")
     rows = [{k: v for k, v in flat_row(0, 5, 0.2).items() if not any(part in k for part in new)}]
-    text = render({"results": rows, "summary": {"levels": [], "canaries": []}})
+    text = render(typed({"results": rows, "summary": {"levels": [], "canaries": []}}))
     assert "55.0 ±5.0" in text
     assert "constant" not in text
     assert "balanced" not in text
@@ -86,7 +99,7 @@ def test_means_over_datasets_say_both() -> None:
            "robust_balanced": 0.125, "constant": 0.75, "constant_balanced": 0.5}  # fmt: skip
     rows = [row | {"attack": "none", "attack_level": None, "eps": None, "robust": None, "robust_balanced": None}, row]
     mean = {"over": ["a", "b"], "missing": [], "rows": rows}
-    text = render({"results": [], "summary": {"levels": [], "canaries": [], "mean": mean}})
+    text = render(typed({"results": [], "summary": {"levels": [], "canaries": [], "mean": mean}}))
     assert "  clean, leaves: 50.0, balanced 40.0; a constant answer: 75.0" in text
     assert "  leaf-pgd @ 0, leaves, ε 1/255: 25.0, balanced 12.5; a constant answer: 75.0" in text
 
@@ -104,7 +117,7 @@ def test_table_without_superclasses_or_canaries(evaluate: Callable[..., Evaluati
 def test_table_names_what_stood_in_and_what_differs(evaluate: Callable[..., Evaluation]) -> None:
     evaluation = evaluate(attacks=("aa-2",), level="all", steps=1)
     evaluation.run()
-    stand_ins = evaluation.stand_ins()
+    stand_ins = evaluation.images.stand_ins()
     assert stand_ins == ["aa-2 at level 2: margin for targeted DLR: 2 classes, it needs 4"]
     row = {"dataset": "shapes", "eps": "2/255", "attack": "aa-2", "attack_level": 0, "level": 0, "scoring": "prompt",
            "this": 0.5, "other": 0.25, "difference": 0.25, "difference_ci95": (0.1, 0.4), "p": 0.001, "p_holm": 0.002}  # fmt: skip

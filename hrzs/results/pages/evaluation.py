@@ -1,36 +1,34 @@
 """The report of `hrzs eval` as one HTML file: no script, and nothing in it is fetched from anywhere.
 
-`write_report` reads the report as ``--json`` writes it. What that does not hold comes beside it: the trees, what became
-of every image (`outcome_of`), and a few adversarial images (`gallery_of`).
+What no JSON holds comes beside the report: the trees, what became of every image, and a few adversarial images
+(`Pictures`).
 """
 
 from __future__ import annotations
 
-import html
 import io
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from msgspec.structs import asdict
 from torch import Tensor
 
 from hrzs.attacks.budget import format_eps
-from hrzs.files import write_text
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.results.average import FIGURES
 from hrzs.results.export import Headline, headlines, sources_of
-from hrzs.results.masking import ADVICE, INCONCLUSIVE, NONE_FOUND, SUSPECTED
+from hrzs.results.masking import ADVICE, INCONCLUSIVE, NONE_FOUND, SUSPECTED, Canary, Masking
 from hrzs.results.metrics import TOP
-from hrzs.results.outcome import Example, Gallery, Outcome
+from hrzs.results.outcome import Example, Gallery, Outcome, Pictures
 from hrzs.results.pages.charts import Curve, line_chart
 from hrzs.results.pages.markup import Markup, definitions, document, el, image_element, join, number_heads, table
-from hrzs.results.table import comparison_title, lopsided_levels
+from hrzs.results.report import AttackLevel, Comparison, Data, Depth, Mean, Overall, Report, Row, Summary
+from hrzs.results.table import lopsided_levels
 
 #: A tree of so many nodes at most is shown unfolded.
 _UNFOLDED = 60
@@ -65,53 +63,35 @@ def _section(anchor: str, title: str, *content: object) -> Markup:
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
-def write_report(
-    report: Mapping[str, Any],
-    trees: Mapping[str, Tree],
-    file: Path,
-    *,
-    outcomes: Mapping[str, Outcome] | None = None,
-    galleries: Mapping[str, Gallery] | None = None,
-) -> None:
-    """Write the report as one HTML file; ``trees``, ``outcomes`` and ``galleries`` go by the dataset's name.
-
-    Raises:
-        HrzsError: the file cannot be written; what was there is untouched.
-    """
-    write_text(file, render(report, trees, outcomes or {}, galleries or {}), f"--report {file}")
-
-
-def render(
-    report: Mapping[str, Any],
-    trees: Mapping[str, Tree],
-    outcomes: Mapping[str, Outcome],
-    galleries: Mapping[str, Gallery],
-) -> str:
-    """The page itself; a section without anything to show is left out."""
-    heads = headlines(report)
+def render(report: Report, pictures: Mapping[str, Pictures]) -> str:
+    """The page; ``pictures`` go by the dataset's name. A section without anything to show is left out."""
+    heads, summary = headlines(report), report.summary
+    trees = {name: one.tree for name, one in pictures.items()}
+    outcomes = {name: one.outcome for name, one in pictures.items() if one.outcome is not None}
+    galleries = {name: one.gallery for name, one in pictures.items() if one.gallery is not None}
     sections = [
         section
         for section in (
-            ("headline", "Headline", _headline(heads, report["summary"].get("mean"))),
+            ("headline", "Headline", _headline(heads, summary.mean)),
             ("curves", "Accuracy as ε grows", _curves(heads)),
-            ("matrix", "Every attack at every level", _matrices(report["results"])),
+            ("matrix", "Every attack at every level", _matrices(report.results)),
             ("classes", "Worst classes", _worst(outcomes, trees)),
             ("gallery", "Adversarial images", _galleries(galleries, trees)),
             ("tree", "The tree", _trees(trees, outcomes)),
-            ("depth", "Where levels lie", _depth(report["summary"].get("depth") or {})),
-            ("against", "Against another model", _against(report["summary"].get("against"))),
-            ("mistakes", "How bad the mistakes are", _mistakes(report["summary"]["levels"])),
-            ("canaries", "Canaries", _canaries(report["summary"]["canaries"], _masking(report["summary"]))),
-            ("further", "Further findings", _further(report["summary"], report["config"].get("tasks", ()))),
+            ("depth", "Where levels lie", _depth(summary.depth)),
+            ("against", "Against another model", _against(summary.against)),
+            ("mistakes", "How bad the mistakes are", _mistakes(summary.levels)),
+            ("canaries", "Canaries", _canaries(summary.canaries, _masking(summary))),
+            ("further", "Further findings", _further(summary, report.tasks)),
             ("provenance", "Provenance", _provenance(report)),
-            ("rows", "All rows", _rows(report["results"])),
+            ("rows", "All rows", _rows(report.results)),
         )
         if section[2]
     ]
-    title = f"{report['model']['source']} on {', '.join(dict.fromkeys(h.dataset for h in heads))}"
+    title = f"{report.model.source} on {', '.join(dict.fromkeys(h.dataset for h in heads))}"
     page = [
         el("header",
-            el("p", f"hrzs {report['hrzs']}, robustness over a class tree", class_="soft"),
+            el("p", f"hrzs {report.hrzs}, robustness over a class tree", class_="soft"),
             el("h1", title),
             _lead(report, heads),
             el("nav", *(el("a", name, href=f"#{anchor}") for anchor, name, _ in sections), aria_label="Sections")),
@@ -122,30 +102,29 @@ def render(
     return document(title, page)
 
 
-def _lead(report: Mapping[str, Any], heads: Sequence[Headline]) -> Markup:
-    attacks = dict.fromkeys(row["attack"] for row in report["results"] if row["attack"] != "none")
+def _lead(report: Report, heads: Sequence[Headline]) -> Markup:
+    attacks = dict.fromkeys(row.attack for row in report.results if row.attack != "none")
     radii = dict.fromkeys(h.eps for h in heads if h.eps is not None)
-    about = f"{report['model']['arch']}; "
-    norms = dict.fromkeys(row["norm"] for row in report["results"] if row.get("norm"))
-    norms = norms or {report["config"].get("norm", "linf"): None}
+    about = f"{report.model.arch}; "
+    norms = dict.fromkeys(row.norm for row in report.results if row.norm) or (report.config.get("norm", "linf"),)
     about += f"{', '.join(attacks)} at ε {', '.join(radii)} ({', '.join(norms)})" if attacks else "clean only"
-    if sources := sources_of(report["results"]):
+    if sources := sources_of(report.results):
         about += f"; the images are saved ones, made against {', '.join(sources)}"
-    masking = _masking(report["summary"])
-    pills = [_verdict(report["summary"]["canaries"]), *map(_masking_pill, masking)]
-    advice = dict.fromkeys(ADVICE[found["verdict"]] for found in masking if found["verdict"] != NONE_FOUND)
+    masking = _masking(report.summary)
+    pills = [_verdict(report.summary.canaries), *map(_masking_pill, masking)]
+    advice = dict.fromkeys(ADVICE[found.verdict] for found in masking if found.verdict != NONE_FOUND)
     return join([
         el("p", about, *(join([" ", el("span", said, class_=f"pill {kind}")]) for kind, said in pills)),
         *(el("p", text) for text in advice),
     ])  # fmt: skip
 
 
-def _verdict(canaries: Sequence[Mapping[str, Any]] | str) -> tuple[str, str]:
+def _verdict(canaries: Sequence[Canary] | str) -> tuple[str, str]:
     if isinstance(canaries, str):
         return "unsure", f"canaries {canaries}"
-    canaries = [c for c in canaries if c.get("applicable", True)]
-    bad = sum(c["ok"] is False for c in canaries)
-    good = sum(c["ok"] is True for c in canaries)
+    canaries = [c for c in canaries if c.applicable]
+    bad = sum(c.ok is False for c in canaries)
+    good = sum(c.ok is True for c in canaries)
     if bad:
         return "bad", f"✗ {bad} of {len(canaries)} canaries unexpected"
     if not canaries:
@@ -155,26 +134,25 @@ def _verdict(canaries: Sequence[Mapping[str, Any]] | str) -> tuple[str, str]:
     return "good", f"✓ all {good} canaries as expected"
 
 
-def _masking(summary: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def _masking(summary: Summary) -> Sequence[Masking]:
     """The verdicts on gradient masking; none where the canaries were switched off, which their own pill says."""
-    found = summary.get("masking", ())
-    return () if isinstance(found, str) else found
+    return () if isinstance(summary.masking, str) else summary.masking
 
 
-def _masking_pill(found: Mapping[str, Any]) -> tuple[str, str]:
+def _masking_pill(found: Masking) -> tuple[str, str]:
     kind, said = {
         NONE_FOUND: ("good", "✓ no sign of gradient masking"),
         SUSPECTED: ("bad", "✗ gradient masking suspected"),
         INCONCLUSIVE: ("unsure", "gradient masking: inconclusive"),
-    }[found["verdict"]]
-    return kind, f"{said} ({found['dataset']})"
+    }[found.verdict]
+    return kind, f"{said} ({found.dataset})"
 
 
 #: The heads of columns with `FIGURES`.
 _FIGURES = ("Clean", "Robust", "Clean, balanced", "Robust, balanced", "Constant answer", "Constant, balanced")
 
 
-def _headline(heads: Sequence[Headline], mean: Mapping[str, Any] | None) -> list[object]:
+def _headline(heads: Sequence[Headline], mean: Mean | None) -> list[object]:
     first = {h.dataset: h for h in reversed(heads)}
     return [
         el("p", "An image counts for the any-level figure if it is right at every level, clean and under every attack "
@@ -188,48 +166,48 @@ def _headline(heads: Sequence[Headline], mean: Mapping[str, Any] | None) -> list
     ]  # fmt: skip
 
 
-def _mean(mean: Mapping[str, Any] | None) -> list[Markup]:
+def _mean(mean: Mean | None) -> list[Markup]:
     if mean is None:
         return []
     body = [
-        ("clean" if row["attack"] == "none" else f"{row['attack']}, ε {row['eps']}",
-         *(_percent(row.get(name)) for name in FIGURES))
-        for row in mean["rows"]
+        ("clean" if row.attack == "none" else f"{row.attack}, ε {row.eps}",
+         *(_percent(getattr(row, name)) for name in FIGURES))
+        for row in mean.rows
     ]  # fmt: skip
-    caption = f"Mean over {', '.join(mean['over'])}, at the leaves"
-    caption += f"; missing: {', '.join(mean['missing'])}" if mean["missing"] else ""
+    caption = f"Mean over {', '.join(mean.over)}, at the leaves"
+    caption += f"; missing: {', '.join(mean.missing)}" if mean.missing else ""
     return [el("article", table(caption, ["Attack", *number_heads(*_FIGURES)], body), class_="card")]
 
 
 def _headline_card(h: Headline) -> Markup:
-    robust = h.summary.get("any_level_robust")
+    s = h.summary
     if h.eps is None:
         figure = el("p", "Clean only: no attack was run.", class_="soft")
-    elif robust is None:
+    elif s is None or s.any_level_robust is None:
         figure = el("p", "No any-level figure: the suite was not run in full.", class_="soft")
     else:
-        interval = el("small", f"% {_interval(h.summary['any_level_robust_ci95'])}")
-        clean = _percent(h.summary["any_level_clean"])
+        interval = el("small", f"% {_interval(s.any_level_robust_ci95)}")
         figure = join([
-            el("div", _percent(robust), " ", interval, class_="figure"),
-            el("p", f"any-level robust at ε {h.eps}; right at every level when clean: {clean}%; a constant answer: "
-                    f"{_percent(h.summary.get('any_level_constant'))}%"),
+            el("div", _percent(s.any_level_robust), " ", interval, class_="figure"),
+            el("p", f"any-level robust at ε {h.eps}; right at every level when clean: {_percent(s.any_level_clean)}%; "
+                    f"a constant answer: {_percent(s.any_level_constant)}%"),
             el("p", "balanced over nodes, in the mean over levels: ",
-               _with_interval(*(h.summary.get(f"any_level_robust_balanced{part}") for part in ("", "_ci95"))),
-               f"; clean: {_percent(h.summary.get('any_level_clean_balanced'))}; a constant answer: "
-               f"{_percent(h.summary.get('any_level_constant_balanced'))}"),
+               _with_interval(s.any_level_robust_balanced, s.any_level_robust_balanced_ci95),
+               f"; clean: {_percent(s.any_level_clean_balanced)}; a constant answer: "
+               f"{_percent(s.any_level_constant_balanced)}"),
         ])  # fmt: skip
     body = []
     for level, row in h.clean.items():
         hit = h.robust.get(level)
-        figures = [(row, "clean"), (hit, "robust"), (row, "clean_balanced"), (hit, "robust_balanced")]
-        constants = (_percent(row.get(name)) for name in ("constant", "constant_balanced"))
+        clean, robust = row.clean_figure, None if hit is None else hit.figure
         body.append((
-            join([f"{level} ", el("small", f"({row['classes']})")]),
-            *(el("td", "–" if one is None else _with_interval(one.get(name), one.get(f"{name}_ci95")), class_="n")
-              for one, name in figures),
-            el("td", " / ".join(constants), class_="n"),
-            el("td", _bars(row["clean"], None if hit is None else hit["robust"]), class_="bars"),
+            join([f"{level} ", el("small", f"({row.classes})")]),
+            el("td", _with_interval(clean.value, clean.ci95), class_="n"),
+            el("td", "–" if robust is None else _with_interval(robust.value, robust.ci95), class_="n"),
+            el("td", _with_interval(clean.balanced, clean.balanced_ci95), class_="n"),
+            el("td", "–" if robust is None else _with_interval(robust.balanced, robust.balanced_ci95), class_="n"),
+            el("td", f"{_percent(row.constant)} / {_percent(row.constant_balanced)}", class_="n"),
+            el("td", _bars(row.clean, None if hit is None else hit.robust), class_="bars"),
         ))  # fmt: skip
     caption = f"Accuracy at each level of {h.dataset}" + ("" if h.eps is None else f", robust at ε {h.eps}")
     header = ["Level (nodes)", *number_heads(*_FIGURES[:4], "Constant answer, balanced too"), el("td", class_="bars")]
@@ -241,12 +219,12 @@ def _headline_card(h: Headline) -> Markup:
 # -- matrices ---------------------------------------------------------------------------------------------------------
 
 
-def _matrices(rows: Sequence[Mapping[str, Any]]) -> list[object]:
+def _matrices(rows: Sequence[Row]) -> list[object]:
     cards = []
-    for dataset, eps in dict.fromkeys((row["dataset"], row["eps"]) for row in rows if row["eps"] is not None):
-        here = [row for row in rows if row["dataset"] == dataset and row["eps"] in (None, eps)]
-        for scoring in dict.fromkeys(row["scoring"] for row in here):
-            cards.append(_matrix(dataset, eps, scoring, [row for row in here if row["scoring"] == scoring]))
+    for dataset, eps in dict.fromkeys((row.dataset, row.eps) for row in rows if row.eps is not None):
+        here = [row for row in rows if row.dataset == dataset and row.eps in (None, eps)]
+        for scoring in dict.fromkeys(row.scoring for row in here):
+            cards.append(_matrix(dataset, eps, scoring, [row for row in here if row.scoring == scoring]))
     if not cards:
         return []
     return [
@@ -259,11 +237,11 @@ def _matrices(rows: Sequence[Mapping[str, Any]]) -> list[object]:
     ]  # fmt: skip
 
 
-def _matrix(dataset: str, eps: str, scoring: str, rows: Sequence[Mapping[str, Any]]) -> Markup:
-    levels = {row["level"]: row["classes"] for row in sorted(rows, key=lambda row: int(row["level"]))}
-    groups: dict[tuple[Any, ...], dict[int, Mapping[str, Any]]] = {}
+def _matrix(dataset: str, eps: str, scoring: str, rows: Sequence[Row]) -> Markup:
+    levels = {row.level: row.classes for row in sorted(rows, key=lambda row: row.level)}
+    groups: dict[tuple[str, AttackLevel, str | None], dict[int, Row]] = {}
     for row in rows:
-        groups.setdefault((row["attack"], row["attack_level"], row.get("attacked_through")), {})[row["level"]] = row
+        groups.setdefault((row.attack, row.attack_level, row.attacked_through), {})[row.level] = row
     by = "by its own prompt" if scoring == "prompt" else "by summing its leaves"
     lopsided = lopsided_levels(rows)
     body = _constant_row(rows, levels, lopsided)
@@ -284,32 +262,29 @@ def _matrix(dataset: str, eps: str, scoring: str, rows: Sequence[Mapping[str, An
     )
 
 
-def _constant_row(
-    rows: Sequence[Mapping[str, Any]], levels: Mapping[int, int], lopsided: set[int]
-) -> list[list[Markup]]:
-    by_level = {row["level"]: row for row in rows}
-    if any(row.get("constant") is None for row in rows):
+def _constant_row(rows: Sequence[Row], levels: Mapping[int, int], lopsided: set[int]) -> list[list[Markup]]:
+    by_level = {row.level: row for row in rows}
+    if any(row.constant is None for row in rows):
         return []
     cells = []
     for k in levels:
-        balanced = el("small", f"balanced {_percent(by_level[k]['constant_balanced'])}") if k in lopsided else None
-        cells.append(el("td", _percent(by_level[k]["constant"]), balanced, class_="none"))
+        balanced = el("small", f"balanced {_percent(by_level[k].constant_balanced)}") if k in lopsided else None
+        cells.append(el("td", _percent(by_level[k].constant), balanced, class_="none"))
     return [[join(["constant answer", Markup("<br>"), el("small", "the largest node")]), *cells]]
 
 
-def _heat(row: Mapping[str, Any] | None, lopsided: bool) -> Markup:
+def _heat(row: Row | None, lopsided: bool) -> Markup:
     if row is None:
         return el("td", "·", class_="none")
-    kind = "clean" if row["robust"] is None else "robust"
-    value, ci = row[kind], row[f"{kind}_ci95"]
-    aimed = "aimed" if row.get("transfer") is False else None
-    half = el("small", f"±{50 * (ci[1] - ci[0]):.1f}")
-    about = f"95% interval {_interval(ci)}"
+    figure = row.figure
+    half = None if figure.ci95 is None else el("small", f"±{50 * (figure.ci95[1] - figure.ci95[0]):.1f}")
+    about = f"95% interval {_interval(figure.ci95)}"
     balanced = None
     if lopsided:
-        balanced = el("small", f"balanced {_percent(row[f'{kind}_balanced'])}")
-        about += f"; balanced {_interval(row[f'{kind}_balanced_ci95'])}"
-    return el("td", _percent(value), half, balanced, style=f"--v:{100 * value:.1f}%", class_=aimed, title=about)
+        balanced = el("small", f"balanced {_percent(figure.balanced)}")
+        about += f"; balanced {_interval(figure.balanced_ci95)}"
+    aimed, share = "aimed" if row.transfer is False else None, f"--v:{_percent(figure.value)}%"
+    return el("td", _percent(figure.value), half, balanced, style=share, class_=aimed, title=about)
 
 
 # -- curves -----------------------------------------------------------------------------------------------------------
@@ -349,16 +324,18 @@ def _series(heads: Sequence[Headline]) -> dict[str, list[_Point]]:
     radii = {h.eps: Fraction(str(h.eps)) for h in heads}
     series: dict[str, list[_Point]] = {}
     for level, row in heads[0].clean.items():
-        points = [_Point(Fraction(0), row["clean"], row["clean_ci95"])]
-        points += [_Point(radii[h.eps], r["robust"], r["robust_ci95"]) for h in heads if (r := h.robust.get(level))]
+        points = [_Point(Fraction(0), row.clean, row.clean_ci95)]
+        points += [_Point(radii[h.eps], r.robust, r.robust_ci95)
+                   for h in heads if (r := h.robust.get(level)) is not None and r.robust is not None]  # fmt: skip
         if len(points) > 1:
             series[f"level {level}"] = sorted(points, key=lambda p: p.eps)
-    whole = [h for h in heads if h.summary.get("any_level_robust") is not None]
-    if whole:
-        points = [_Point(Fraction(0), whole[0].summary["any_level_clean"], None)]
-        points += [
-            _Point(radii[h.eps], h.summary["any_level_robust"], h.summary["any_level_robust_ci95"]) for h in whole
-        ]
+    points = [
+        _Point(radii[h.eps], s.any_level_robust, s.any_level_robust_ci95)
+        for h in heads
+        if (s := h.summary) is not None and s.any_level_robust is not None
+    ]
+    if points and heads[0].summary is not None and heads[0].summary.any_level_clean is not None:
+        points.append(_Point(Fraction(0), heads[0].summary.any_level_clean, None))
         series[_ANY_LEVEL] = sorted(points, key=lambda p: p.eps)
     return series
 
@@ -573,38 +550,36 @@ def _png(image: Float[Tensor, "3 H W"]) -> bytes:
 
 _MISTAKES = {
     "lca_height_mistakes": "LCA height, mistakes", "lca_height_all": "LCA height, all images",
-    "consistency": "agree at level", **{f"hd@{k}": f"HD@{k}" for k in TOP},
+    **{f"hd@{k}": f"HD@{k}" for k in TOP},
 }  # fmt: skip
 
 
-def _depth(found: Mapping[str, Mapping[str, Any]]) -> list[object]:
+def _depth(found: Mapping[str, Depth]) -> list[object]:
     """Radii, margins and the order of edges, of a model whose head tells levels apart or might."""
     if not found:
         return []
     cards: list[Markup] = []
     for dataset, depth in found.items():
-        levels = depth["levels"]
-        flat = depth["head"] == "euclidean"
         curves = [
-            Curve(name, [(-float(level["level"]), level[key]) for level in reversed(levels)], i)
+            Curve(name, [(-float(level.level), getattr(level, key)) for level in reversed(depth.levels)], i)
             for i, (name, key) in enumerate((("texts", "radius_text"), ("class means of images", "radius_image")))
         ]
-        names = {-float(level["level"]): str(level["level"]) for level in levels}
+        names = {-float(level.level): str(level.level) for level in depth.levels}
         chart = line_chart("Mean radius by level, the highest on the left", curves, x="level", x_names=names)
         body = [
-            (level["level"], *(f"{level[key]:.3f}" for key in ("radius_text", "radius_image")),
-             *(f"{level[key]:.1f}" for key in ("margin", "bound")))
-            for level in levels
+            (level.level, f"{level.radius_text:.3f}", f"{level.radius_image:.3f}", f"{level.margin:.1f}",
+             f"{level.bound:.1f}")
+            for level in depth.levels
         ]  # fmt: skip
         heads = number_heads("Texts", "Images", "Margin", "Bound")
-        ordered = [f"{_percent(depth[key])} % of {name}" if depth[key] is not None else f"no {name}"
-                   for key, name in (("edges_ordered", "edges between texts"),
-                                     ("edges_ordered_image", "edges between steady class means"))]  # fmt: skip
+        ordered = [f"no {name}" if share is None else f"{_percent(share)} % of {name}"
+                   for share, name in ((depth.edges_ordered, "edges between texts"),
+                                       (depth.edges_ordered_image, "edges between steady class means"))]  # fmt: skip
         cards.append(
             el("article", el("h3", dataset), chart, table("Radius and margin by level", ["Level", *heads], body),
                el("p", f"The parent lies nearer the centre than the child for {' and '.join(ordered)}."), class_="card")
         )  # fmt: skip
-        unit = "its norm" if flat else "its share of the ball’s radius"
+    unit = "its norm" if depth.head == "euclidean" else "its share of the ball’s radius"
     said = (
         f"The radius of an embedding is {unit}. The margin is the largest that the texts of a level leave room for, in "
         "logits; the bound is what theory allows texts so far out."
@@ -612,21 +587,23 @@ def _depth(found: Mapping[str, Mapping[str, Any]]) -> list[object]:
     return [el("p", said), *cards]
 
 
-def _mistakes(summary: Sequence[Mapping[str, Any]]) -> list[object]:
+def _mistakes(summary: Sequence[Overall]) -> list[object]:
     cards = []
     for s in summary:
-        per_attack = {name: found for name, found in s.items() if isinstance(found, Mapping)}
-        columns = {name: _columns(name, next(iter(found.values()), None)) for name, found in per_attack.items()}
-        titles = dict.fromkeys(title for found in per_attack.values() for title in found)
-        body = [
-            (title.removesuffix(f", ε {s['eps']}"), *(_number(value, name) for name, found in per_attack.items()
-                      for value in _values(found.get(title), len(columns[name]))))
-            for title in titles
-        ]  # fmt: skip
+        columns = [name for name in _MISTAKES if any(name in found for found in s.severity.values())]
+        above = max(map(len, s.consistency.values()), default=0)
+        body = []
+        for title, severity in s.severity.items():
+            agree = s.consistency.get(title, ())
+            body.append((
+                title.removesuffix(f", ε {s.eps}"),
+                *(_number(severity.get(name), 1) for name in columns),
+                *(_number(agree[k] if k < len(agree) else None, 100) for k in range(above)),
+            ))  # fmt: skip
         if body:
-            header = ["Attack", *number_heads(*(column for name in per_attack for column in columns[name]))]
-            caption = f"{s['dataset']}, ε {s['eps']}"
-            cards.append(el("article", table(caption, header, body), class_="card"))
+            heads = [*(_MISTAKES[name] for name in columns), *(f"agree at level {k + 1}" for k in range(above))]
+            caption = f"{s.dataset}, ε {s.eps}"
+            cards.append(el("article", table(caption, ["Attack", *number_heads(*heads)], body), class_="card"))
     if not cards:
         return []
     return [
@@ -639,36 +616,19 @@ def _mistakes(summary: Sequence[Mapping[str, Any]]) -> list[object]:
     ]  # fmt: skip
 
 
-def _columns(name: str, found: Any) -> list[str]:
-    """The columns of one figure: of each part of a mapping, of each superclass level of a list, or of itself."""
-    if isinstance(found, Mapping):
-        return [_MISTAKES.get(key, f"{name} {key}".replace("_", " ")) for key in found]
-    shown = _MISTAKES.get(name, name.replace("_", " "))
-    return [f"{shown} {level}" for level in range(1, len(found) + 1)] if isinstance(found, list) else [shown]
+def _number(value: float | None, unit: int) -> str:
+    return "–" if value is None else f"{unit * value:.{1 if unit == 100 else 2}f}"
 
 
-def _values(found: Any, columns: int) -> list[Any]:
-    values = list(found.values()) if isinstance(found, Mapping) else found if isinstance(found, list) else [found]
-    return [*values, *[None] * (columns - len(values))]
-
-
-def _number(value: Any, figure: str) -> str:
-    if not isinstance(value, (int, float)):
-        return "–" if value is None else str(value)
-    return f"{100 * value:.1f}" if figure == "consistency" else f"{value:.2f}"
-
-
-def _canaries(canaries: Sequence[Mapping[str, Any]] | str, masking: Sequence[Mapping[str, Any]] = ()) -> list[object]:
+def _canaries(canaries: Sequence[Canary] | str, masking: Sequence[Masking]) -> list[object]:
     if isinstance(canaries, str) or not canaries:
         return [el("p", f"The canaries were not run: {canaries or 'nothing was attacked'}.")]
     body = []
     for c in canaries:
         kind, said = _canary_verdict(c)
-        value = "–" if c["value"] is None else f"{c['value']:.3f}"
+        value = "–" if c.value is None else f"{c.value:.3f}"
         pill = el("span", said, class_=f"pill {kind}")
-        body.append(
-            (c["name"], c.get("dataset", ""), value, *(el("td", part) for part in (c["expected"], pill, c["note"])))
-        )
+        body.append((c.name, c.dataset, value, *(el("td", part) for part in (c.expected, pill, c.note))))
     header = ["Canary", "Dataset", *number_heads("Measured"), "Expected", "Verdict", "Note"]
     return [
         el("p", "Would this set-up notice a model that is not robust? Each canary has an expectation, stated "
@@ -678,32 +638,33 @@ def _canaries(canaries: Sequence[Mapping[str, Any]] | str, masking: Sequence[Map
     ]  # fmt: skip
 
 
-def _against(against: Mapping[str, Any] | None) -> list[object]:
+def _against(against: Comparison | None) -> list[object]:
     if against is None:
         return []
     words = {True: ("good", "✓ significant"), False: ("unsure", "not shown")}
     body = [
         (
-            f"{row['dataset']}, {comparison_title(row)}",
-            *(_percent(row[who]) for who in ("this", "other")),
-            _difference(row["difference"], row["difference_ci95"]),
-            _difference(row.get("difference_balanced"), row.get("difference_balanced_ci95")),
-            f"{row['only_this']} / {row['only_other']}",
-            f"{row['p_holm']:.2g}",
+            f"{row.dataset}, {row.title}",
+            _percent(row.this),
+            _percent(row.other),
+            _difference(row.difference, row.difference_ci95),
+            _difference(row.difference_balanced, row.difference_balanced_ci95),
+            f"{row.only_this} / {row.only_other}",
+            f"{row.p_holm:.2g}",
             el("td", el("span", said, class_=f"pill {kind}")),
         )
-        for row in against["rows"]
-        for kind, said in [words[row["p_holm"] < 0.05]]
+        for row in against.rows
+        for kind, said in [words[row.p_holm < 0.05]]
     ]
     header = ["", *number_heads("This", "Other", "Difference", "Balanced difference", "Right in one only",
                                 "p, corrected"), "At 5%"]  # fmt: skip
     return [
-        el("p", f"Paired with {against['model']}, image by image: McNemar's exact test, corrected for the number of "
+        el("p", f"Paired with {against.model}, image by image: McNemar's exact test, corrected for the number of "
                 "comparisons by Holm's method; intervals of differences are Newcombe's. Where a difference is not "
                 "shown, these images do not tell the models apart. The balanced difference weighs all nodes of a level "
                 "alike; its interval is normal, from the weighted variance of the differences of single images. The "
                 "test is about the difference per image."),
-        *(el("p", f"Not compared: {reason}.") for reason in against.get("left_out", ())),
+        *(el("p", f"Not compared: {reason}.") for reason in against.left_out),
         el("article", table("Differences in points", header, body, "wide"), class_="card"),
     ]  # fmt: skip
 
@@ -714,49 +675,48 @@ def _difference(value: float | None, ci: Sequence[float] | None) -> Markup:
     return el("td", f"{100 * value:+.1f} ", el("small", _interval(ci)), class_="n")
 
 
-def _canary_verdict(canary: Mapping[str, Any]) -> tuple[str, str]:
-    if canary["ok"] is None:
-        return "unsure", "not run" if canary.get("applicable", True) else "not applicable"
-    return ("good", "✓ as expected") if canary["ok"] else ("bad", "✗ unexpected")
+def _canary_verdict(canary: Canary) -> tuple[str, str]:
+    if canary.ok is None:
+        return "unsure", "not run" if canary.applicable else "not applicable"
+    return ("good", "✓ as expected") if canary.ok else ("bad", "✗ unexpected")
 
 
-def _masking_card(found: Mapping[str, Any]) -> Markup:
+def _masking_card(found: Masking) -> Markup:
     kind, said = _masking_pill(found)
-    reasons = el("ul", *(el("li", reason) for reason in found["reasons"])) if found["reasons"] else None
+    reasons = el("ul", *(el("li", reason) for reason in found.reasons)) if found.reasons else None
     about = "Are the gradients masked, so that attacks fail although adversarial images exist? "
     return el(
         "article", el("h3", "Gradient masking"), el("p", about, el("span", said, class_=f"pill {kind}")),
-        reasons, el("p", ADVICE[found["verdict"]]), class_="card",
+        reasons, el("p", ADVICE[found.verdict]), class_="card",
     )  # fmt: skip
 
 
-def _further(summary: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> list[object]:
+def _further(summary: Summary, tasks: Sequence[Data]) -> list[object]:
     found: list[object] = []
     for task in tasks:
-        for same in task.get("same_prompts", ()):
+        for same in task.same_prompts:
             names = ", ".join(f"{node['name']} ({node['node']})" for node in same["nodes"])
-            where = f"{task['dataset']}: at level {same['level']} the model cannot tell {names} apart."
+            where = f"{task.dataset}: at level {same['level']} the model cannot tell {names} apart."
             found.append(el("p", f"{where} It reads “{same['prompt']}” for each, so all but one are always wrong."))
-    for dataset, attacks in summary.get("not_applicable", {}).items():
+    for dataset, attacks in summary.not_applicable.items():
         found.append(el("p", f"{dataset}: its tree has no superclass, so not applicable: {', '.join(attacks)}."))
-    for dataset, notes in summary.get("stand_ins", {}).items():
+    for dataset, notes in summary.stand_ins.items():
         found.append(el("p", f"{dataset}: a loss stood in for one that needs more classes: {'; '.join(notes)}."))
-    found += [el("p", f"Missing: {reason}") for reason in summary.get("missing", {}).values()]
-    above = ("levels", "truth", "depth", "canaries", "masking", "against", "mean")  # in sections of their own
-    others = {k: v for k, v in summary.items() if k not in (*above, "not_applicable", "missing", "stand_ins")}
-    found += [el("article", el("h3", k.replace("_", " ")), _pre(v), class_="card") for k, v in others.items()]
+    found += [el("p", f"Missing: {reason}") for reason in summary.missing.values()]
+    for title, saved in (summary.adversarial or {}).items():
+        found.append(el("article", el("h3", f"Saved images: {title}"), definitions(saved), class_="card"))
     return found
 
 
-def _provenance(report: Mapping[str, Any]) -> list[object]:
-    config = dict(report["config"])
-    tasks, versions = config.pop("tasks", []), config.pop("versions", {})
+def _provenance(report: Report) -> list[object]:
     parts = [
-        el("article", el("h3", "Model"), definitions(report["model"]), class_="card"),
-        *(el("article", el("h3", f"Data: {task['dataset']}"), definitions(task), class_="card") for task in tasks),
-        el("article", el("h3", "Command"), definitions(config), class_="card"),
-        el("article", el("h3", "Versions"), definitions({"hrzs": report["hrzs"], **versions}), class_="card"),
-    ]
+        el("article", el("h3", "Model"), definitions(asdict(report.model)), class_="card"),
+        *(el("article", el("h3", f"Data: {task.dataset}"), definitions(asdict(task)), class_="card")
+          for task in report.tasks),
+        el("article", el("h3", "Command"), definitions(report.config), class_="card"),
+        el("article", el("h3", "Versions"), definitions(
+            {"hrzs": report.hrzs, **report.versions, "prompts_digest": report.prompts_digest}), class_="card"),
+    ]  # fmt: skip
     return [
         el("p", "What it takes to measure this again. Options that are not listed stood at their defaults; image ids "
                 "is a digest of the ids of the images, in order."),
@@ -764,13 +724,9 @@ def _provenance(report: Mapping[str, Any]) -> list[object]:
     ]  # fmt: skip
 
 
-def _pre(value: Any) -> Markup:
-    return Markup(f"<pre>{html.escape(json.dumps(value, indent=1, ensure_ascii=False))}</pre>")
-
-
-def _rows(rows: Sequence[Mapping[str, Any]]) -> list[object]:
-    names = list(dict.fromkeys(name for row in rows for name in row if name != "right"))
-    body = [[_raw(name, row.get(name)) for name in names] for row in rows]
+def _rows(rows: Sequence[Row]) -> list[object]:
+    names = [name for name in Row.__struct_fields__ if name != "right"]
+    body = [[_raw(name, getattr(row, name)) for name in names] for row in rows]
     whole = table("The rows of the report, as in the JSON but in %", [n.replace("_", " ") for n in names], body)
     return [el("details", el("summary", f"{len(rows)} rows"), whole, class_="card")]
 
@@ -781,3 +737,24 @@ def _raw(name: str, value: Any) -> str:
     if name.endswith("_ci95"):
         return _interval(value)
     return _percent(value) if name in FIGURES else str(value)
+
+
+# -- the short form ---------------------------------------------------------------------------------------------------
+
+
+def short(report: Report) -> str:
+    """A table of the headline figures, for a notebook: an HTML fragment without a style of its own."""
+    body = []
+    for h in headlines(report):
+        for level, row in h.clean.items():
+            hit, constant = h.robust.get(level), f"{_percent(row.constant)} / {_percent(row.constant_balanced)}"
+            figures = (row.clean_figure, None if hit is None else hit.figure)
+            shown = (
+                "–" if figure is None else f"{_percent(value)} {_interval(ci95)}".strip()
+                for balanced in (False, True)
+                for figure in figures
+                for value, ci95 in [(None, None) if figure is None else figure[2:] if balanced else figure[:2]]
+            )  # fmt: skip
+            body.append((f"{h.dataset}, level {level} ({row.classes})", h.eps or "–", *shown, constant))
+    header = ["", "ε", *number_heads(*_FIGURES[:4], "Constant answer, balanced too")]
+    return str(table(f"{report.model.source}: accuracy in %, robust under attack at the level itself", header, body))

@@ -4,23 +4,24 @@ import html
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from html.parser import HTMLParser
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
-from hrzs.errors import HrzsError
-from hrzs.evaluation.outcome import Gallery, Outcome, gallery_of, most_instructive, outcome_of
+from hrzs.evaluation.outcome import gallery_of, outcome_of, pictures_of
+from hrzs.evaluation.rows import overall_of, rows_of
 from hrzs.evaluation.runner import Evaluation
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.classifier import SCORINGS
 from hrzs.results import metrics
-from hrzs.results.pages.evaluation import render, write_report
-from hrzs.results.pages.gallery import Example
+from hrzs.results.outcome import Example, Gallery, Outcome, Pictures, most_instructive
+from hrzs.results.report import Report
 
 HOSTILE = "<script>alert('x')</script>\"&amp;\x1b"
 CANARY = {"name": "huge-eps", "value": 0.5, "expected": "at most 0.05", "ok": False, "note": "masked?", "dataset": "d"}
@@ -90,12 +91,16 @@ def as_saved(
         "model": {"source": "m", "arch": "a", "digest": "0123456789abcdef", "geometry": None, "run": {"method": "x"}},
         "config": {"norm": "linf", "steps": 3, "seed": 0, "precision": "fp32", "prompts_digest": "feedfeedfeedfeed",
                    "tasks": [e.task.describe() for e in evaluations], "versions": {"torch": "1"}},
-        "results": [row for e in evaluations for row in e.rows()],
-        "summary": {"levels": [s for e in evaluations for s in e.summary()], "not_applicable": {},
+        "results": [row for e in evaluations for row in rows_of(e)],
+        "summary": {"levels": [s for e in evaluations for s in overall_of(e)], "not_applicable": {},
                     "canaries": canaries, **summary},
     }  # fmt: skip
-    saved: dict[str, Any] = json.loads(json.dumps(report))
+    saved: dict[str, Any] = msgspec.to_builtins(report)
     return saved
+
+
+def render(report: dict[str, Any], pictures: Mapping[str, Pictures] = MappingProxyType({})) -> str:
+    return Report.from_json(json.dumps(report)).to_html(pictures)
 
 
 def made(dataset: str = "shapes", canaries: Any = (), levels: int = 2) -> dict[str, Any]:
@@ -128,14 +133,15 @@ def finished(evaluation: Evaluation) -> Evaluation:
 
 def test_every_row_and_figure_is_shown(evaluate: Callable[..., Evaluation], tree: Tree) -> None:
     evaluation = finished(evaluate(level="all", eps=(Fraction(1, 255), Fraction(4, 255)), steps=2))
-    report = as_saved(evaluation, canaries=[CANARY], verdict={"masked": "no"})
-    outcome, gallery = outcome_of(evaluation), gallery_of(evaluation)
-    assert outcome is not None
+    report = as_saved(evaluation, canaries=[CANARY])
+    pictures = pictures_of(evaluation)
+    gallery = pictures.gallery
+    assert pictures.outcome is not None
     assert gallery is not None
     name = evaluation.task.data.name
-    page = check(render(report, {name: tree}, {name: outcome}, {name: gallery}))
+    page = check(render(report, {name: pictures}))
     for title in ("Headline", "Accuracy as ε grows", "Every attack at every level", "Worst classes", "Adversarial images",
-                  "The tree", "How bad the mistakes are", "Canaries", "Further findings", "Provenance", "All rows"):  # fmt: skip
+                  "The tree", "How bad the mistakes are", "Canaries", "Provenance", "All rows"):  # fmt: skip
         assert title in page.text
     assert f"{len(report['results'])} rows" in page.text
     low_high = [f"[{100 * a:.1f}, {100 * b:.1f}]" for a, b in (r["clean_ci95"] for r in report["results"])]
@@ -178,7 +184,7 @@ def test_report_of_little(canaries: Any, said: str) -> None:
     report = made()
     report["results"] = [row for row in report["results"] if row["eps"] is None]
     report["summary"].update(canaries=canaries, levels=[])
-    page = check(render(report, {}, {}, {}))
+    page = check(render(report))
     assert said in page.text
     assert "Clean only" in page.text
     for absent in ("Worst classes", "Accuracy as ε grows", "Every attack", "The tree", "How bad"):
@@ -190,12 +196,12 @@ def test_comparison_with_another_model() -> None:
            "n": 9, "this": 0.5, "other": 0.25, "difference": 0.25, "difference_ci95": [0.125, 0.375],
            "only_this": 7, "only_other": 2, "p": 0.001, "p_holm": 0.002}  # fmt: skip
     report = made()
-    assert "Against another model" not in check(render(report, {}, {}, {})).text
+    assert "Against another model" not in check(render(report)).text
     balanced = {"difference_balanced": -0.0625, "difference_balanced_ci95": [-0.125, 0.25]}
     rows = [row, row | balanced | {"attack": "any-level", "p_holm": 0.5}]
     against = {"model": HOSTILE, "rows": rows, "left_out": ["another suite"]}
     report["summary"] |= {"against": against, "stand_ins": {"shapes": ["margin for DLR"]}}
-    page = check(render(report, {}, {}, {}))
+    page = check(render(report))
     for shown in (
         "Against another model",
         "+25.0 [12.5, 37.5]",
@@ -212,11 +218,10 @@ def test_comparison_with_another_model() -> None:
 def test_nodes_that_share_a_prompt_are_named() -> None:
     report = made()
     nodes = [{"node": "n1", "name": "<i>food"}, {"node": "n2", "name": "food"}]
-    report["config"]["tasks"] = [
-        {"dataset": "shapes", "same_prompts": [{"level": 3, "prompt": "food.", "nodes": nodes}]}
-    ]
+    report["config"]["tasks"] = [{"dataset": "shapes", "n": 9, "image_ids": "i", "classes": 6, "resize": "before", "tree_digest": "t",
+                                  "levels": [6, 1], "same_prompts": [{"level": 3, "prompt": "food.", "nodes": nodes}]}]  # fmt: skip
     report["summary"]["depth"] = {}
-    page = check(render(report, {}, {}, {}))
+    page = check(render(report))
     said = page.text.split("Further findings")[-1]
     assert "shapes: at level 3 the model cannot tell <i>food (n1), food (n2) apart. It reads “food.” for each" in said
     assert "depth" not in said.split("Provenance")[0]
@@ -233,7 +238,7 @@ def test_nodes_that_share_a_prompt_are_named() -> None:
 def test_the_verdict_on_masking_leads(verdict: str, pill: str, advice: str) -> None:
     report = made(canaries=[{**CANARY, "ok": None, "value": None, "applicable": False}, {**CANARY, "ok": True}])
     report["summary"]["masking"] = [{"dataset": "shapes", "verdict": verdict, "reasons": [HOSTILE, "9 of 60 hold"]}]
-    page = check(render(report, {}, {}, {}))
+    page = check(render(report))
     lead, rest = page.text.split("Headline", 1)
     assert pill in lead
     assert (advice in lead) is (verdict != "none found")
@@ -246,7 +251,7 @@ def test_the_verdict_on_masking_leads(verdict: str, pill: str, advice: str) -> N
 def test_masking_that_was_not_looked_for() -> None:
     report = made(canaries="switched off (--no-canaries)")
     report["summary"].update(canaries="switched off (--no-canaries)", masking="switched off (--no-canaries)")
-    page = check(render(report, {}, {}, {}))
+    page = check(render(report))
     assert "canaries switched off (--no-canaries)" in page.text
     assert "gradient masking" not in page.text
 
@@ -262,8 +267,7 @@ def test_report_without_the_whole_suite(evaluate: Callable[..., Evaluation], tre
     outcome = outcome_of(evaluation)
     assert outcome is not None
     assert list(outcome.robust) == [0]
-    name = evaluation.task.data.name
-    page = check(render(as_saved(evaluation), {name: tree}, {name: outcome}, {}))
+    page = check(render(as_saved(evaluation), {evaluation.task.data.name: Pictures(tree, outcome)}))
     assert "the suite was not run in full" in page.text
 
 
@@ -273,7 +277,7 @@ def test_depth_of_levels_is_shown() -> None:
     depth = {"head": "hyperbolic", "n": 9, "levels": levels, "edges_ordered": 0.96, "edges_ordered_image": None}
     report = made()
     report["summary"]["depth"] = {"shapes": depth}
-    shown = check(render(report, {}, {}, {})).text
+    shown = check(render(report)).text
     for text in (
         "Where levels lie",
         "0.600",
@@ -284,7 +288,7 @@ def test_depth_of_levels_is_shown() -> None:
         "no edges between steady",
     ):
         assert text in shown
-    assert "Where levels lie" not in render(made(), {}, {}, {})
+    assert "Where levels lie" not in render(made())
 
 
 def test_several_datasets_and_a_flat_tree(tree: Tree, flat: Tree) -> None:
@@ -294,7 +298,7 @@ def test_several_datasets_and_a_flat_tree(tree: Tree, flat: Tree) -> None:
     report["summary"]["not_applicable"] = {"flat one": ["superclass-pgd"]}
     hit = torch.tensor([True, False])
     outcome = Outcome("1/255", torch.tensor([0, 5]), hit[None], {0: hit}, None)
-    page = check(render(report, {"flat one": flat, "deep": tree}, {"flat one": outcome}, {}))
+    page = check(render(report, {"flat one": Pictures(flat, outcome), "deep": Pictures(tree)}))
     assert "flat one: its tree has no superclass, so not applicable: superclass-pgd." in page.text
     # In the order of the report.
     assert page.text.index("flat one val, 9 images") < page.text.index("deep val, 9 images")
@@ -305,15 +309,15 @@ def test_names_are_text() -> None:
     leaves = tuple(Node(f"{HOSTILE} {i}", f"c{i}", class_id=f"{HOSTILE}{i}") for i in range(3))
     tree = Tree(Node(HOSTILE, "root", (Node(HOSTILE, HOSTILE, leaves[:2], level=1), leaves[2]), level=2))
     report = made(HOSTILE, [{**CANARY, "note": HOSTILE}])
-    report["model"].update(source=HOSTILE, **{HOSTILE: [HOSTILE]})
+    report["model"].update(source=HOSTILE, run={HOSTILE: [HOSTILE]})
     report["config"][HOSTILE] = {HOSTILE: HOSTILE}
-    report["summary"][HOSTILE] = {HOSTILE: HOSTILE}
+    report["summary"]["adversarial"] = {HOSTILE: {HOSTILE: HOSTILE}}
     outcome = Outcome(
         "1/255", torch.tensor([0, 1, 2]), torch.ones(2, 3).bool(), {0: torch.zeros(3).bool()}, torch.tensor([1, 0, 0])
     )
     image = torch.rand(3, 4, 4)
     example = Example(HOSTILE, 0, image, image, torch.tensor([0, 0]), torch.tensor([1, 1]))
-    page = check(render(report, {HOSTILE: tree}, {HOSTILE: outcome}, {HOSTILE: Gallery(HOSTILE, [example])}))
+    page = check(render(report, {HOSTILE: Pictures(tree, outcome, Gallery(HOSTILE, [example]))}))
     assert page.text.count("<script>alert('x')</script>\"&amp;\\x1b") > 10
     assert "\x1b" not in page.text
 
@@ -334,7 +338,7 @@ def test_a_thousand_classes() -> None:
     outcome = Outcome("1/255", labels, clean, {0: clean[0] & (labels % 2 == 0), 1: clean[1]}, (labels + 1) % 1000)
     report = made()
     began = time.perf_counter()
-    text = render(report, {"shapes": tree}, {"shapes": outcome}, {})
+    text = render(report, {"shapes": Pictures(tree, outcome)})
     assert time.perf_counter() - began < 2
     assert len(text) < 1_000_000
     page = check(text)
@@ -351,7 +355,7 @@ def test_figures_of_nodes(tree: Tree) -> None:
     report = {"hrzs": "0", "model": {"source": "m", "arch": "a"}, "config": {}, "results": [],
               "summary": {"levels": [], "canaries": []}}  # fmt: skip
     outcome = Outcome("1/255", labels, clean, robust, torch.tensor([0, 5, 5, 4]))
-    page = check(render(report, {"d": tree}, {"d": outcome}, {}))
+    page = check(render(report, {"d": Pictures(tree, outcome)}))
     shown = page.text.split("The tree", 2)[2]
     assert "50.0 → 50.0 of 2dog" in shown
     assert "100.0 → 66.7 of 3canine level 1" in shown
@@ -371,12 +375,12 @@ def test_outcome_agrees_with_the_rows(evaluate: Callable[..., Evaluation]) -> No
     assert outcome is not None
     assert outcome.eps == "2/255"
     for level in range(evaluation.task.tree.top):
-        rows = [row for row in evaluation.rows() if row["attack_level"] == row["level"] == level]
-        rows = [row for row in rows if row["scoring"] == row["attacked_through"] == "prompt"]
-        assert {row["attack"] for row in rows} == {"superclass-pgd" if level else "leaf-pgd", "cw"}
-        held = torch.stack([metrics.from_bits(row["right"], row["n"]) for row in rows]).all(0)
-        assert outcome.robust[level][evaluation._by_id].equal(held)
-        assert outcome.clean[level].double().mean().item() == pytest.approx(rows[0]["clean"])
+        rows = [row for row in rows_of(evaluation) if row.attack_level == row.level == level]
+        rows = [row for row in rows if row.scoring == row.attacked_through == "prompt"]
+        assert {row.attack for row in rows} == {"superclass-pgd" if level else "leaf-pgd", "cw"}
+        held = torch.stack([metrics.from_bits(row.right, row.n) for row in rows]).all(0)
+        assert outcome.robust[level][evaluation.by_id].equal(held)
+        assert outcome.clean[level].double().mean().item() == pytest.approx(rows[0].clean)
 
 
 def test_outcome_by_leaves_where_nothing_else_was_scored(evaluate: Callable[..., Evaluation]) -> None:
@@ -387,10 +391,10 @@ def test_outcome_by_leaves_where_nothing_else_was_scored(evaluate: Callable[...,
         evaluation.task.tree, evaluation.labels, evaluation.predictions["none|None|prompt|None"].nodes
     )
     assert outcome.clean[1].equal(clean[SCORINGS.index("leaves"), 1])
-    rows = [r for r in evaluation.rows() if r["attack_level"] == r["level"] == 1]
-    held = torch.stack([metrics.from_bits(row["right"], row["n"]) for row in rows]).all(0)
+    rows = [r for r in rows_of(evaluation) if r.attack_level == r.level == 1]
+    held = torch.stack([metrics.from_bits(row.right, row.n) for row in rows]).all(0)
     assert len(rows) == 2
-    assert outcome.robust[1][evaluation._by_id].equal(held)
+    assert outcome.robust[1][evaluation.by_id].equal(held)
 
 
 def test_gallery_shows_what_the_evaluation_saw(evaluate: Callable[..., Evaluation]) -> None:
@@ -416,11 +420,18 @@ def test_most_instructive_takes_each_class_first() -> None:
     assert most_instructive(labels, was, lost, 9) == [0, 2, 1, 3]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    report = made()
-    file = tmp_path / "report.html"
-    write_report(report, {}, file)
-    assert file.read_text(encoding="utf-8") == render(report, {}, {}, {})
-    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
-    with pytest.raises(HrzsError, match="--report"):
-        write_report(report, {}, tmp_path / "missing" / "report.html")
+def test_the_short_form_for_notebooks(evaluate: Callable[..., Evaluation]) -> None:
+    evaluation = finished(evaluate(level="all"))
+    report = Report.from_json(json.dumps(as_saved(evaluation)))
+    text = report._repr_html_()
+    page = Page(text)
+    assert page.tags["tr"] == 1 + evaluation.task.tree.top
+    for level in range(evaluation.task.tree.top):
+        clean = next(row for row in report.results if row.attack == "none" and row.level == level)
+        robust = min(row.robust for row in report.results if row.attack_level == row.level == level and row.scoring == "prompt"
+                     and row.attacked_through == "prompt")  # fmt: skip
+        for value in (clean.clean, robust, clean.clean_balanced, clean.constant):
+            assert f"{100 * value:.1f}" in page.text
+    hostile = made(HOSTILE)
+    hostile["model"]["source"] = HOSTILE
+    assert "<script>" not in Report.from_json(json.dumps(hostile))._repr_html_()

@@ -1,17 +1,24 @@
-"""The tables of options in docs/cli.md, from the commands themselves: `python docs/make_cli.py` writes them anew."""
+"""What the docs have from the code itself: `python docs/make_reference.py` writes it anew.
+
+The tables of options in docs/cli.md, and the JSON schema of a report in docs/report.schema.json.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import typer
 
 from hrzs.cli import app
+from hrzs.results.report import Report
 
 PAGE = Path(__file__).with_name("cli.md")
-BEGIN = "<!-- Written by docs/make_cli.py from here on. -->"
+SCHEMA = Path(__file__).with_name("report.schema.json")
+BEGIN = "<!-- Written by docs/make_reference.py from here on. -->"
 
 
 def tables() -> str:
@@ -55,3 +62,4 @@ def page(text: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(PAGE.read_text()))
+    SCHEMA.write_text(json.dumps(msgspec.json.schema(Report), indent=1) + "\n")

@@ -1,0 +1,361 @@
+"""What an evaluation found, typed: the form of ``hrzs eval --json``. Everything that shows figures reads it.
+
+Its JSON schema is docs/report.schema.json. A figure that a report does not hold, since an older hrzs wrote it, is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from hrzs.errors import UsageError
+from hrzs.results.masking import Canary, Masking
+
+if TYPE_CHECKING:
+    import pandas
+
+    from hrzs.results.outcome import Pictures
+
+#: The form that this hrzs writes, and the newest that it reads. Version 1 had ``tasks``, ``prompts_digest`` and
+#: ``versions`` inside ``config``.
+SCHEMA = 2
+
+#: A 95% interval of a fraction: its lower and its upper end.
+Interval: TypeAlias = tuple[float, float]
+#: The level that an attack aims at; None where nothing was attacked.
+AttackLevel: TypeAlias = int | Literal["all"] | None
+
+
+class Figure(NamedTuple):
+    """An accuracy, per image and balanced over the nodes of its level, each with its interval."""
+
+    value: float | None
+    ci95: Interval | None
+    balanced: float | None
+    balanced_ci95: Interval | None
+
+
+class Row(Struct, frozen=True, kw_only=True):
+    """One accuracy: of one attack (or none) at one ε, scored at one level in one way."""
+
+    dataset: str
+    split: str = ""
+    n: int = 0
+    eps: str | None
+    attack: str
+    attack_level: AttackLevel
+    level: int
+    classes: int = 0
+    scoring: str
+    clean: float
+    robust: float | None
+    clean_ci95: Interval | None = None
+    robust_ci95: Interval | None = None
+    nodes: int | None = None
+    clean_balanced: float | None = None
+    robust_balanced: float | None = None
+    clean_balanced_ci95: Interval | None = None
+    robust_balanced_ci95: Interval | None = None
+    constant: float | None = None
+    constant_balanced: float | None = None
+    precision: str = ""
+    seconds: float | None = None
+    transfer: bool | None = None
+    attacked_through: str | None = None
+    norm: str | None = None
+    steps: int | None = None
+    step_size: str | None = None
+    source_model: str | None = None
+    source_model_digest: str | None = None
+    right: str | None = None
+
+    @property
+    def clean_figure(self) -> Figure:
+        """Without an attack."""
+        return Figure(self.clean, self.clean_ci95, self.clean_balanced, self.clean_balanced_ci95)
+
+    @property
+    def figure(self) -> Figure:
+        """Robust accuracy where something was attacked, else clean accuracy."""
+        if self.robust is None:
+            return self.clean_figure
+        return Figure(self.robust, self.robust_ci95, self.robust_balanced, self.robust_balanced_ci95)
+
+
+class Overall(Struct, frozen=True, kw_only=True):
+    """What is said of all levels at once, of one dataset at one ε; ``severity`` and ``consistency`` by attack."""
+
+    dataset: str
+    eps: str
+    any_level_clean: float | None = None
+    any_level_robust: float | None = None
+    any_level_robust_ci95: Interval | None = None
+    any_level_clean_balanced: float | None = None
+    any_level_robust_balanced: float | None = None
+    any_level_robust_balanced_ci95: Interval | None = None
+    any_level_constant: float | None = None
+    any_level_constant_balanced: float | None = None
+    any_level_suite: tuple[str, ...] | None = None
+    any_level_right: str | None = None
+    severity: dict[str, dict[str, float | None]] = {}
+    consistency: dict[str, tuple[float | None, ...]] = {}
+
+
+class Truth(Struct, frozen=True):
+    """The node of each image, in the order of their ids: ``labels`` are leaves, ``ancestors[k]`` those of every leaf.
+
+    Numbers between spaces, for there may be many.
+    """
+
+    labels: str
+    ancestors: tuple[str, ...]
+
+
+class LevelDepth(Struct, frozen=True, kw_only=True):
+    """Where the texts and the class means of the images of one level lie, and what margin they have, in logits."""
+
+    level: int
+    radius_text: float
+    radius_image: float
+    margin: float
+    bound: float
+
+
+class Depth(Struct, frozen=True, kw_only=True):
+    """Where a model puts the levels of a tree; shares of edges whose parent lies nearer the centre than the child."""
+
+    head: str
+    n: int
+    levels: tuple[LevelDepth, ...]
+    edges_ordered: float | None
+    edges_ordered_image: float | None
+
+
+class MeanRow(Struct, frozen=True, kw_only=True):
+    """One figure's mean over datasets, at the leaves; None where one of them has none."""
+
+    attack: str
+    attack_level: AttackLevel
+    eps: str | None
+    clean: float | None
+    robust: float | None
+    clean_balanced: float | None = None
+    robust_balanced: float | None = None
+    constant: float | None = None
+    constant_balanced: float | None = None
+
+
+class Mean(Struct, frozen=True):
+    """Means over the datasets in ``over``; ``missing`` could not be evaluated."""
+
+    over: tuple[str, ...]
+    missing: tuple[str, ...]
+    rows: tuple[MeanRow, ...]
+
+
+class Compared(Struct, frozen=True, kw_only=True):
+    """One measurement of two models on the same images; ``attack`` "any-level" has no level."""
+
+    dataset: str
+    split: str | None = None
+    eps: str | None
+    attack: str
+    attack_level: AttackLevel
+    level: int | None
+    scoring: str | None
+    attacked_through: str | None = None
+    n: int = 0
+    this: float
+    other: float
+    difference: float
+    difference_ci95: Interval
+    only_this: int = 0
+    only_other: int = 0
+    p: float
+    this_balanced: float | None = None
+    other_balanced: float | None = None
+    difference_balanced: float | None = None
+    difference_balanced_ci95: Interval | None = None
+    p_holm: float
+
+    @property
+    def title(self) -> str:
+        """What was measured, in words."""
+        if self.attack == "any-level":
+            return f"any-level robust accuracy at ε {self.eps}"
+        attack = "clean" if self.attack == "none" else f"{self.attack} @ {self.attack_level}, ε {self.eps}"
+        return f"{attack}, scored at level {self.level} by {self.scoring}"
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    """A report against another one; ``left_out`` says in sentences what could not be compared."""
+
+    model: str
+    digest: str = ""
+    rows: tuple[Compared, ...]
+    left_out: tuple[str, ...] = ()
+
+
+class Summary(Struct, frozen=True, kw_only=True):
+    """What is said beyond the rows; mappings go by dataset.
+
+    ``canaries`` and ``masking`` are a sentence where there are none. ``adversarial`` says what saved images are.
+    """
+
+    levels: tuple[Overall, ...] = ()
+    truth: dict[str, Truth] = {}
+    not_applicable: dict[str, tuple[str, ...]] = {}
+    missing: dict[str, str] = {}
+    stand_ins: dict[str, tuple[str, ...]] = {}
+    canaries: tuple[Canary, ...] | str = ()
+    masking: tuple[Masking, ...] | str = ()
+    adversarial: dict[str, dict[str, Any]] | None = None
+    depth: dict[str, Depth] = {}
+    mean: Mean | None = None
+    against: Comparison | None = None
+
+
+class Model(Struct, frozen=True, kw_only=True):
+    """The model: where it came from, the digest of its weights, and what its images and texts go through."""
+
+    source: str
+    arch: str = ""
+    digest: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    interpolation: str = ""
+    licence: str = ""
+    training_data: str = ""
+    run: dict[str, Any] | None = None
+    visual: str | None = None
+    image_size: int | None = None
+    embed_dim: int | None = None
+    geometry: dict[str, Any] | None = None
+
+
+class Data(Struct, frozen=True, kw_only=True):
+    """The images, known by the digest of their ids, and the tree over their classes; ``levels`` counts its nodes."""
+
+    dataset: str
+    split: str = ""
+    n: int
+    image_ids: str
+    classes: int
+    native_size: int | None = None
+    resize: str
+    tree: str | None = None
+    tree_digest: str
+    levels: tuple[int, ...]
+    same_prompts: tuple[dict[str, Any], ...] = ()
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """One model on one or several datasets. ``print`` shows the table of ``hrzs eval``, a notebook a short one."""
+
+    schema: int = SCHEMA
+    hrzs: str
+    model: Model
+    config: dict[str, Any]
+    tasks: tuple[Data, ...] = ()
+    prompts_digest: str = ""
+    versions: dict[str, str] = {}
+    results: tuple[Row, ...] = ()
+    summary: Summary = Summary()
+
+    @classmethod
+    def from_json(cls, source: str | bytes | Path) -> Report:
+        """A report as `to_json` or ``hrzs eval --json`` wrote it, by this or an older hrzs.
+
+        Args:
+            source: the text, or the path of a file with it.
+
+        Raises:
+            UsageError: it cannot be read, is no report, or a newer hrzs wrote it.
+        """
+        name = str(source) if isinstance(source, Path) else "this text"
+        try:
+            text = source.read_bytes() if isinstance(source, Path) else source
+            found = msgspec.json.decode(text)
+        except (OSError, msgspec.DecodeError, UnicodeError) as error:
+            raise UsageError(
+                f"{name}: not a readable report ({error}); give the FILE of `hrzs eval --json FILE`"
+            ) from error
+        if not isinstance(found, dict) or not {"model", "results", "summary", "config"} <= found.keys():
+            raise UsageError(f"{name}: no report of `hrzs eval --json`")
+        schema = found.get("schema", 1)
+        if not isinstance(schema, int) or schema > SCHEMA:
+            raise UsageError(f"{name}: schema {schema} of a newer hrzs, this one reads up to {SCHEMA}; update hrzs")
+        try:
+            return msgspec.convert(_upgraded(found), cls)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"{name}: no report of `hrzs eval --json`: {error}") from error
+
+    def to_json(self) -> str:
+        """As ``hrzs eval --json`` writes it; `from_json` reads it back the same."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1).decode() + "\n"
+
+    def to_csv(self) -> str:
+        """A line for each row, an interval in two columns (`hrzs.results.export.to_csv`)."""
+        from hrzs.results.export import to_csv
+
+        return to_csv(self)
+
+    def to_latex(self) -> str:
+        """A booktabs table of the headline figures (`hrzs.results.export.to_latex`)."""
+        from hrzs.results.export import to_latex
+
+        return to_latex(self)
+
+    def to_html(self, pictures: Mapping[str, Pictures] | None = None) -> str:
+        """The page of ``hrzs eval --report``; by dataset ``pictures`` hold what no JSON does: tree, images."""
+        from hrzs.results.pages.evaluation import render
+
+        return render(self, pictures or {})
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The rows, an interval in two columns. Needs pandas.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            raise UsageError("to_pandas: needs pandas; install it, or take to_csv") from error
+        from hrzs.results.export import flat
+
+        return DataFrame([flat(row) for row in self.results])
+
+    def against(self, other: Report) -> Comparison:
+        """Every row beside its like in ``other``, paired image by image (`hrzs.results.significance.compare`).
+
+        Raises:
+            UsageError: other images, another tree, or no like rows.
+        """
+        from hrzs.results.significance import compare
+
+        return compare(self, other)
+
+    def __str__(self) -> str:
+        from hrzs.results.table import render
+
+        return render(self)
+
+    def _repr_html_(self) -> str:
+        from hrzs.results.pages.evaluation import short
+
+        return short(self)
+
+
+def _upgraded(found: dict[str, Any]) -> dict[str, Any]:
+    """A report of version 1 in today's form."""
+    config = found["config"]
+    if "schema" in found or not isinstance(config, dict):
+        return found
+    moved = ("tasks", "prompts_digest", "versions")
+    options = {name: value for name, value in config.items() if name not in moved}
+    return found | {name: config[name] for name in moved if name in config} | {"config": options}
