@@ -41,7 +41,7 @@ from torch import Tensor
 import hrzs.training.trainer
 from hrzs.data import open_dataset, subset
 from hrzs.data.folder import decode as decode_image
-from hrzs.evaluation.plan import EvalOptions
+from hrzs.evaluation.options import EvalOptions
 from hrzs.evaluation.rows import rows_of
 from hrzs.evaluation.runner import Evaluation
 from hrzs.hierarchy.tree import Tree
@@ -346,7 +346,7 @@ def measure(bench: Bench, model: ClipModel, classes: Sequence[str]) -> dict[str,
     sizes = bench.sizes
     data = subset(bench.data["val"], limit=sizes.limit, skip=sizes.tune_each * len(classes), classes=classes)
     tree = bench.tree.restrict(data.classes)
-    options = EvalOptions(attacks=("cw",), level="all", steps=sizes.pgd, scorings=("prompt",), matrix=False,
+    options = EvalOptions(attack=("cw",), level="all", steps=sizes.pgd, scoring="prompt", matrix=False,
                           batch_size=sizes.at_once)  # fmt: skip
     evaluation = Evaluation(model, Task(data, tree, "tree", "in-graph"), options)
     evaluation.run()

@@ -11,7 +11,8 @@ from hrzs._version import __version__
 __all__ = ["Report", "__version__", "attack", "build_tree", "evaluate", "finetune", "load"]
 
 if TYPE_CHECKING:
-    from hrzs.api import Report, attack, build_tree, evaluate, finetune, load
+    from hrzs.api import attack, build_tree, evaluate, finetune, load
+    from hrzs.results.report import Report
 
 
 def __getattr__(name: str) -> Any:

@@ -11,24 +11,25 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hrzs.attacks import AttackResult, attack_spec, sample_seeds
+from hrzs.attacks import AttackResult, Level, attack_spec, sample_seeds
 from hrzs.attacks.budget import exact_eps
 from hrzs.classes.specs import ClassSpec
 from hrzs.errors import UsageError
 from hrzs.evaluation.job import Job
-from hrzs.evaluation.plan import EvalOptions, budget_of
+from hrzs.evaluation.plan import budget_of, listed
+from hrzs.evaluation.plan import settle as evaluation_options
 from hrzs.evaluation.runner import Progress
 from hrzs.files import check_folder
 from hrzs.hierarchy.published import find_tree
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.hierarchy.yaml_form import load_tree
-from hrzs.models.classifier import SCORINGS, Classifier, ZeroShotClassifier
+from hrzs.models.classifier import Classifier, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.models.encoder import ImageEncoder
 from hrzs.models.loading import load_model, wrap_model
@@ -127,7 +128,7 @@ def attack(
     *,
     tree: TreeLike | None = None,
     attack: str = "leaf-pgd",
-    level: int | Literal["all"] | None = None,
+    level: Level | None = None,
     eps: Eps = "1/255",
     step_size: Eps | None = None,
     steps: int | None = None,
@@ -162,20 +163,19 @@ def attack(
     found = _tree_for(encoder, tree, images)
     _check_labels(truth, len(images), len(found.classes))
     spec = attack_spec(attack)
-    levels = spec.levels(found, None if level is None else str(level))
+    levels = spec.levels(found, level)
     if not levels:
         raise UsageError(f"{attack} has no level {level} to attack in this tree of levels 0 … {found.top - 1}")
-    options = EvalOptions(
-        step_size=None if step_size is None else exact_eps(step_size, option="--step-size", norm=norm), steps=steps,
-        norm=norm, restarts=restarts, random_start=random_start,
-    )  # fmt: skip
+    options = evaluation_options({"eps": (eps,), "step_size": step_size, "steps": steps, "norm": norm,
+                                  "restarts": restarts, "random_start": random_start})  # fmt: skip
+    assert options.eps is not None
     classifier: Classifier = (
         ZeroShotClassifier(model, found, template)
         if isinstance(model, ClipModel)
         else LogitClassifier(found, images.device)
     )
     objective = spec.objective(classifier, levels[0])
-    optimiser = spec.optimiser(budget_of(options, exact_eps(eps, norm=norm), spec))
+    optimiser = spec.optimiser(budget_of(options, options.eps[0], spec))
     return optimiser(encoder, objective, images, truth, sample_seeds([str(i) for i in range(len(images))], seed))
 
 
@@ -190,69 +190,41 @@ def evaluate(
     limit: int | None = None,
     skip: int = 0,
     resize: str = "auto",
-    attacks: str | Sequence[str] = EvalOptions.attacks,
-    level: int | Literal["all"] | None = None,
-    scoring: str = "both",
-    matrix: bool = True,
-    eps: Eps | Sequence[Eps] | None = None,
-    step_size: Eps | None = None,
-    steps: int | None = None,
-    restarts: int = 1,
-    random_start: bool = True,
-    norm: str = "linf",
-    template: str = "photo",
-    head: str | None = None,
     adversarial: str | Path | None = None,
     canaries: bool = True,
     store: str | Path | None = None,
-    seed: int = 0,
-    batch_size: int = 128,
-    workers: int = 0,
     progress: Progress | None = None,
+    **options: Any,
 ) -> Report:
-    """The report of ``hrzs eval --json``: rows, summary, canaries and the verdict on masked gradients.
+    """Clean and robust accuracy at every level: what ``hrzs eval`` finds, with canaries and the verdict on masking.
 
-        >>> report = hrzs.evaluate(hrzs.load("tiny"), limit=24, attacks="leaf-pgd", steps=2, canaries=False)
+        >>> report = hrzs.evaluate(hrzs.load("tiny"), limit=24, attack="leaf-pgd", steps=2, canaries=False)
         >>> [row.level for row in report.results if row.attack == "leaf-pgd"]
         [0, 1, 1, 2, 2, 3, 3]
 
     Args:
         data: one or several of what ``--data`` takes, by default ``shapes``.
-        attacks: names with commas or in a list; ``none`` for clean accuracy alone.
-        eps: one radius or several.
         adversarial: a folder of ``hrzs attack``: its images are scored, and none attacked.
         canaries: check the set-up on 64 images, and say whether gradients are masked.
         store: a file for finished batches; the same call goes on from it, after whatever stopped it.
         progress: called with (work done, work in all, what is being done).
+        options: fields of `hrzs.evaluation.options.EvalOptions`, such as ``attack`` (names with commas or in a list),
+            ``eps`` (one radius or several), ``level``, ``steps``, ``norm``, ``template`` or ``batch_size``.
 
     The other arguments are the options of ``hrzs eval`` of these names.
     """
     _check_model(model)
-    if scoring not in (*SCORINGS, "both"):
-        raise UsageError(f"--scoring {scoring!r}: one of {', '.join(SCORINGS)}, both")
-    names = _list(attacks)
-    if adversarial is not None and names not in (EvalOptions.attacks, ("none",)):
-        raise UsageError(
-            "attacks with adversarial: the images are given and none is attacked; leave out one of the two"
-        )
-    radii = None if eps is None else _list(eps)
-    options = EvalOptions(
-        attacks=names if adversarial is None else ("none",), level=None if level is None else str(level),
-        eps=None if radii is None else tuple(dict.fromkeys(exact_eps(e, norm=norm) for e in radii)),
-        step_size=None if step_size is None else exact_eps(step_size, option="--step-size", norm=norm),
-        steps=steps, norm=norm, restarts=restarts, random_start=random_start, template=template,
-        scorings=SCORINGS if scoring == "both" else (scoring,), matrix=matrix, head=head, seed=seed,
-        batch_size=batch_size, workers=workers,
-    )  # fmt: skip
+    if adversarial is not None:
+        if options.get("attack", "none") not in ("none", ("none",)):
+            raise UsageError("attack with adversarial: the images are given and none is attacked; leave out one")
+        options["attack"] = "none"
+    settled = evaluation_options(options)
     config = {
         "data": data, "data-root": data_root, "split": split, "classes": classes, "limit": limit, "skip": skip,
-        "resize": resize, "tree": tree, "attack": ",".join(names), "level": level, "scoring": scoring, "matrix": matrix,
-        "eps": None if options.eps is None else ",".join(map(str, options.eps)), "step-size": options.step_size,
-        "steps": steps, "restarts": restarts, "random-start": random_start, "norm": norm, "template": template,
-        "head": head, "adversarial": adversarial, "canaries": canaries, "seed": seed, "batch-size": batch_size,
+        "resize": resize, "tree": tree, **settled.as_config(), "adversarial": adversarial, "canaries": canaries,
     }  # fmt: skip
     job = Job(
-        model, options, None if data is None else [str(spec) for spec in _list(data)],
+        model, settled, None if data is None else [str(spec) for spec in listed(data)],
         data_root=_path(data_root), split=split, tree=_tree_spec(tree), classes=classes, limit=limit, skip=skip,
         resize=resize, adversarial=_path(adversarial), canaries=canaries, store=_path(store),
         config={name: _plain(value) for name, value in config.items()},
@@ -329,13 +301,6 @@ def finetune(
         trainer.resume()
     trainer.run(progress)
     return folder
-
-
-def _list(value: Any) -> tuple[Any, ...]:
-    """One thing, several with commas in a text, or a sequence of them."""
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(","))
-    return tuple(value) if isinstance(value, Sequence) else (value,)
 
 
 def _plain(value: Any) -> Any:

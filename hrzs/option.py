@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ class Range:
     words: str
 
 
+AT_LEAST_1 = Range(lambda value: value >= 1, "at least 1")
 POSITIVE = Range(lambda value: value > 0, "must be more than 0")
 NOT_NEGATIVE = Range(lambda value: value >= 0, "cannot be negative")
 SHARE = Range(lambda value: 0 <= value < 1, "at least 0 and less than 1")
@@ -44,7 +46,8 @@ class Option:
         """The help with its choices and its default, unless ``shown`` says that in other words."""
         if self.shown is not None or default is False:
             return self.text
-        return f"{self.text} [default: {f'{default:g}' if isinstance(default, float) else default}]"
+        value = "on" if default is True else f"{default:g}" if isinstance(default, float) else default
+        return f"{self.text} [default: {value}]"
 
 
 def option(
@@ -67,6 +70,18 @@ def option(
     """
     said: T = field(default=default, metadata={"option": Option(help, panel, choices, range, shown)})
     return said
+
+
+def refuse_unknown(kind: type, given: Iterable[str], what: str) -> None:
+    """
+    Raises:
+        UsageError: one of ``given`` is no field of ``kind``, which is the options of ``what``.
+    """
+    names = [f.name for f in fields(kind)]
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            raise UsageError(f"{name}: no option of {what}" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def check(options: Any) -> None:

@@ -115,7 +115,7 @@ def evaluate(small: ClipModel, task: Task) -> Callable[..., Evaluation]:
     Features of an untrained model share one large direction; texts at right angles to it are told apart by the rest.
     """
     from hrzs.data import loader
-    from hrzs.evaluation.plan import EvalOptions
+    from hrzs.evaluation.options import EvalOptions
     from hrzs.evaluation.runner import Evaluation
 
     def make(store: Path | None = None, **overrides: Any) -> Evaluation:

@@ -196,7 +196,7 @@ def test_the_report_is_that_of_the_command(
     with pytest.raises(SystemExit):
         main([*command, "--no-canaries"])
     there = capsys.readouterr().out
-    here = hrzs.evaluate(hrzs.load(config, "none"), limit=24, attacks="leaf-pgd,superclass-pgd", steps=2, level="all",
+    here = hrzs.evaluate(hrzs.load(config, "none"), limit=24, attack="leaf-pgd,superclass-pgd", steps=2, level="all",
                          eps=(2 / 255, "4/255"), canaries=False)  # fmt: skip
     assert json.loads(here.to_json()).keys() == json.loads(there).keys()
     there = hrzs.Report.from_json(there)
@@ -210,7 +210,7 @@ def test_the_report_is_that_of_the_command(
 def test_an_evaluation_has_its_verdict_and_progress(small: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hrzs.evaluation.canaries.QUERIES", 1)
     seen: list[tuple[int, int]] = []
-    report = hrzs.evaluate(small, data=["shapes"], limit=12, attacks=("leaf-pgd",), steps=1,
+    report = hrzs.evaluate(small, data=["shapes"], limit=12, attack=("leaf-pgd",), steps=1,
                            progress=lambda done, total, _: seen.append((done, total)))  # fmt: skip
     assert seen[-1][0] == seen[-1][1] > 0
     assert {found.verdict for found in report.summary.masking} <= {"none found", "suspected", "inconclusive"}
@@ -218,7 +218,7 @@ def test_an_evaluation_has_its_verdict_and_progress(small: ClipModel, monkeypatc
 
 
 def test_a_stopped_evaluation_goes_on(small: ClipModel, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"limit": 12, "attacks": "leaf-pgd", "steps": 1, "batch_size": 4, "canaries": False}
+    options: dict[str, Any] = {"limit": 12, "attack": "leaf-pgd", "steps": 1, "batch_size": 4, "canaries": False}
 
     def stop(done: int, total: int, _: str) -> None:
         if done > total / 2:
@@ -238,7 +238,7 @@ def test_a_stopped_evaluation_goes_on(small: ClipModel, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"scoring": "leaf"}, "--scoring 'leaf': one of prompt, leaves, both"),
-        ({"attacks": "leaf-pgd", "adversarial": "x"}, "attacks with adversarial: "),
+        ({"attack": "leaf-pgd", "adversarial": "x"}, "attack with adversarial: "),
         ({"data": ["shapes", "no-such"]}, "no dataset of this name"),
         ({"head": "hyperbolic"}, "has no such head"),
     ],

@@ -26,8 +26,9 @@ from hrzs.data import Dataset, loader, open_dataset, subset
 from hrzs.estimate import seconds_per_image
 from hrzs.evaluation.adversarial import AdversarialSet
 from hrzs.evaluation.canaries import run_canaries
+from hrzs.evaluation.options import EvalOptions
 from hrzs.evaluation.outcome import gallery_of, outcome_of
-from hrzs.evaluation.plan import EvalOptions, Unit
+from hrzs.evaluation.plan import Unit
 from hrzs.evaluation.rows import overall_of, rows_of
 from hrzs.evaluation.runner import Evaluation
 from hrzs.evaluation.saved import find_saved
@@ -243,7 +244,7 @@ def test_validation(model: ClipModel, shapes: Dataset, shapes_tree: Tree) -> Non
 
 def test_an_evaluation(model: ClipModel, shapes: Dataset, shapes_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hrzs.evaluation.canaries.QUERIES", 10)
-    options = EvalOptions(attacks=("leaf-pgd", "superclass-pgd", "hierarchical-pgd"), level="all", steps=1)
+    options = EvalOptions(attack=("leaf-pgd", "superclass-pgd", "hierarchical-pgd"), level="all", steps=1)
     evaluation = Evaluation(model, Task(subset(shapes, limit=6), shapes_tree, "shapes", "in-graph"), options)
     evaluation.run()
     assert rows_of(evaluation)

@@ -14,6 +14,7 @@ from hrzs.attacks.fab import FABT
 from hrzs.attacks.losses import LOSSES, STAND_IN
 from hrzs.attacks.objectives import (
     HierarchicalObjective,
+    Level,
     LevelObjective,
     Objective,
     Wish,
@@ -28,7 +29,7 @@ from hrzs.errors import UsageError
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.classifier import Classifier
 
-__all__ = ["ATTACKS", "Attack", "AttackResult", "AttackSpec", "Budget", "attack_spec", "sample_seeds"]
+__all__ = ["ATTACKS", "Attack", "AttackResult", "AttackSpec", "Budget", "Level", "attack_spec", "sample_seeds"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class AttackSpec:
     loss: str = "ce"
     wish: Callable[[Tree, int], Wish] | None = None
 
-    def levels(self, tree: Tree, level: str | None) -> tuple[int | str, ...]:
+    def levels(self, tree: Tree, level: Level | None) -> tuple[Level, ...]:
         """The levels that ``--level`` (a number, ``all``, or None for the default) means for this attack.
 
         Empty where the tree has no superclass, or where a number does not concern this attack.
@@ -55,7 +56,7 @@ class AttackSpec:
         Raises:
             UsageError: not a level of this tree.
         """
-        if level not in (None, "all") and not (str(level).isdecimal() and int(str(level)) < tree.top):
+        if isinstance(level, int) and not 0 <= level < tree.top:
             raise UsageError(f"--level {level}: this tree has levels 0 … {tree.top - 1} to attack; or `all`")
         if self.aim == "all":
             return ("all",)
@@ -63,10 +64,10 @@ class AttackSpec:
         possible = tuple(range(first, last))
         if level == "all" or not possible:
             return possible
-        chosen = possible[0] if level is None else int(level)
+        chosen = possible[0] if level is None else level
         return (chosen,) if chosen in possible else ()
 
-    def objective(self, classifier: Classifier, level: int | str, scoring: str = "prompt") -> Objective:
+    def objective(self, classifier: Classifier, level: Level, scoring: str = "prompt") -> Objective:
         """What this attack maximises when aimed at ``level``."""
         if isinstance(level, str):
             return HierarchicalObjective(classifier, scoring)
@@ -74,7 +75,7 @@ class AttackSpec:
             return WishObjective(classifier, level, scoring, self.wish(classifier.tree, level))
         return LevelObjective(classifier, level, scoring, self.loss)
 
-    def stands_in(self, tree: Tree, level: int | str) -> str | None:
+    def stands_in(self, tree: Tree, level: Level) -> str | None:
         """What to say of the loss that stands in at ``level``: too few classes for DLR. None where none does."""
         if self.optimiser not in DLR or isinstance(level, str):
             return None
@@ -116,10 +117,6 @@ ATTACKS: dict[str, AttackSpec] = {
         ),
     )
 }  # fmt: skip
-
-#: The fixed suite behind any-level robust accuracy: one optimiser, every aim, every level, on the cross-entropy and, as
-#: that alone flatters some models more than others, on the margin.
-SUITE = ("leaf-pgd", "superclass-pgd", "hierarchical-pgd", "cw")
 
 
 def attack_spec(name: str) -> AttackSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +17,8 @@ from hrzs.hierarchy.tree import Tree
 from hrzs.models.classifier import Classifier
 
 Same = TypeVar("Same", bound="Objective")
+#: Where an attack aims: one level, the leaves' is 0, or every one at once.
+Level: TypeAlias = int | Literal["all"]
 
 
 class Outcome(NamedTuple):
@@ -33,7 +35,7 @@ class Objective(ABC):
     optimiser drops images from the batch, it keeps `select` of the objective as it keeps that of the ball.
     """
 
-    level: int | str
+    level: Level
 
     @abstractmethod
     def __call__(self, features: Float[Tensor, "B D"], labels: Int[Tensor, "B"]) -> Outcome:

@@ -10,6 +10,7 @@ import typer
 
 from hrzs.cli import console, options
 from hrzs.errors import UsageError
+from hrzs.evaluation.options import EvalOptions
 from hrzs.files import begin_folder, check_folder, dump_yaml
 
 if TYPE_CHECKING:
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
     from hrzs.tasks import Task
 
 
+@options.takes(EvalOptions, before="png", without=("attack", "scoring", "matrix"))
 def attack(
     context: typer.Context,
     config: options.Config = None,
     model: options.Model = "tiny",
     pretrained: options.Pretrained = None,
     visual: options.Visual = None,
-    head: Annotated[str | None, typer.Option("--head", help="cosine, hyperbolic or euclidean.", show_default="the model's own")] = None,
     data: options.Data = "shapes",
     data_root: options.DataRoot = None,
     split: options.Split = None,
@@ -32,33 +33,23 @@ def attack(
     limit: options.Limit = None,
     skip: options.Skip = 0,
     resize: options.Resize = "auto",
-    tree: Annotated[str | None, typer.Option("--tree", help="Tree file; FILE#2 is its second tree.")] = None,
+    tree: options.Tree = None,
     attack: Annotated[str, typer.Option("--attack", help="A name, or list.")] = "leaf-pgd",
-    level: Annotated[str | None, typer.Option("--level", help="Level attacked: a number, or all.", show_default="1 for superclass attacks")] = None,
-    eps: Annotated[str | None, typer.Option("--eps", help="1/255 or 0.0039.", show_default="1/255, or the data's")] = None,
-    step_size: Annotated[str | None, typer.Option("--step-size", show_default="the larger of 1/255 and ε/4")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, show_default="the attack's own: 20 for PGD")] = None,
-    restarts: options.Restarts = 1,
-    random_start: options.RandomStart = True,
-    norm: options.Norm = "linf",
-    template: options.Template = "photo",
     png: Annotated[bool, typer.Option("--png", help="Also write images/*.png, rounded to 8 bits.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder.", show_default="runs/ATTACK-MODEL-DATA")] = None,
     resume: options.Resume = False,
-    seed: options.Seed = 0,
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
     threads: options.Threads = None,
-    workers: options.Workers = 0,
-    batch_size: options.BatchSize = 128,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
+    **run: Any,
 ) -> None:  # fmt: skip
     """Write adversarial images against a model, aimed at the leaves, at a superclass level, or at all levels."""
     console.set_up(quiet=quiet, debug=debug)
-    if options.wants_list(model, data, attack, template):
-        _print_list(model, data, attack, template)
+    if options.wants_list(model, data, attack, run["template"]):
+        _print_list(model, data, attack, run["template"])
         return
     folder = output or options.default_folder(attack, model, visual, data)
     if not resume and not dry_run:
@@ -66,30 +57,26 @@ def attack(
     device = options.prepare_torch(device, precision, threads)
 
     from hrzs.attacks import attack_spec
-    from hrzs.attacks.budget import parse_eps
     from hrzs.evaluation.adversarial import AdversarialSet, is_finished
-    from hrzs.evaluation.plan import EvalOptions, plan
+    from hrzs.evaluation.plan import plan, settle
     from hrzs.evaluation.runner import Evaluation
     from hrzs.models.loading import load_model
     from hrzs.tasks import open_task
 
     attack_spec(attack)
-    settings = EvalOptions(
-        attacks=(attack,), level=level, eps=None if eps is None else (parse_eps(eps, norm=norm),),
-        step_size=None if step_size is None else parse_eps(step_size, option="--step-size", norm=norm),
-        steps=steps, restarts=restarts, random_start=random_start, norm=norm, template=template, scorings=("prompt",), head=head, seed=seed,
-        batch_size=batch_size, workers=workers,
-    )  # fmt: skip
-    loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=seed)
+    settings = settle({**run, "attack": (attack,), "scoring": "prompt"})
+    if settings.eps is not None and len(settings.eps) > 1:
+        raise UsageError(f"--eps {run['eps']}: one radius, for the images of one attack")
+    loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=settings.seed)
     task = open_task(data, loaded, purpose="eval", split=split, root=data_root, tree=tree,
                      classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize,
-                     template=template)  # fmt: skip
+                     template=settings.template)  # fmt: skip
     units = plan(task, settings)[1:]
     if dry_run:
         evaluation = Evaluation(loaded, task, settings)
         passes = sum(map(evaluation.cost, evaluation.units[1:]))
         console.emit(dump_yaml({"data": task.describe(), "units": [u.title for u in units], "output": str(folder),
-                                        **_estimate(loaded, task, len(units), passes, batch_size, png=png)}))  # fmt: skip
+                                        **_estimate(loaded, task, len(units), passes, settings.batch_size, png=png)}))  # fmt: skip
         return
     if resume and len(units) > 1 and is_finished(folder):
         raise UsageError(
@@ -107,11 +94,11 @@ def attack(
     ]
     for each in made:
         if not each.finished:
-            _write_set(each, png=png, quiet=quiet, config=options.saved_config(context))
+            _write_set(each, png=png, quiet=quiet, config=options.saved_config(context, settings.as_config()))
     console.emit(str(folder))
 
 
-def _print_list(model: str, data: str, attack: str, template: str) -> None:
+def _print_list(model: str, data: str, attack: str, template: str | None) -> None:
     if attack == console.LIST:
         from hrzs.attacks import ATTACKS
 

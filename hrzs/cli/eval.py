@@ -10,6 +10,7 @@ import typer
 
 from hrzs.cli import console, options
 from hrzs.errors import UsageError
+from hrzs.evaluation.options import EvalOptions
 from hrzs.files import dump_yaml, write_text
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def _apply_preset(context: typer.Context, name: str | None) -> str | None:
     return name
 
 
+@options.takes(EvalOptions, before="adversarial")
 def evaluate(
     context: typer.Context,
     config: options.Config = None,
@@ -43,7 +45,6 @@ def evaluate(
     model: options.Model = "tiny",
     pretrained: options.Pretrained = None,
     visual: options.Visual = None,
-    head: Annotated[str | None, typer.Option("--head", help="cosine, hyperbolic or euclidean.", show_default="the model's own")] = None,
     data: options.Data = "shapes",
     data_root: options.DataRoot = None,
     split: options.Split = None,
@@ -51,18 +52,7 @@ def evaluate(
     limit: options.Limit = None,
     skip: options.Skip = 0,
     resize: options.Resize = "auto",
-    tree: Annotated[str | None, typer.Option("--tree", help="Tree file; FILE#2 is its second tree.")] = None,
-    attack: Annotated[str, typer.Option("--attack", help="Names with commas, none, or list.")] = "leaf-pgd,superclass-pgd,hierarchical-pgd,cw",
-    level: Annotated[str | None, typer.Option("--level", help="Level attacked: a number or all.", show_default="all for the default attacks, else 1 for superclass attacks")] = None,
-    scoring: Annotated[str, typer.Option("--scoring", help="Superclasses scored by their own prompt, by the sum of their leaves, or both.")] = "both",
-    matrix: Annotated[bool, typer.Option("--matrix/--no-matrix", help="Score every attack at every level; without, at its own only: fooled images leave the batch.")] = True,
-    eps: Annotated[str | None, typer.Option("--eps", help="1/255, 0.0039 or 1/255,2/255.", show_default="1/255, or the data's")] = None,
-    step_size: Annotated[str | None, typer.Option("--step-size", show_default="the larger of 1/255 and ε/4")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, show_default="the attack's own: 20 for PGD")] = None,
-    restarts: options.Restarts = 1,
-    random_start: options.RandomStart = True,
-    norm: options.Norm = "linf",
-    template: options.Template = "photo",
+    tree: options.Tree = None,
     adversarial: Annotated[Path | None, typer.Option("--adversarial", metavar="DIR", help="Run no attack: score the images that `hrzs attack` wrote there, on their data.")] = None,
     canaries: Annotated[bool, typer.Option("--canaries/--no-canaries", help="Check the set-up on 64 images.")] = True,
     json_out: Annotated[str | None, typer.Option("--json", help="Write JSON to FILE, or to stdout with -.")] = None,
@@ -73,45 +63,32 @@ def evaluate(
     latex_out: Annotated[Path | None, typer.Option("--latex", metavar="FILE", help="Write LaTeX rows.")] = None,
     against: Annotated[Path | None, typer.Option("--against", metavar="OTHER.json", help="Paired significance: compare with the report of another model on the same images.")] = None,
     resume: options.Resume = False,
-    seed: options.Seed = 0,
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
     threads: options.Threads = None,
-    workers: options.Workers = 0,
-    batch_size: options.BatchSize = 128,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
+    **run: Any,
 ) -> None:  # fmt: skip
     """Evaluate a model: clean, and under attack at the leaves and at superclasses."""
     console.set_up(quiet=quiet, debug=debug)
-    if options.wants_list(model, data, attack, preset, template):
-        _print_list(model, data, attack, template)
+    if options.wants_list(model, data, run["attack"], preset, run["template"]):
+        _print_list(model, data, run["attack"], run["template"])
         return
     device = options.prepare_torch(device, precision, threads)
 
     from msgspec.structs import replace
 
-    from hrzs.attacks.budget import parse_eps, parse_eps_list
     from hrzs.evaluation.job import Job
-    from hrzs.evaluation.plan import EvalOptions
-    from hrzs.models.classifier import SCORINGS
+    from hrzs.evaluation.plan import settle
     from hrzs.models.loading import load_model
     from hrzs.results.significance import check_same_images
 
-    if scoring not in (*SCORINGS, "both"):
-        raise UsageError(f"--scoring {scoring!r}: one of {', '.join(SCORINGS)}, both")
     if adversarial is not None:
         _refuse_attacks(context)
-        attack = "none"
-    settings = EvalOptions(
-        attacks=tuple(name.strip() for name in attack.split(",")), level=level,
-        eps=None if eps is None else parse_eps_list(eps, norm=norm),
-        step_size=None if step_size is None else parse_eps(step_size, option="--step-size", norm=norm),
-        steps=steps, norm=norm, restarts=restarts, random_start=random_start, template=template,
-        scorings=SCORINGS if scoring == "both" else (scoring,), matrix=matrix, head=head, seed=seed,
-        batch_size=batch_size, workers=workers,
-    )  # fmt: skip
+        run["attack"] = "none"
+    settings = settle(run)
     target = None if json_out in (None, "-") else Path(str(json_out))
     _check_outputs(json=target, report=report_out, csv=csv_out, latex=latex_out)
     if resume and target is None:
@@ -123,7 +100,7 @@ def evaluate(
             f"--json {target}: {store.name} beside it is what an interrupted evaluation has done; "
             "go on with --resume, or delete it"
         )
-    loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=seed)
+    loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=settings.seed)
     # Beside given images, only what somebody typed says where their clean ones are.
     where = context.params if adversarial is None else {
         name: _given(context, name) for name in ("data", "data_root", "split", "tree", "classes")
@@ -133,7 +110,8 @@ def evaluate(
         loaded, settings, None if specs is None else [spec.strip() for spec in specs.split(",")],
         data_root=where["data_root"], split=where["split"], tree=where["tree"],
         classes=options.read_class_list(where["classes"]), limit=limit, skip=skip, resize=resize,
-        adversarial=adversarial, canaries=canaries, store=store, config=options.saved_config(context),
+        adversarial=adversarial, canaries=canaries, store=store,
+        config=options.saved_config(context, settings.as_config()),
     )  # fmt: skip
     if dry_run:
         console.emit(dump_yaml(job.estimate()))
@@ -199,7 +177,7 @@ def _finished(target: Path, report: Report) -> Report:
     return old
 
 
-def _print_list(model: str, data: str, attack: str, template: str) -> None:
+def _print_list(model: str, data: str, attack: str | None, template: str | None) -> None:
     if attack == console.LIST:
         from hrzs.attacks import ATTACKS
 
@@ -217,6 +195,7 @@ def _given(context: typer.Context, name: str) -> Any:
     """The value of an option that somebody gave, else None; the defaults in a saved configuration were not given."""
     value = context.params[name]
     default = next(p.default for p in context.command.params if p.name == name)
+    default = EvalOptions().as_config().get(name.replace("_", "-"), default)
     # By name: typer carries a click of its own.
     source = context.get_parameter_source(name)
     typed = source is not None and source.name == "COMMANDLINE"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
@@ -96,26 +95,11 @@ Skip = Annotated[
 Resize = Annotated[
     str, typer.Option("--resize", help="in-graph (ε in native pixels), before, or auto: in-graph for small images.")
 ]
-Template = Annotated[
-    str,
-    typer.Option(
-        "--template",
-        help="Prompt template: photo, tecoa, name, openai (the dataset's ensemble), a text with {}, FILE.txt, or list.",
-    ),
-]
-Restarts = Annotated[
-    int, typer.Option("--restarts", min=1, help="Runs of PGD and APGD from a random start each, on what is left.")
-]
-RandomStart = Annotated[
-    bool, typer.Option("--random-start/--no-random-start", help="PGD from a random point of the ball, or the image.")
-]
-Norm = Annotated[str, typer.Option("--norm", help="linf or l2.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Precision = Annotated[
     str, typer.Option("--precision", help="fp32, or bf16 for the encoder's gradients (verdicts stay fp32).")
 ]
 Seed = Annotated[int, typer.Option("--seed")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that read images ahead.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no notes on stderr, only warnings.")]
@@ -124,7 +108,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve everything, est
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what was interrupted.")]
 
 
-def takes(kind: type, *, before: str) -> Callable[[Command], Command]:
+Tree = Annotated[str | None, typer.Option("--tree", help="Tree file; FILE#2 is its second tree.")]
+
+
+def takes(kind: type, *, before: str, without: Sequence[str] = ()) -> Callable[[Command], Command]:
     """For a command with ``**run``: what these are, from the fields of ``kind`` (see `hrzs.option`).
 
     Each is None, or False for a flag, where it was not given. In ``--help`` they stand before the parameter ``before``.
@@ -135,7 +122,7 @@ def takes(kind: type, *, before: str) -> Callable[[Command], Command]:
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         at = next(i for i, p in enumerate(own) if p.name == before)
         hints = get_type_hints(kind)
-        added = [_parameter(f, hints[f.name]) for f in fields(kind)]
+        added = [_parameter(f, hints[f.name]) for f in fields(kind) if f.name not in without]
         parameters = [*own[:at], *added, *own[at:]]
         # Whatever asks for the signature gets this one.
         vars(command)["__signature__"] = signature.replace(parameters=parameters)
@@ -148,17 +135,21 @@ def takes(kind: type, *, before: str) -> Callable[[Command], Command]:
 def _parameter(f: Field[Any], hint: Any) -> inspect.Parameter:
     said: Option = f.metadata["option"]
     kind = next((part for part in get_args(hint) if part is not type(None)), hint)
-    flag = kind is bool
+    name, switch = f.name.replace("_", "-"), kind is bool and f.default is True
     # None stands for the default, so that what was given is told from what was not; the text shows it.
     about = typer.Option(
-        f"--{f.name.replace('_', '-')}", help=escape(said.with_default(f.default)), rich_help_panel=said.panel,
-        show_default=said.shown or False,
+        f"--{name}/--no-{name}" if switch else f"--{name}", help=escape(said.with_default(f.default)),
+        rich_help_panel=said.panel, show_default=said.shown or False,
     )  # fmt: skip
-    annotation = bool if flag else (str if kind is Fraction else kind) | None
-    return inspect.Parameter(
-        f.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False if flag else None,
-        annotation=Annotated[annotation, about],
-    )  # fmt: skip
+    if kind is bool and not switch:
+        return _named(f.name, Annotated[bool, about], default=False)
+    # What is several, or exact, or a number or a word, is a text until the options are settled.
+    plain = kind if kind in (bool, int, float, str) and len(get_args(hint)) <= 2 else str
+    return _named(f.name, Annotated[plain | None, about], default=None)
+
+
+def _named(name: str, annotation: Any, default: object) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
 
 
 def prepare_torch(device: str, precision: str, threads: int | None) -> str:
@@ -216,8 +207,12 @@ def wants_list(*values: str | None) -> bool:
     return LIST in values
 
 
-def saved_config(context: typer.Context) -> dict[str, Any]:
-    """Every option of this call, defaults included, as ``--config`` reads it back."""
+def saved_config(context: typer.Context, settled: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Every option of this call, defaults included, as ``--config`` reads it back.
+
+    Args:
+        settled: what options came to, where the call leaves that open.
+    """
     skip = {
         "config",
         "resume",
@@ -236,8 +231,7 @@ def saved_config(context: typer.Context) -> dict[str, Any]:
         if parameter.name is None or parameter.name in skip or parameter.name not in context.params:
             continue
         flag = max(parameter.opts, key=len).lstrip("-")
-        value = context.params[parameter.name]
-        config[flag] = _plain(value)
+        config[flag] = _plain((settled or {}).get(flag, context.params[parameter.name]))
     return config
 
 

@@ -21,7 +21,8 @@ from hrzs.attacks.budget import format_eps
 from hrzs.data import Batch, loader
 from hrzs.errors import HrzsError, UsageError
 from hrzs.evaluation.image_file import allocate, read_images, write_images
-from hrzs.evaluation.plan import EvalOptions, Unit, budget_of
+from hrzs.evaluation.options import EvalOptions
+from hrzs.evaluation.plan import Unit, budget_of
 from hrzs.files import fsync, write_text
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.classifier import ZeroShotClassifier

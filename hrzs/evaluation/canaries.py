@@ -33,7 +33,8 @@ from hrzs.attacks.objectives import LevelObjective
 from hrzs.data import loader, subset
 from hrzs.errors import HrzsError
 from hrzs.evaluation.gradient_check import DIRECTIONS, SATURATED, STEPS, agreement
-from hrzs.evaluation.plan import EvalOptions, budget_of
+from hrzs.evaluation.options import EvalOptions
+from hrzs.evaluation.plan import budget_of
 from hrzs.evaluation.runner import Evaluation
 from hrzs.models.cache import digest_of, kept_json
 from hrzs.models.classifier import SCORINGS, ZeroShotClassifier

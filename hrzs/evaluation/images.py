@@ -13,7 +13,8 @@ from hrzs.attacks import Attack, Budget, attack_spec, sample_seeds
 from hrzs.attacks.base import further_seeds
 from hrzs.attacks.objectives import Objective
 from hrzs.data import Batch
-from hrzs.evaluation.plan import EvalOptions, Unit, budget_of, plan
+from hrzs.evaluation.options import EvalOptions
+from hrzs.evaluation.plan import Unit, budget_of, plan
 from hrzs.models.classifier import SCORINGS, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.tasks import Task
@@ -65,9 +66,11 @@ class Search:
 class AttackedImages:
     """Attacks on the model that is evaluated; `hrzs.evaluation.saved.SavedImages` answers the same questions."""
 
-    def __init__(self, model: ClipModel, task: Task, options: EvalOptions, classifier: ZeroShotClassifier) -> None:
+    def __init__(
+        self, model: ClipModel, task: Task, options: EvalOptions, classifier: ZeroShotClassifier, *, lenient: bool
+    ) -> None:
         self.model, self.task, self.options, self.classifier = model, task, options, classifier
-        self.units = plan(task, options)[1:]
+        self.units = plan(task, options, lenient=lenient)[1:]
 
     def budget(self, unit: Unit) -> Budget:
         """What the attack may spend."""
@@ -76,12 +79,12 @@ class AttackedImages:
 
     def stops_early(self, unit: Unit) -> bool:
         """Do fooled images leave? What is scored away from its own aim stays, or transfer would be overstated."""
-        return not (self.options.matrix or isinstance(unit.level, str))
+        return isinstance(unit.level, int) and not self.options.matrix
 
     def worth(self, unit: Unit, right: Bool[Tensor, "s levels n"]) -> Bool[Tensor, "n"]:
         """The images to attack: those that can still be lost, given where they are right when clean."""
-        if self.stops_early(unit):
-            return right[SCORINGS.index(unit.scoring), int(str(unit.level))]
+        if self.stops_early(unit) and isinstance(unit.level, int):
+            return right[SCORINGS.index(unit.scoring), unit.level]
         return right.flatten(0, 1).any(0)
 
     def parts(self, unit: Unit) -> list[Search]:

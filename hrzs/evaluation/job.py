@@ -13,12 +13,12 @@ import msgspec
 from msgspec.structs import replace as replaced
 
 from hrzs._version import __version__
-from hrzs.attacks import SUITE
 from hrzs.errors import DataMissingError, UsageError
 from hrzs.estimate import seconds_per_image
 from hrzs.evaluation.canaries import run_canaries
+from hrzs.evaluation.options import SUITE, EvalOptions
 from hrzs.evaluation.outcome import pictures_of
-from hrzs.evaluation.plan import EvalOptions, not_applicable
+from hrzs.evaluation.plan import not_applicable
 from hrzs.evaluation.rows import overall_of, rows_of, truth_of
 from hrzs.evaluation.runner import Evaluation, Progress
 from hrzs.evaluation.saved import SavedImages, find_saved, task_of
@@ -74,13 +74,10 @@ class Job:
         store: Path | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        suite = options.attacks == SUITE
+        suite = options.attack == SUITE
         # The default suite, and several datasets, skip what a flat tree has no level for, and say so.
-        options = replace(
-            options,
-            level=options.level or ("all" if suite else None),
-            lenient=suite or (data is not None and len(data) > 1),
-        )
+        lenient = suite or (data is not None and len(data) > 1)
+        options = replace(options, level="all") if suite and options.level is None else options
         self.model, self.options, self.canaries = model, options, canaries
         self.config = dict(config or {})
         self.missing: dict[str, str] = {}
@@ -100,7 +97,7 @@ class Job:
                     raise
                 self.missing[spec] = str(error)
             else:
-                self.evaluations.append(Evaluation(model, task, options, store))
+                self.evaluations.append(Evaluation(model, task, options, store, lenient=lenient))
         if not self.evaluations:
             raise UsageError("\n".join(self.missing.values()))
 

@@ -1,45 +1,53 @@
-"""What an evaluation consists of: its options, and the units (ε × attack × level × scoring) that they come to."""
+"""What an evaluation consists of: units of ε × attack × level × scoring, from its options."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
-from hrzs.attacks import SUITE, AttackSpec, Budget, attack_spec
-from hrzs.attacks.budget import default_step_size, format_eps
+from hrzs.attacks import AttackSpec, Budget, Level, attack_spec
+from hrzs.attacks.budget import default_step_size, exact_eps, format_eps
 from hrzs.errors import UsageError
-from hrzs.models.classifier import SCORINGS
+from hrzs.evaluation.options import EvalOptions
+from hrzs.option import refuse_unknown
 from hrzs.tasks import Task
 
 DEFAULT_EPS = Fraction(1, 255)
 
 
-@dataclass(frozen=True)
-class EvalOptions:
-    """Options of an evaluation; names are those of the command line.
+def settle(given: Mapping[str, Any]) -> EvalOptions:
+    """The defaults, then what was given: names, numbers and texts as the command line or Python has them.
 
-    ``eps`` None means the data's own default, ``step_size`` None the larger of 1/255 and ε/4. With ``matrix`` every
-    attack is scored at every level, and images are attacked for all steps; without it at its own level only, and
-    fooled images leave the batch.
+    Args:
+        given: options by the names of `EvalOptions`; None is not given.
+
+    Raises:
+        UsageError: an unknown option, or a value that is none.
     """
+    refuse_unknown(EvalOptions, given, "an evaluation")
+    values = {name: value for name, value in given.items() if value is not None}
+    norm = values.get("norm", "linf")
+    if "attack" in values:
+        values["attack"] = listed(values["attack"])
+    if "level" in values and values["level"] != "all":
+        text = str(values["level"])
+        if not text.isdecimal():
+            raise UsageError(f"--level {text}: a number, the leaves are level 0, or all")
+        values["level"] = int(text)
+    if "eps" in values:
+        values["eps"] = tuple(dict.fromkeys(exact_eps(eps, norm=norm) for eps in listed(values["eps"])))
+    if "step_size" in values:
+        values["step_size"] = exact_eps(values["step_size"], option="--step-size", norm=norm)
+    return EvalOptions(**values)
 
-    attacks: tuple[str, ...] = SUITE
-    level: str | None = None
-    eps: tuple[Fraction, ...] | None = None
-    step_size: Fraction | None = None
-    steps: int | None = None  # each attack its own number
-    norm: str = "linf"
-    restarts: int = 1
-    random_start: bool = True
-    template: str = "photo"
-    scorings: tuple[str, ...] = SCORINGS
-    matrix: bool = True
-    head: str | None = None
-    # Leave out superclass attacks where a tree has no superclass, instead of refusing.
-    lenient: bool = False
-    seed: int = 0
-    batch_size: int = 128
-    workers: int = 0
+
+def listed(value: Any) -> tuple[Any, ...]:
+    """One thing, several with commas in a text, or a sequence of them."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(","))
+    return tuple(value) if isinstance(value, Sequence) else (value,)
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Unit:
     """One pass over the images: an attack at a level through a scoring; ``attack`` "none" is the clean pass."""
 
     attack: str
-    level: int | str | None = None
+    level: Level | None = None
     scoring: str = "prompt"
     eps: Fraction | None = None
 
@@ -63,8 +71,11 @@ class Unit:
         return f"{self.attack} at level {self.level}{scoring}, ε {format_eps(self.eps)}"
 
 
-def plan(task: Task, options: EvalOptions) -> list[Unit]:
+def plan(task: Task, options: EvalOptions, *, lenient: bool = False) -> list[Unit]:
     """The units of one dataset, the clean pass first.
+
+    Args:
+        lenient: leave out superclass attacks where the tree has no superclass, instead of refusing.
 
     Raises:
         UsageError: an unknown attack or norm, a level that no attack of the list concerns, or superclass attacks on a
@@ -73,12 +84,12 @@ def plan(task: Task, options: EvalOptions) -> list[Unit]:
     units = [Unit("none")]
     eps = options.eps or (task.data.default_eps or DEFAULT_EPS,)
     missing = not_applicable(task, options)
-    if missing and not options.lenient:
+    if missing and not lenient:
         raise UsageError(
             f"--attack {missing[0]}: the tree of {task.data.name} has no level between leaves and root, so no "
             "superclass to attack; give a deeper one with --tree"
         )
-    attacks = [attack_spec(name) for name in options.attacks if name not in ("none", *missing)]
+    attacks = [attack_spec(name) for name in options.attack if name not in ("none", *missing)]
     levels = {spec.name: spec.levels(task.tree, options.level) for spec in attacks}
     for spec in attacks:
         if not levels[spec.name] and len(attacks) == 1:
@@ -97,7 +108,7 @@ def not_applicable(task: Task, options: EvalOptions) -> list[str]:
     """The attacks of the list that this tree has no level for."""
     if task.tree.top > 1:
         return []
-    return [name for name in options.attacks if name != "none" and attack_spec(name).aim == "superclass"]
+    return [name for name in options.attack if name != "none" and attack_spec(name).aim == "superclass"]
 
 
 def budget_of(options: EvalOptions, eps: Fraction, spec: AttackSpec) -> Budget:

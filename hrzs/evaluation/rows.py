@@ -8,8 +8,9 @@ from typing import Any
 from jaxtyping import Bool
 from torch import Tensor
 
-from hrzs.attacks import SUITE, attack_spec
+from hrzs.attacks import attack_spec
 from hrzs.attacks.budget import format_eps
+from hrzs.evaluation.options import SUITE
 from hrzs.evaluation.plan import Unit
 from hrzs.evaluation.runner import Evaluation
 from hrzs.models.classifier import SCORINGS

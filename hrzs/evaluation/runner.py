@@ -22,7 +22,8 @@ from hrzs.attacks.base import features_of
 from hrzs.data import Batch, loader
 from hrzs.errors import HrzsError
 from hrzs.evaluation.images import AttackedImages, Made, Part
-from hrzs.evaluation.plan import EvalOptions, Unit
+from hrzs.evaluation.options import EvalOptions
+from hrzs.evaluation.plan import Unit
 from hrzs.evaluation.saved import SavedImages, SavedSet
 from hrzs.files import write_text
 from hrzs.models.classifier import SCORINGS, ZeroShotClassifier
@@ -53,6 +54,7 @@ class Evaluation:
     Args:
         model: its ``precision`` governs the attack's gradients only; every verdict is an fp32 forward.
         store: where finished batches are kept, so that an interrupted evaluation goes on; None keeps nothing.
+        lenient: leave out superclass attacks where the tree has no superclass, instead of refusing.
         saved: sets of the task's images, in its order, that ``hrzs attack`` made; then nothing is attacked here.
     """
 
@@ -63,16 +65,18 @@ class Evaluation:
         options: EvalOptions,
         store: Path | None = None,
         saved: Sequence[SavedSet] = (),
+        *,
+        lenient: bool = False,
     ) -> None:
         options = replace(options, template=template_for(options.template, task.data.name))
-        options = replace(options, attacks=("none",)) if saved else options
+        options = replace(options, attack=("none",)) if saved else options
         self.model, self.task, self.options = model, task, options
         self.classifier = ZeroShotClassifier(model, task.tree, options.template, options.head)
         self.images: AttackedImages | SavedImages
         if saved:
             self.images = SavedImages(model, task, self.classifier, saved)
         else:
-            self.images = AttackedImages(model, task, options, self.classifier)
+            self.images = AttackedImages(model, task, options, self.classifier, lenient=lenient)
         self.units = [Unit("none"), *self.images.units]
         self.labels = torch.tensor(list(task.data.labels))
         #: Places of the images in the order of their ids: in that order reports speak of single images.

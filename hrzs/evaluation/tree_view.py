@@ -8,7 +8,7 @@ import msgspec
 import torch
 
 from hrzs.data import loader
-from hrzs.evaluation.plan import EvalOptions
+from hrzs.evaluation.options import EvalOptions
 from hrzs.evaluation.rows import rows_of
 from hrzs.evaluation.runner import Evaluation, Progress
 from hrzs.models.classifier import SCORINGS, ZeroShotClassifier
@@ -43,7 +43,7 @@ def level_accuracy(
     Raises:
         UsageError: an unknown template, or a head that the model has not.
     """
-    options = EvalOptions(attacks=(), template=template, head=head, batch_size=batch_size, workers=workers)
+    options = EvalOptions(attack=(), template=template, head=head, batch_size=batch_size, workers=workers)
     evaluation = Evaluation(model, task, options)
     evaluation.run(progress)
     clean = evaluation.predictions[evaluation.units[0].key]

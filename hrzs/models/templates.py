@@ -7,6 +7,8 @@ from pathlib import Path
 from hrzs.errors import UsageError
 
 _OPENAI = "openai"
+#: Of the option ``--template``.
+HELP = "Prompt template: photo, tecoa, name, openai (the dataset's ensemble), a text with {}, FILE.txt, or list."
 
 
 def _ensembles(file: Path) -> dict[str, tuple[str, ...]]:

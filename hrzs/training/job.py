@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from hrzs.files import begin_folder
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.templates import template_for
+from hrzs.option import refuse_unknown
 from hrzs.tasks import Task, open_task, open_validation
 from hrzs.training.methods import check_options, method_class
 from hrzs.training.options import PUBLISHED, RECIPES, TrainOptions, about_recipe
@@ -43,13 +43,8 @@ def settle(recipe: str, given: Mapping[str, Any], typed: set[str] | None = None)
     if recipe in PUBLISHED:
         logger.info("--recipe %s: %s", recipe, about_recipe(recipe))
     values: dict[str, Any] = dict(RECIPES[recipe])
-    names = {field.name for field in fields(TrainOptions)}
-    for name, value in given.items():
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            raise UsageError(f"{name}: no option of a run" + (f"; did you mean {near[0]}?" if near else ""))
-        if value is not None and value is not False:
-            values[name] = value
+    refuse_unknown(TrainOptions, given, "a run")
+    values |= {name: value for name, value in given.items() if value is not None and value is not False}
     for name in ("eps", "step_size"):
         if isinstance(values.get(name), str):
             values[name] = parse_eps(values[name], option=f"--{name.replace('_', '-')}")

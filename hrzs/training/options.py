@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from hrzs.errors import UsageError
+from hrzs.models.templates import HELP
 from hrzs.option import INSIDE, NOT_NEGATIVE, POSITIVE, SHARE, check, option
 
 #: Named weights of the levels: ``ω_l = 1 - l/(L+1)`` of the paper, or the same for all.
@@ -112,7 +113,7 @@ class TrainOptions:
     val_steps: int = option(5, "PGD steps, at each level.", VALIDATION, range=POSITIVE)
     best_by: str = option("balanced", "What the model in RUN_DIR/best is best by.", VALIDATION, choices=CRITERIA)
 
-    template: str = option("photo", "Prompt template: photo, tecoa, name, openai (the dataset's ensemble), a text with {}, FILE.txt, or list.")
+    template: str = option("photo", HELP)
     seed: int = option(0, "Of all that is random.")
     # fmt: on
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrzs.attacks import ATTACKS, SUITE, AttackResult, AttackSpec, Budget, attack_spec, sample_seeds
+from hrzs.attacks import ATTACKS, AttackResult, AttackSpec, Budget, Level, attack_spec, sample_seeds
 from hrzs.attacks.ball import Ball
 from hrzs.attacks.base import Attack, Search, features_of, judge
 from hrzs.attacks.objectives import Objective
 from hrzs.errors import HrzsError, UsageError
+from hrzs.evaluation.options import SUITE
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel
@@ -474,28 +475,28 @@ def test_too_few_classes_are_said(tree: Tree) -> None:
     ("name", "level", "expected"),
     [
         ("leaf-pgd", None, (0,)),
-        ("leaf-pgd", "0", (0,)),
-        ("leaf-pgd", "1", ()),
+        ("leaf-pgd", 0, (0,)),
+        ("leaf-pgd", 1, ()),
         ("leaf-pgd", "all", (0,)),
         ("superclass-pgd", None, (1,)),
-        ("superclass-pgd", "2", (2,)),
-        ("superclass-pgd", "0", ()),
+        ("superclass-pgd", 2, (2,)),
+        ("superclass-pgd", 0, ()),
         ("superclass-pgd", "all", (1, 2)),
         ("hierarchical-pgd", None, ("all",)),
-        ("hierarchical-pgd", "1", ("all",)),
+        ("hierarchical-pgd", 1, ("all",)),
         ("apgd-ce", None, (0,)),
-        ("apgd-ce", "2", (2,)),
+        ("apgd-ce", 2, (2,)),
         ("apgd-ce", "all", (0, 1, 2)),
         ("smallest-mistake-pgd", "all", (0,)),
     ],
 )
-def test_levels(name: str, level: str | None, expected: tuple[int | str, ...], tree: Tree) -> None:
+def test_levels(name: str, level: Level | None, expected: tuple[Level, ...], tree: Tree) -> None:
     assert ATTACKS[name].levels(tree, level) == expected
 
 
-@pytest.mark.parametrize("level", ["3", "-1", "x", "", "²", "1.0"])
+@pytest.mark.parametrize("level", [3, -1])
 @pytest.mark.parametrize("name", ATTACKS)
-def test_no_such_level(name: str, level: str, tree: Tree) -> None:
+def test_no_such_level(name: str, level: int, tree: Tree) -> None:
     with pytest.raises(UsageError, match="levels 0 … 2"):
         ATTACKS[name].levels(tree, level)
 

@@ -16,7 +16,8 @@ from hrzs.data import loader
 from hrzs.errors import HrzsError, UsageError
 from hrzs.evaluation import adversarial
 from hrzs.evaluation.adversarial import AdversarialSet, is_finished
-from hrzs.evaluation.plan import EvalOptions, Unit
+from hrzs.evaluation.options import EvalOptions
+from hrzs.evaluation.plan import Unit
 from hrzs.evaluation.runner import Evaluation
 from hrzs.models.loading import read_header
 from hrzs.results.pages import gallery

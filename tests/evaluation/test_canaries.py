@@ -53,7 +53,7 @@ def evaluate(evaluate: Evaluate) -> Evaluate:
 
 
 def test_an_honest_model_passes(evaluate: Evaluate) -> None:
-    canaries = canaries_of(evaluate(attacks=("leaf-pgd",), steps=10))
+    canaries = canaries_of(evaluate(attack=("leaf-pgd",), steps=10))
     assert canaries.keys() == ALWAYS
     assert len({canary.dataset for canary in canaries.values()} - {""}) == 1
     assert canaries["dead-gradients"].value == 0
@@ -139,7 +139,7 @@ def test_a_masked_model_is_suspected(
     mask: Callable[[ClipModel], Callable[..., Tensor]],
     signs: set[str],
 ) -> None:
-    evaluation = evaluate(attacks=("leaf-pgd",), steps=10)
+    evaluation = evaluate(attack=("leaf-pgd",), steps=10)
     monkeypatch.setattr(evaluation.model, "encode_image", mask(evaluation.model))
     with caplog.at_level(logging.WARNING, "hrzs"):
         canaries = canaries_of(evaluation)
@@ -156,7 +156,7 @@ def test_gradients_that_point_elsewhere_are_found(
     evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch, mask: Callable[[ClipModel], Callable[..., Tensor]]
 ) -> None:
     """Issue 14: none of the other canaries need notice, since PGD still fools enough."""
-    evaluation = evaluate(attacks=("superclass-pgd",), level="1", steps=2)
+    evaluation = evaluate(attack=("superclass-pgd",), level=1, steps=2)
     monkeypatch.setattr(evaluation.model, "encode_image", mask(evaluation.model))
     canaries = canaries_of(evaluation)
     assert canaries["dead-gradients"].ok is True
@@ -176,7 +176,7 @@ def test_gradients_that_point_elsewhere_are_found(
 
 def test_gradients_of_another_length_are_not_masked(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
     """PGD follows signs."""
-    evaluation = evaluate(attacks=("leaf-pgd",), steps=2)
+    evaluation = evaluate(attack=("leaf-pgd",), steps=2)
     monkeypatch.setattr(evaluation.model, "encode_image", bent(evaluation.model, lambda g, _: 1e-12 * g))
     canary = canaries_of(evaluation)["gradient-check"]
     assert (canary.ok, canary.count, canary.of) == (True, 0, 24)
@@ -186,7 +186,7 @@ def test_gradients_of_another_length_are_not_masked(evaluate: Evaluate, monkeypa
 
 
 def test_an_attacked_superclass_level_has_canaries_too(evaluate: Evaluate) -> None:
-    canaries = canaries_of(evaluate(attacks=("leaf-pgd", "superclass-pgd"), level="all", steps=2))
+    canaries = canaries_of(evaluate(attack=("leaf-pgd", "superclass-pgd"), level="all", steps=2))
     above = {name: canary for name, canary in canaries.items() if canary.level is not None}
     (level,) = {canary.level for canary in above.values()}
     assert level in (1, 2)
@@ -205,7 +205,7 @@ def test_an_attacked_superclass_level_has_canaries_too(evaluate: Evaluate) -> No
 
 
 def test_the_level_with_the_most_to_lose_is_looked_at(evaluate: Evaluate) -> None:
-    evaluation = evaluate(attacks=("leaf-pgd", "superclass-pgd"), level="all", steps=1)
+    evaluation = evaluate(attack=("leaf-pgd", "superclass-pgd"), level="all", steps=1)
     evaluation.run()
     eps = evaluation.units[1].eps
     assert eps is not None
@@ -222,13 +222,13 @@ def test_the_level_with_the_most_to_lose_is_looked_at(evaluate: Evaluate) -> Non
 
 
 def test_where_no_superclass_was_attacked_none_is_looked_at(evaluate: Evaluate) -> None:
-    canaries = canaries_of(evaluate(attacks=("leaf-pgd",), steps=1))
+    canaries = canaries_of(evaluate(attack=("leaf-pgd",), steps=1))
     assert {canary.level for canary in canaries.values()} == {None}
 
 
 def test_superclasses_masked_alone_are_found(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
     """The leaves' gradients are sound, those of every other level are turned round."""
-    evaluation = evaluate(attacks=("superclass-pgd",), level="1", steps=3)
+    evaluation = evaluate(attack=("superclass-pgd",), level=1, steps=3)
     logits = evaluation.classifier.logits
 
     def turned(features: Tensor, level: int = 0, scoring: str = "prompt") -> Tensor:
@@ -244,7 +244,7 @@ def test_superclasses_masked_alone_are_found(evaluate: Evaluate, monkeypatch: py
 
 
 def test_counts_are_of_images_that_the_weaker_attack_fools_and_the_stronger_does_not(evaluate: Evaluate) -> None:
-    evaluation = evaluate(attacks=("leaf-pgd",), steps=4)
+    evaluation = evaluate(attack=("leaf-pgd",), steps=4)
     saturated(evaluation.model)
     canary = canaries_of(evaluation)["margin-vs-ce"]
     model, classifier, options = evaluation.model, evaluation.classifier, evaluation.options
@@ -262,7 +262,7 @@ def test_counts_are_of_images_that_the_weaker_attack_fools_and_the_stronger_does
 
 
 def test_a_hyperbolic_model_meets_its_cosine_head(evaluate: Evaluate) -> None:
-    evaluation = evaluate(attacks=("leaf-pgd",), steps=2)
+    evaluation = evaluate(attack=("leaf-pgd",), steps=2)
     head = HyperbolicHead(0.1, 0.1, 5.0)
     evaluation.model.geometry = head
     evaluation.classifier.head = head
@@ -278,7 +278,7 @@ def test_a_hyperbolic_model_meets_its_cosine_head(evaluate: Evaluate) -> None:
 
 @pytest.mark.parametrize("held", [0, 8])
 def test_only_what_holds_meets_the_cosine_head(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch, held: int) -> None:
-    evaluation = evaluate(attacks=("leaf-pgd",), steps=1)
+    evaluation = evaluate(attack=("leaf-pgd",), steps=1)
     head = HyperbolicHead(0.1, 0.1, 5.0)
     evaluation.model.geometry = evaluation.classifier.head = head
     evaluation.classifier.prepared = head.prepare(evaluation.classifier.prepared).detach()
@@ -326,7 +326,7 @@ def staged(
 def test_the_weaker_attack_may_not_win(
     evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch, name: str, weaker: Fooled
 ) -> None:
-    canaries = staged(evaluate(attacks=("leaf-pgd",), steps=8), monkeypatch, weaker)
+    canaries = staged(evaluate(attack=("leaf-pgd",), steps=8), monkeypatch, weaker)
     canary = canaries[name]
     assert (canary.ok, canary.count, canary.of) == (False, 8, 24)
     others = {other for other, c in canaries.items() if c.ok is False} - {name, "huge-eps", "untouched-model"}
@@ -337,13 +337,13 @@ def test_the_weaker_attack_may_not_win(
 
 
 def test_what_both_attacks_fool_is_no_sign(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
-    canaries = staged(evaluate(attacks=("leaf-pgd",), steps=8), monkeypatch, lambda *_: range(24))
+    canaries = staged(evaluate(attack=("leaf-pgd",), steps=8), monkeypatch, lambda *_: range(24))
     assert {c.count for name, c in canaries.items() if c.applicable} == {0}
     assert verdicts(list(canaries.values()))[0].verdict == "none found"
 
 
 def test_few_steps_have_no_quarter(evaluate: Evaluate) -> None:
-    canary = canaries_of(evaluate(attacks=("leaf-pgd",), steps=3))["steps-monotone"]
+    canary = canaries_of(evaluate(attack=("leaf-pgd",), steps=3))["steps-monotone"]
     assert (canary.ok, canary.applicable) == (None, False)
 
 
@@ -363,7 +363,7 @@ def test_nothing_is_measured_on_no_image() -> None:
 
 
 def test_each_attack_answers_for_its_own_gradients(evaluate: Evaluate) -> None:
-    evaluation = evaluate(attacks=("leaf-pgd", "cw", "square"), level="0", steps=3)
+    evaluation = evaluate(attack=("leaf-pgd", "cw", "square"), level=0, steps=3)
     saturated(evaluation.model)
     canary = canaries_of(evaluation)["dead-gradients"]
     assert canary.ok is False
@@ -373,7 +373,7 @@ def test_each_attack_answers_for_its_own_gradients(evaluate: Evaluate) -> None:
 
 
 def test_one_blocked_attack_does_not_drown_among_many(evaluate: Evaluate) -> None:
-    evaluation = evaluate(attacks=("leaf-pgd", "cw"), level="0", steps=1)
+    evaluation = evaluate(attack=("leaf-pgd", "cw"), level=0, steps=1)
     evaluation.run()
     for unit in evaluation.units[1:]:
         evaluation.gradients[unit.key] = {"gradients": 10_000, "zero_gradients": 0, "bad_gradients": 0}
@@ -384,7 +384,7 @@ def test_one_blocked_attack_does_not_drown_among_many(evaluate: Evaluate) -> Non
 
 
 def test_square_alone_takes_no_gradients(evaluate: Evaluate) -> None:
-    canary = canaries_of(evaluate(attacks=("square",), steps=3))["dead-gradients"]
+    canary = canaries_of(evaluate(attack=("square",), steps=3))["dead-gradients"]
     assert (canary.value, canary.ok, canary.applicable) == (None, None, False)
     assert "square" in canary.note
 
@@ -394,7 +394,7 @@ def test_square_alone_takes_no_gradients(evaluate: Evaluate) -> None:
 
 def test_a_model_that_is_always_wrong(evaluate: Evaluate) -> None:
     """There is nothing to attack: no verdict, and no failure either."""
-    evaluation = evaluate(attacks=("leaf-pgd",), steps=2)
+    evaluation = evaluate(attack=("leaf-pgd",), steps=2)
     evaluation.task.data.labels = [(label + 1) % 6 for label in evaluation.task.data.labels]
     evaluation.labels = torch.tensor(evaluation.task.data.labels)
     canaries = canaries_of(evaluation)
@@ -405,7 +405,7 @@ def test_a_model_that_is_always_wrong(evaluate: Evaluate) -> None:
 
 
 def test_without_an_attack_there_is_nothing_to_check(evaluate: Evaluate) -> None:
-    assert canaries_of(evaluate(attacks=("none",))) == {}
+    assert canaries_of(evaluate(attack=("none",))) == {}
 
 
 def untouched(evaluation: Evaluation, **base: Any) -> Canary:
@@ -414,13 +414,13 @@ def untouched(evaluation: Evaluation, **base: Any) -> Canary:
 
 
 def test_untouched_model_that_cannot_be_had_is_said(evaluate: Evaluate) -> None:
-    canary = untouched(evaluate(attacks=("leaf-pgd",), steps=1), model="no-such-model", pretrained=None, digest="x")
+    canary = untouched(evaluate(attack=("leaf-pgd",), steps=1), model="no-such-model", pretrained=None, digest="x")
     assert (canary.value, canary.ok) == (None, None)
     assert "no-such-model" in canary.note
 
 
 def test_untouched_model_that_is_another_is_said(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluation = evaluate(attacks=("leaf-pgd",), steps=1)
+    evaluation = evaluate(attack=("leaf-pgd",), steps=1)
     monkeypatch.setattr(module, "load_model", lambda *_, **__: evaluation.model)
     canary = untouched(evaluation, model="tiny", pretrained=None, digest="x")
     assert (canary.value, canary.ok) == (None, None)
@@ -430,7 +430,7 @@ def test_untouched_model_that_is_another_is_said(evaluate: Evaluate, monkeypatch
 
 
 def test_parameters_come_out_untouched(evaluate: Evaluate) -> None:
-    evaluation = evaluate(attacks=("leaf-pgd",), steps=1)
+    evaluation = evaluate(attack=("leaf-pgd",), steps=1)
     before = {name: p.detach().clone() for name, p in evaluation.model.named_parameters()}
     canaries_of(evaluation)
     assert all(torch.equal(p, before[name]) for name, p in evaluation.model.named_parameters())
@@ -443,7 +443,7 @@ def test_parameters_come_out_untouched(evaluate: Evaluate) -> None:
 def test_transfer_from_the_untouched_model_exposes_a_masked_one(
     evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluation = evaluate(attacks=("leaf-pgd",), steps=10)
+    evaluation = evaluate(attack=("leaf-pgd",), steps=10)
     base = copy.deepcopy(evaluation.model)
     evaluation.model.info.run["base"] = {"model": "m", "pretrained": None, "digest": base.info.digest}
     monkeypatch.setattr(module, "load_model", lambda *_, **__: base)
@@ -487,7 +487,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_canaries_are_measured_once(evaluate: Evaluate, folder: Path, measured: list[int]) -> None:
-    first, second = (canaries_of(evaluate(attacks=("leaf-pgd",), steps=1)) for _ in range(2))
+    first, second = (canaries_of(evaluate(attack=("leaf-pgd",), steps=1)) for _ in range(2))
     assert first == second
     assert len(measured) == len(list(folder.iterdir())) == 1
     assert {canary.dataset for canary in second.values()} == {"shapes"}
@@ -497,7 +497,7 @@ def test_canaries_are_measured_once(evaluate: Evaluate, folder: Path, measured: 
 def test_what_they_depend_on_is_measured_anew(
     evaluate: Evaluate, folder: Path, measured: list[int], monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    options: dict[str, Any] = {"attacks": ("leaf-pgd",), "steps": 1}
+    options: dict[str, Any] = {"attack": ("leaf-pgd",), "steps": 1}
     evaluation = evaluate(**options)
     evaluation.run()
     run_canaries(evaluation)
@@ -509,7 +509,7 @@ def test_what_they_depend_on_is_measured_anew(
     elif change == "texts":
         evaluation.classifier.prepared = -evaluation.classifier.prepared
     elif change == "level":
-        evaluation = evaluate(**{**options, "attacks": ("leaf-pgd", "superclass-pgd"), "level": "all"})
+        evaluation = evaluate(**{**options, "attack": ("leaf-pgd", "superclass-pgd"), "level": "all"})
         evaluation.run()
     elif change == "version":
         monkeypatch.setattr("hrzs.models.cache.__version__", "another")
@@ -525,7 +525,7 @@ def test_what_they_depend_on_is_measured_anew(
 
 
 def test_gradients_of_the_run_are_not_kept(evaluate: Evaluate, folder: Path, measured: list[int]) -> None:
-    evaluation = evaluate(attacks=("leaf-pgd",), steps=1)
+    evaluation = evaluate(attack=("leaf-pgd",), steps=1)
     before = canaries_of(evaluation)["dead-gradients"]
     evaluation.gradients[evaluation.units[1].key]["zero_gradients"] = 24
     after = {c.name: c for c in run_canaries(evaluation)}["dead-gradients"]
@@ -537,13 +537,13 @@ def test_a_canary_that_could_not_be_run_is_tried_again(
     evaluate: Evaluate, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_measure", lambda *_: [Canary("x", None, "?", None, "not run: no weights")])
-    canaries_of(evaluate(attacks=("leaf-pgd",), steps=1))
+    canaries_of(evaluate(attack=("leaf-pgd",), steps=1))
     assert not folder.exists()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"value": [{"name": "x"}]}'])
 def test_a_damaged_file_is_measured_anew(evaluate: Evaluate, folder: Path, measured: list[int], content: str) -> None:
-    evaluation = evaluate(attacks=("leaf-pgd",), steps=1)
+    evaluation = evaluate(attack=("leaf-pgd",), steps=1)
     first = canaries_of(evaluation)
     (file,) = folder.iterdir()
     about = json.loads(file.read_text())["about"]

@@ -15,16 +15,13 @@ import torch
 
 from hrzs.attacks import attack_spec, sample_seeds
 from hrzs.data import Batch, loader
-from hrzs.errors import UsageError
 from hrzs.evaluation.images import Search
-from hrzs.evaluation.plan import EvalOptions, Unit, budget_of, plan
+from hrzs.evaluation.plan import Unit, budget_of
 from hrzs.evaluation.rows import overall_of, rows_of, truth_of
 from hrzs.evaluation.runner import TOGETHER, Evaluation
-from hrzs.hierarchy.tree import Tree
 from hrzs.models.classifier import SCORINGS
 from hrzs.results.metrics import from_bits, right
 from hrzs.results.report import Row
-from hrzs.tasks import Task
 
 Evaluate = Callable[..., Evaluation]
 EPS = Fraction(2, 255)  # what shapes sets
@@ -48,54 +45,6 @@ def timeless(rows: list[Row]) -> list[Row]:
 def diagonal(rows: list[Row]) -> dict[tuple[Any, ...], float]:
     chosen = [row for row in rows if row.level == row.attack_level and row.transfer is False]
     return {(row.attack, row.level, row.scoring): row.robust for row in chosen}
-
-
-def names(units: list[Unit]) -> list[tuple[Any, ...]]:
-    return [(u.attack, u.level, u.scoring) for u in units]
-
-
-# -- the plan ----------------------------------------------------------------------------------------------------
-
-
-def test_plan_of_the_suite(task: Task) -> None:
-    leaf, every = ("leaf-pgd", 0, "prompt"), ("hierarchical-pgd", "all", "prompt")
-    superclass = [("superclass-pgd", level, scoring) for level in (1, 2) for scoring in ("prompt", "leaves")]
-    clean = ("none", None, "prompt")
-    margin = [("cw", *rest) for rest in ((0, "prompt"), *((level, scoring) for _, level, scoring in superclass))]
-    assert names(plan(task, EvalOptions(level="all"))) == [clean, leaf, *superclass, every, *margin]
-    assert names(plan(task, EvalOptions())) == [clean, leaf, *superclass[:2], every, margin[0]]
-    assert names(plan(task, EvalOptions(attacks=("superclass-pgd",), level="2", scorings=("leaves",)))) == [
-        clean, superclass[3],
-    ]  # fmt: skip
-    assert names(plan(task, EvalOptions(attacks=("none",)))) == [clean]
-
-
-def test_plan_takes_epsilon_from_the_data_unless_told(task: Task) -> None:
-    assert {u.eps for u in plan(task, EvalOptions())} == {None, EPS}
-    given = (Fraction(1, 255), Fraction(2, 255))
-    assert {u.eps for u in plan(task, EvalOptions(eps=given))} == {None, *given}
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"attacks": ("leaf-pdg",)}, "--attack 'leaf-pdg'"),
-        ({"level": "3"}, "--level 3: this tree has levels 0 … 2"),
-        ({"level": "-1"}, "--level -1"),
-        ({"level": "low"}, "--level low"),
-        ({"attacks": ("leaf-pgd",), "level": "1"}, "--level 1: leaf-pgd does not attack that level"),
-        ({"attacks": ("superclass-pgd",), "level": "0"}, "--level 0: superclass-pgd does not attack that level"),
-    ],
-)
-def test_plan_refuses(task: Task, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        plan(task, EvalOptions(**options))
-
-
-def test_flat_tree_has_no_superclass_to_attack(task: Task, flat: Tree) -> None:
-    with pytest.raises(UsageError, match="no level between leaves and root"):
-        plan(replace(task, tree=flat), EvalOptions(attacks=("superclass-pgd",)))
-    assert len(plan(replace(task, tree=flat), EvalOptions(attacks=("leaf-pgd",)))) == 2
 
 
 # -- the rows ----------------------------------------------------------------------------------------------------
@@ -159,7 +108,7 @@ def test_result_does_not_depend_on_the_batch_size(evaluate: Evaluate) -> None:
 
 
 def test_diagonal_is_the_same_without_the_matrix(evaluate: Evaluate) -> None:
-    options: dict[str, Any] = {"level": "all", "attacks": ("leaf-pgd", "superclass-pgd")}
+    options: dict[str, Any] = {"level": "all", "attack": ("leaf-pgd", "superclass-pgd")}
     whole, short = run(evaluate(**options)), run(evaluate(**options, matrix=False))
     ours = diagonal(short)
     assert len(ours) == 5
@@ -177,7 +126,7 @@ def test_any_level_is_for_the_whole_suite_only(evaluate: Evaluate) -> None:
         assert summary.any_level_robust <= summary.any_level_clean
         assert len(summary.severity) == len(summary.consistency) == 8
         assert summary.any_level_suite == ("leaf-pgd", "superclass-pgd", "hierarchical-pgd", "cw")
-    for part in ({"attacks": ("leaf-pgd", "superclass-pgd", "hierarchical-pgd"), "level": "all"}, {"level": None}):
+    for part in ({"attack": ("leaf-pgd", "superclass-pgd", "hierarchical-pgd"), "level": "all"}, {"level": None}):
         partial = evaluate(**{"level": "all", "steps": 1, **part})
         partial.run()
         (summary,) = overall_of(partial)
@@ -265,7 +214,7 @@ def watched_batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 def test_batches_are_refilled(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of an attack gets what the parts before have left of all images, in full batches."""
-    evaluation = evaluate(attacks=("aa-2",), level="0", steps=2, batch_size=2, matrix=False)
+    evaluation = evaluate(attack=("aa-2",), level=0, steps=2, batch_size=2, matrix=False)
     batches = watched_batches(monkeypatch)
     evaluation.run()
     assert evaluation.model.at_once is None
@@ -281,7 +230,7 @@ def test_batches_are_refilled(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatc
 
 
 def test_parts_give_what_the_attack_gives(evaluate: Evaluate) -> None:
-    evaluation = evaluate(attacks=("aa-2",), level="0", steps=2, matrix=False)
+    evaluation = evaluate(attack=("aa-2",), level=0, steps=2, matrix=False)
     evaluation.run()
     batch = next(loader(evaluation.task.data, 24))
     spec = attack_spec("aa-2")
@@ -294,7 +243,7 @@ def test_parts_give_what_the_attack_gives(evaluate: Evaluate) -> None:
 
 def test_progress_counts_passes(evaluate: Evaluate) -> None:
     """The total is what it would take if nothing more were fooled: it never grows, and is reached."""
-    evaluation = evaluate(attacks=("leaf-pgd", "aa-2"), level="0", steps=2, batch_size=3, matrix=False)
+    evaluation = evaluate(attack=("leaf-pgd", "aa-2"), level=0, steps=2, batch_size=3, matrix=False)
     seen: list[tuple[int, int]] = []
     evaluation.run(lambda done, total, _: seen.append((done, total)))
     done, totals = zip(*seen, strict=True)
@@ -306,7 +255,7 @@ def test_progress_counts_passes(evaluate: Evaluate) -> None:
 
 @pytest.mark.parametrize("after", [2, 4, 6])
 def test_resume_between_and_within_parts(evaluate: Evaluate, tmp_path: Path, after: int) -> None:
-    options: dict[str, Any] = {"attacks": ("aa-2",), "level": "0", "steps": 2, "batch_size": 2, "matrix": False}
+    options: dict[str, Any] = {"attack": ("aa-2",), "level": 0, "steps": 2, "batch_size": 2, "matrix": False}
     whole = timeless(run(evaluate(**options)))
     store = tmp_path / "kept"
     interrupt(evaluate(store, **options), after)
@@ -348,7 +297,7 @@ def counted(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> list[int
 def test_resume_does_the_rest_only(
     evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    options: dict[str, Any] = {"attacks": ("leaf-pgd",), "steps": 2}
+    options: dict[str, Any] = {"attack": ("leaf-pgd",), "steps": 2}
     whole = run(evaluate(**options))
     store = tmp_path / "kept"
     interrupt(evaluate(store, **options), after)
@@ -366,7 +315,7 @@ def test_resume_does_the_rest_only(
 def test_what_other_options_left_is_not_used(
     evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
-    options: dict[str, Any] = {"attacks": ("leaf-pgd",), "steps": 2}
+    options: dict[str, Any] = {"attack": ("leaf-pgd",), "steps": 2}
     store = tmp_path / "kept"
     evaluate(store, **options).run()
     other = evaluate(store, **(options | change))
@@ -376,7 +325,7 @@ def test_what_other_options_left_is_not_used(
 
 
 def test_a_torn_line_is_survived(evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options: dict[str, Any] = {"attacks": ("leaf-pgd",), "steps": 2}
+    options: dict[str, Any] = {"attack": ("leaf-pgd",), "steps": 2}
     store = tmp_path / "kept"
     whole = run(evaluate(store, **options))
     text = store.read_text()

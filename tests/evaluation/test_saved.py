@@ -18,8 +18,9 @@ from hrzs.errors import HrzsError, UsageError
 from hrzs.evaluation import adversarial
 from hrzs.evaluation.adversarial import AdversarialSet
 from hrzs.evaluation.image_file import read_images, write_images
+from hrzs.evaluation.options import EvalOptions
 from hrzs.evaluation.outcome import gallery_of
-from hrzs.evaluation.plan import EvalOptions, Unit
+from hrzs.evaluation.plan import Unit
 from hrzs.evaluation.rows import overall_of, rows_of
 from hrzs.evaluation.runner import Evaluation
 from hrzs.evaluation.saved import SavedImages, SavedSet, find_saved, task_of
@@ -104,7 +105,7 @@ def test_on_the_same_model_figures_are_those_of_the_attack(both: tuple[dict[str,
 def test_figures_are_those_of_an_attack_of_today(
     evaluate: Callable[..., Evaluation], both: tuple[dict[str, Any], list[Row]]
 ) -> None:
-    today = evaluate(attacks=("leaf-pgd",), eps=(EPS,))
+    today = evaluate(attack=("leaf-pgd",), eps=(EPS,))
     for scoring in SCORINGS:  # away from the aim too
         assert figures(both[1], scoring) == figures(run(today), scoring)
 
@@ -112,7 +113,7 @@ def test_figures_are_those_of_an_attack_of_today(
 def test_rows_have_the_form_of_every_other(
     both: tuple[dict[str, Any], list[Row]], small: ClipModel, task: Task
 ) -> None:
-    other = Evaluation(small, task, replace(OPTIONS, attacks=("leaf-pgd",), eps=(EPS,)))
+    other = Evaluation(small, task, replace(OPTIONS, attack=("leaf-pgd",), eps=(EPS,)))
     expected = run(other)
     rows = both[1]
     where = (
@@ -141,7 +142,7 @@ def test_another_model_is_scored_on_the_same_images(folder: Path, model: ClipMod
     images = read_images(folder / "adversarial.safetensors", range(24))
     clean = next(loader(plain.data, 24)).images
     labels = torch.tensor(list(plain.data.labels))
-    judge = Evaluation(model, plain, replace(OPTIONS, attacks=("none",))).classifier
+    judge = Evaluation(model, plain, replace(OPTIONS, attack=("none",))).classifier
     with torch.no_grad():
         held = [(judge.predict(model.encode_image(x))[0] == plain.tree.ancestors[:-1, labels]) for x in (clean, images)]
     expected = (held[0] & held[1]).double().mean(1).tolist()

@@ -109,7 +109,7 @@ def test_the_engine_from_python_is_exact(
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     hrzs.attack(small, images, torch.tensor([0, 1]), tree=tree, steps=1)
     assert state() == loose
-    hrzs.evaluate(small, limit=24, attacks=("leaf-pgd",), steps=1)
+    hrzs.evaluate(small, limit=24, attack=("leaf-pgd",), steps=1)
     assert state() == loose
     small.encode_image(images)
     assert state() == loose
@@ -123,7 +123,7 @@ def test_an_evaluation_is_exact(
     from hrzs.evaluation.canaries import run_canaries
 
     monkeypatch.setattr("hrzs.evaluation.canaries.QUERIES", 1)
-    evaluation = evaluate(attacks=("leaf-pgd",), steps=1)
+    evaluation = evaluate(attack=("leaf-pgd",), steps=1)
     seen = spy(monkeypatch, evaluation.model)
     evaluation.run()
     run_canaries(evaluation)

@@ -26,7 +26,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 def report(small: ClipModel, monkeypatch: pytest.MonkeyPatch) -> Report:
     """Everything that a report can hold, but for saved images."""
     monkeypatch.setattr("hrzs.evaluation.canaries.QUERIES", 1)
-    found = hrzs.evaluate(small, limit=12, attacks="leaf-pgd,superclass-pgd,hierarchical-pgd,cw", level="all", steps=1)
+    found = hrzs.evaluate(small, limit=12, attack="leaf-pgd,superclass-pgd,hierarchical-pgd,cw", level="all", steps=1)
     return replace(found, summary=replace(found.summary, against=found.against(found)))
 
 

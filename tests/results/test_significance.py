@@ -204,7 +204,7 @@ def test_refuses_a_report_without_images(report: dict[str, Any], other: dict[str
 
 def test_bits_go_by_id_whatever_the_order(evaluate: Callable[..., Evaluation]) -> None:
     """The same images in another order (another order of classes, say) are the same pairs."""
-    evaluation = evaluate(attacks=("none",))
+    evaluation = evaluate(attack=("none",))
     evaluation.run()
     ids, row = evaluation.task.data.ids, rows_of(evaluation)[0]
     right = (evaluation.clean.nodes[0, 0] == evaluation.labels).tolist()

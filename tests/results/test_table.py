@@ -105,7 +105,7 @@ def test_means_over_datasets_say_both() -> None:
 
 
 def test_table_without_superclasses_or_canaries(evaluate: Callable[..., Evaluation]) -> None:
-    evaluation = evaluate(attacks=("none",))
+    evaluation = evaluate(attack=("none",))
     evaluation.run()
     text = render(report(evaluation, []))
     assert "none (clean)" in text
@@ -115,7 +115,7 @@ def test_table_without_superclasses_or_canaries(evaluate: Callable[..., Evaluati
 
 
 def test_table_names_what_stood_in_and_what_differs(evaluate: Callable[..., Evaluation]) -> None:
-    evaluation = evaluate(attacks=("aa-2",), level="all", steps=1)
+    evaluation = evaluate(attack=("aa-2",), level="all", steps=1)
     evaluation.run()
     stand_ins = evaluation.images.stand_ins()
     assert stand_ins == ["aa-2 at level 2: margin for targeted DLR: 2 classes, it needs 4"]

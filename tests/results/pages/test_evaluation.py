@@ -257,13 +257,13 @@ def test_masking_that_was_not_looked_for() -> None:
 
 
 def test_nothing_beside_a_clean_evaluation(evaluate: Callable[..., Evaluation]) -> None:
-    evaluation = finished(evaluate(attacks=("none",)))
+    evaluation = finished(evaluate(attack=("none",)))
     assert outcome_of(evaluation) is None
     assert gallery_of(evaluation) is None
 
 
 def test_report_without_the_whole_suite(evaluate: Callable[..., Evaluation], tree: Tree) -> None:
-    evaluation = finished(evaluate(attacks=("leaf-pgd",), steps=1))
+    evaluation = finished(evaluate(attack=("leaf-pgd",), steps=1))
     outcome = outcome_of(evaluation)
     assert outcome is not None
     assert list(outcome.robust) == [0]
@@ -384,7 +384,7 @@ def test_outcome_agrees_with_the_rows(evaluate: Callable[..., Evaluation]) -> No
 
 
 def test_outcome_by_leaves_where_nothing_else_was_scored(evaluate: Callable[..., Evaluation]) -> None:
-    evaluation = finished(evaluate(level="all", scorings=("leaves",)))
+    evaluation = finished(evaluate(level="all", scoring="leaves"))
     outcome = outcome_of(evaluation)
     assert outcome is not None
     clean = metrics.right(

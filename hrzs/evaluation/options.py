@@ -1,0 +1,58 @@
+"""Everything an evaluation can be told, and an attack. Nothing heavy is imported: ``--help`` is made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from typing import Any, Literal
+
+from hrzs.models.templates import HELP
+from hrzs.option import AT_LEAST_1, NOT_NEGATIVE, check, option
+
+#: The fixed suite behind any-level robust accuracy: one optimiser, every aim, every level, on the cross-entropy and, as
+#: that alone flatters some models more than others, on the margin.
+SUITE = ("leaf-pgd", "superclass-pgd", "hierarchical-pgd", "cw")
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Options of an evaluation, and of an attack; names are those of the command line.
+
+    With ``matrix`` every attack is scored at every level, and images are attacked for all steps; without it at its own
+    level only, and fooled images leave the batch.
+
+    Raises:
+        UsageError: a value is none of its option.
+    """
+
+    # fmt: off
+    attack: tuple[str, ...] = option(SUITE, "Names with commas, none, or list.", shown=",".join(SUITE))
+    level: int | Literal["all"] | None = option(None, "Level attacked: a number or all.", shown="all for the default attacks, else 1 for superclass attacks")
+    scoring: str = option("both", "Superclasses scored by their own prompt, by the sum of their leaves, or both.", choices=("prompt", "leaves", "both"))
+    matrix: bool = option(True, "Score every attack at every level; without, at its own only: fooled images leave the batch.")
+    eps: tuple[Fraction, ...] | None = option(None, "1/255, 0.0039 or 1/255,2/255.", shown="1/255, or the data's")
+    step_size: Fraction | None = option(None, "Of each step of the attack.", shown="the larger of 1/255 and ε/4")
+    steps: int | None = option(None, "Steps of the attack.", range=AT_LEAST_1, shown="the attack's own: 20 for PGD")
+    restarts: int = option(1, "Runs of PGD and APGD from a random start each, on what is left.", range=AT_LEAST_1)
+    random_start: bool = option(True, "PGD from a random point of the ball, or the image.")
+    norm: str = option("linf", "What ε bounds: each entry of the perturbation, or its length.", choices=("linf", "l2"))
+    template: str = option("photo", HELP)
+    head: str | None = option(None, "cosine, hyperbolic or euclidean.", shown="the model's own")
+    seed: int = option(0, "Of all that is random.")
+    batch_size: int = option(128, "Images at a time.", range=AT_LEAST_1)
+    workers: int = option(0, "Processes that read images ahead.", range=NOT_NEGATIVE)
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def scorings(self) -> tuple[str, ...]:
+        """In which ways superclasses are scored."""
+        return ("prompt", "leaves") if self.scoring == "both" else (self.scoring,)
+
+    def as_config(self) -> dict[str, Any]:
+        """As ``--config`` reads it back."""
+        found = {f.name.replace("_", "-"): getattr(self, f.name) for f in fields(self)}
+        found |= {"attack": ",".join(self.attack), "step-size": None if self.step_size is None else str(self.step_size)}
+        return found | {"eps": None if self.eps is None else ",".join(map(str, self.eps))}
