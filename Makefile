@@ -27,8 +27,16 @@ lint: $(STAMP) ## Style, format and types
 test: lint ## Lint, types and every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
+# One adversary before and after. PGD-10 on a fixed subset: a demonstration, not a result.
+ADVERSARY = --tree demo/tree.yaml --steps 10 --limit 192 --scoring prompt
 demo: $(STAMP) ## The main job on embedded defaults: tree, eval, finetune, attack, eval, one table and a picture
-	$(BIN)/python -m hrzs.demo demo
+	rm -rf demo && mkdir demo
+	$(BIN)/hrzs build-tree --source wordnet --show -o demo/tree.yaml
+	$(BIN)/hrzs eval $(ADVERSARY) --json demo/before.json
+	$(BIN)/hrzs finetune --tree demo/tree.yaml --max-steps 100 --batch-size 64 -o demo/run
+	$(BIN)/hrzs attack --model demo/run --tree demo/tree.yaml --attack superclass-pgd --limit 48 -o demo/attack
+	$(BIN)/hrzs eval --model demo/run $(ADVERSARY) --against demo/before.json --report demo/report.html
+	@echo "pictures: demo/report.html demo/attack/gallery.png"
 
 bench: $(STAMP) ## Speed and memory, as ratios in one run; HRZS_AUTOATTACK=a checkout of fra31/auto-attack adds AutoAttack
 	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'

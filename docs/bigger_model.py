@@ -352,9 +352,9 @@ def measure(bench: Bench, model: ClipModel, classes: Sequence[str]) -> dict[str,
     evaluation.run()
     levels: dict[str, list[str]] = {"clean": [], "margin": []}
     for row in rows_of(evaluation):
-        levels["clean" if row.attack == "none" else "margin"].append(row.right or "")
+        levels["clean" if row.attack == "none" else "margin"].append(row.correct or "")
     labels = [label for _, label in sorted(zip(data.ids, data.labels, strict=True))]
-    nodes = [tree.ancestors[level][labels].tolist() for level in range(tree.top)]
+    nodes = [tree.ancestors[level][labels].tolist() for level in range(tree.height)]
     return {"n": len(data), "nodes": nodes, **levels}
 
 

@@ -248,8 +248,8 @@ def write_nodes(place: Place) -> None:
         data = subset(val, limit=limit, skip=skip, classes=place.classes(part).read_text().split())
         tree = whole.restrict(data.classes)
         labels = [label for _, label in sorted(zip(data.ids, data.labels, strict=True))]
-        nodes = [tree.ancestors[level][labels].tolist() for level in range(tree.top)]
-        found[digest(data)] = {"images": images, "sizes": [len(level) for level in tree.levels[: tree.top]],
+        nodes = [tree.ancestors[level][labels].tolist() for level in range(tree.height)]
+        found[digest(data)] = {"images": images, "sizes": [len(level) for level in tree.levels[: tree.height]],
                                "nodes": nodes}  # fmt: skip
     (place.results / "nodes.json").write_text(json.dumps(found, separators=(",", ":")) + "\n")
 

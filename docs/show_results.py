@@ -105,15 +105,15 @@ def right(report: Report, what: str, level: int, eps: str | None = None) -> Tens
     attack = {"clean": "none", "margin": "cw", "pgd": "superclass-pgd" if level else "leaf-pgd"}.get(what, what)
     aim = None if what == "clean" else level
     rows = [r for r in rows_of(report, attack, aim, eps) if r.level == level]
-    return from_bits(rows[0].right, rows[0].n) if rows else None
+    return from_bits(rows[0].correct, rows[0].n) if rows else None
 
 
 def any_level(report: Report) -> Tensor | None:
     """Right at every level under the suite and under the margin loss at every level."""
     summary = report.summary.levels
-    if not summary or summary[0].any_level_right is None:
+    if not summary or summary[0].any_level_correct is None:
         return None
-    held = from_bits(summary[0].any_level_right, report.tasks[0].n)
+    held = from_bits(summary[0].any_level_correct, report.tasks[0].n)
     for level in range(len(report.tasks[0].levels) - 1):
         margin = right(report, "margin", level)
         if margin is None:
@@ -466,7 +466,7 @@ def draw_collapse(store: Store, images: Path) -> None:
     for axes, (row, report) in zip(panels, some.items(), strict=False):
         levels = store.levels(report)
         transfer = [
-            100 * (from_bits(r.right, r.n).double() * store.weights(report, r.level)).sum().item()
+            100 * (from_bits(r.correct, r.n).double() * store.weights(report, r.level)).sum().item()
             for r in rows_of(report, "leaf-pgd", 0)
         ]
         for what, style, color, label in (

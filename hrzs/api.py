@@ -165,7 +165,7 @@ def attack(
     spec = attack_spec(attack)
     levels = spec.levels(found, level)
     if not levels:
-        raise UsageError(f"{attack} has no level {level} to attack in this tree of levels 0 … {found.top - 1}")
+        raise UsageError(f"{attack} has no level {level} to attack in this tree of levels 0 … {found.height - 1}")
     options = evaluation_options({"eps": (eps,), "step_size": step_size, "steps": steps, "norm": norm,
                                   "restarts": restarts, "random_start": random_start})  # fmt: skip
     assert options.eps is not None

@@ -128,7 +128,7 @@ def evaluate(small: ClipModel, task: Task) -> Callable[..., Evaluation]:
             common = F.normalize(F.normalize(features, dim=1).mean(0), dim=0)
             leaves = torch.randn(len(task.tree.classes), 16, generator=torch.Generator().manual_seed(0))
             leaves = F.normalize(leaves - (leaves @ common)[:, None] * common, dim=1)
-            for level in reversed(range(task.tree.top)):
+            for level in reversed(range(task.tree.height)):
                 for node, column in enumerate(classifier.columns[level].tolist()):
                     below = task.tree.ancestors[level] == node
                     classifier.prepared[column] = F.normalize(leaves[below].mean(0), dim=0)

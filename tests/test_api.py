@@ -148,15 +148,15 @@ def test_any_module_with_logits(tree: Tree) -> None:
     module, images = Linear().eval(), torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     labels = module(images).argmax(1)
     result = hrzs.attack(module, images, labels, eps=0.1, steps=10, random_start=False)
-    assert torch.equal(result.won, module(result.images).argmax(1) != labels)
-    assert result.won.any()
+    assert torch.equal(result.success, module(result.images).argmax(1) != labels)
+    assert result.success.any()
     assert all(p.grad is None for p in module.parameters())
     above = hrzs.attack(module, images, labels, tree=tree, attack="superclass-pgd", level=2, eps=0.3, steps=10)
     groups = tree.ancestors[2]
     probabilities = module(above.images).softmax(1)
     predicted = torch.stack([probabilities[:, groups == g].sum(1) for g in range(2)], 1).argmax(1)
-    assert torch.equal(above.won, predicted != groups[labels])
-    assert above.won.any()
+    assert torch.equal(above.success, predicted != groups[labels])
+    assert above.success.any()
 
 
 @pytest.mark.parametrize(

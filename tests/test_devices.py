@@ -184,7 +184,7 @@ def test_attacks(model: ClipModel, images: Tensor, tree: Tree, name: str, norm: 
 def test_noise(model: ClipModel, images: Tensor, tree: Tree) -> None:
     objective = ATTACKS["leaf-pgd"].objective(ZeroShotClassifier(model, tree), 0)
     result = Noise(Budget(Fraction(2, 255), Fraction(1, 255), 2))(model, objective, *batch_on_device(images, tree))
-    assert isinstance(result.won, OnDevice)
+    assert isinstance(result.success, OnDevice)
 
 
 def test_api_takes_images_of_the_device(model: ClipModel, images: Tensor, tree: Tree) -> None:
@@ -232,7 +232,7 @@ def test_training_steps(
         assert all(isinstance(number, float) for number in log.values())
     if options.tune != "all":
         # The seeds of each pass go there, the numbers of the log come back, and after the step those of the head.
-        passes = shapes_tree.top if options.perturbation == "per-level" else 1
+        passes = shapes_tree.height if options.perturbation == "per-level" else 1
         back = 2 if options.method == "hierarchical" else 1
         assert +device.waits == {"to CPU": back, **({"from CPU": options.accumulate * passes} if attacks else {})}
 

@@ -17,8 +17,8 @@ from hrzs.attacks.objectives import (
     Level,
     LevelObjective,
     Objective,
-    Wish,
-    WishObjective,
+    TargetedObjective,
+    TargetSet,
     by_lca,
     named,
     nearest,
@@ -37,7 +37,7 @@ class AttackSpec:
     """A named attack: which levels it may aim at, what it maximises there and by which optimiser.
 
     ``optimiser`` is called with a budget and ``early_stop``; ``steps`` is its number of steps where none is given.
-    ``wish`` chooses, for a tree and a level, the mistakes that count; None means that any mistake does.
+    ``target_set`` chooses, for a tree and a level, the mistakes that count; None means that any mistake does.
     """
 
     name: str
@@ -46,7 +46,7 @@ class AttackSpec:
     optimiser: Callable[..., Attack]
     steps: int = 20
     loss: str = "ce"
-    wish: Callable[[Tree, int], Wish] | None = None
+    target_set: Callable[[Tree, int], TargetSet] | None = None
 
     def levels(self, tree: Tree, level: Level | None) -> tuple[Level, ...]:
         """The levels that ``--level`` (a number, ``all``, or None for the default) means for this attack.
@@ -56,11 +56,11 @@ class AttackSpec:
         Raises:
             UsageError: not a level of this tree.
         """
-        if isinstance(level, int) and not 0 <= level < tree.top:
-            raise UsageError(f"--level {level}: this tree has levels 0 … {tree.top - 1} to attack; or `all`")
+        if isinstance(level, int) and not 0 <= level < tree.height:
+            raise UsageError(f"--level {level}: this tree has levels 0 … {tree.height - 1} to attack; or `all`")
         if self.aim == "all":
             return ("all",)
-        first, last = {"leaf": (0, 1), "superclass": (1, tree.top), "level": (0, tree.top)}[self.aim]
+        first, last = {"leaf": (0, 1), "superclass": (1, tree.height), "level": (0, tree.height)}[self.aim]
         possible = tuple(range(first, last))
         if level == "all" or not possible:
             return possible
@@ -71,8 +71,8 @@ class AttackSpec:
         """What this attack maximises when aimed at ``level``."""
         if isinstance(level, str):
             return HierarchicalObjective(classifier, scoring)
-        if self.wish is not None:
-            return WishObjective(classifier, level, scoring, self.wish(classifier.tree, level))
+        if self.target_set is not None:
+            return TargetedObjective(classifier, level, scoring, self.target_set(classifier.tree, level))
         return LevelObjective(classifier, level, scoring, self.loss)
 
     def stands_in(self, tree: Tree, level: Level) -> str | None:
@@ -105,15 +105,15 @@ ATTACKS: dict[str, AttackSpec] = {
         AttackSpec("autoattack", "AutoAttack standard: apgd-ce, apgd-t, fab-t, square", "level", AutoAttack, steps=100),
         AttackSpec(
             "targeted-pgd", "PGD towards the nearest other class, or towards NAME (`targeted-pgd:NAME`)", "level", PGD,
-            wish=lambda _tree, _level: nearest,
+            target_set=lambda _tree, _level: nearest,
         ),
         AttackSpec(
             "smallest-mistake-pgd", "PGD towards the wrong leaves nearest in the tree", "leaf", PGD,
-            wish=lambda tree, _level: by_lca(tree, largest=False),
+            target_set=lambda tree, _level: by_lca(tree, largest=False),
         ),
         AttackSpec(
             "largest-mistake-pgd", "PGD towards the wrong leaves farthest in the tree", "leaf", PGD,
-            wish=lambda tree, _level: by_lca(tree, largest=True),
+            target_set=lambda tree, _level: by_lca(tree, largest=True),
         ),
     )
 }  # fmt: skip
@@ -129,10 +129,10 @@ def attack_spec(name: str) -> AttackSpec:
     if known not in ATTACKS or (colon and known != "targeted-pgd"):
         raise UsageError(f"--attack {name!r}: one of {', '.join(ATTACKS)}; `--attack list` explains them")
     spec = ATTACKS[known]
-    return replace(spec, name=name, wish=partial(_towards, goal)) if colon else spec
+    return replace(spec, name=name, target_set=partial(_towards, goal)) if colon else spec
 
 
-def _towards(goal: str, tree: Tree, level: int) -> Wish:
+def _towards(goal: str, tree: Tree, level: int) -> TargetSet:
     nodes = tree.levels[level]
     found = [i for i, node in enumerate(nodes) if goal in (node.id, node.class_id)]
     found = found or [i for i, node in enumerate(nodes) if node.name == goal]

@@ -95,8 +95,8 @@ class APGD(Attack):
         for step in range(self.budget.steps):
             if not len(search):
                 return result
-            (loss, won), gradient = search.probe(at.x, result)
-            result.record(search.rows, at.x, won)
+            (loss, success), gradient = search.probe(at.x, result)
+            result.record(search.rows, at.x, success)
             at.note(loss, gradient)
             if step in checks:
                 at.check(step - checked)
@@ -106,13 +106,13 @@ class APGD(Attack):
             if step > 0:
                 x = ball.project(at.x + MOMENTUM * (x - at.x) + (1 - MOMENTUM) * (at.x - at.before))
             at.before, at.x = at.x, x
-            if self.early_stop and won.any():
-                search, at = search.select(~won), at.select(~won)
+            if self.early_stop and success.any():
+                search, at = search.select(~success), at.select(~success)
         if len(search):
-            loss, won = search.outcome(at.x)
-            result.record(search.rows, at.x, won)
+            loss, success = search.outcome(at.x)
+            result.record(search.rows, at.x, success)
             at.note(loss, at.gradient)
-            result.record(search.rows, at.best_x, torch.zeros_like(won))
+            result.record(search.rows, at.best_x, torch.zeros_like(success))
         return result
 
     def _start(self, x: Float[Tensor, "B 3 H W"]) -> _Climb:

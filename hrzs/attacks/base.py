@@ -38,14 +38,14 @@ def sample_seeds(ids: Sequence[str], seed: int, salt: str = "") -> list[int]:
 
 @dataclass
 class AttackResult:
-    """Adversarial ``images``, which of them ``won`` (in fp32), and what the gradients looked like.
+    """Adversarial ``images``, which of them ``success`` (in fp32), and what the gradients looked like.
 
     ``gradients``, ``zero_gradients`` and ``bad_gradients`` count per-image gradients: all of them, those that were
     exactly zero (a masked model) and those that were not finite.
     """
 
     images: Float[Tensor, "B 3 H W"]
-    won: Bool[Tensor, "B"]
+    success: Bool[Tensor, "B"]
     gradients: int = 0
     zero_gradients: int = 0
     bad_gradients: int = 0
@@ -55,12 +55,12 @@ class AttackResult:
         """What an attack starts from: these images, none of which has won."""
         return cls(images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device))
 
-    def record(self, rows: Int[Tensor, "b"], images: Float[Tensor, "b 3 H W"], won: Bool[Tensor, "b"]) -> None:
+    def record(self, rows: Int[Tensor, "b"], images: Float[Tensor, "b 3 H W"], success: Bool[Tensor, "b"]) -> None:
         """Take these for ``rows``: a later image replaces an earlier one unless that would turn a win into a loss."""
-        before = self.won[rows]
-        better = won | ~before
+        before = self.success[rows]
+        better = success | ~before
         self.images[rows] = torch.where(better.view(-1, 1, 1, 1), images, self.images[rows])
-        self.won[rows] = before | won
+        self.success[rows] = before | success
 
     def count(self, gradient: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
         """Note what these gradients look like; what is not finite comes back as 0, and the attack goes on."""
@@ -73,7 +73,7 @@ class AttackResult:
 
     def merge(self, rows: Int[Tensor, "b"], part: AttackResult) -> None:
         """Add the result of a further run on ``rows``."""
-        self.record(rows, part.images, part.won)
+        self.record(rows, part.images, part.success)
         self.gradients += part.gradients
         self.zero_gradients += part.zero_gradients
         self.bad_gradients += part.bad_gradients
@@ -124,11 +124,12 @@ class Search:
         """Does each image win, by an fp32 forward?"""
         return judge(self.model, self.objective, x, self.labels)
 
-    def confirm(self, x: Float[Tensor, "b 3 H W"], won: Bool[Tensor, "b"]) -> Bool[Tensor, "b"]:
+    def confirm(self, x: Float[Tensor, "b 3 H W"], success: Bool[Tensor, "b"]) -> Bool[Tensor, "b"]:
         """Those of the wins at ``x`` that an fp32 forward confirms, where they were not found by one."""
-        if self.model.precision == "fp32" or not won.any():
-            return won
-        return won.index_put((won,), judge(self.model, self.objective.select(won), x[won], self.labels[won]))
+        if self.model.precision == "fp32" or not success.any():
+            return success
+        found = judge(self.model, self.objective.select(success), x[success], self.labels[success])
+        return success.index_put((success,), found)
 
     def probe(self, x: Float[Tensor, "b 3 H W"], result: AttackResult) -> tuple[Outcome, Float[Tensor, "b 3 H W"]]:
         """Loss, wins and gradient at ``x``, in the model's own precision; a win is one by an fp32 forward.
@@ -144,8 +145,8 @@ class Search:
             )
             for rows in slices
         ]  # fmt: skip
-        loss, won, gradient = (torch.cat(part) for part in zip(*found, strict=True))
-        return Outcome(loss, self.confirm(x, won)), result.count(gradient)
+        loss, success, gradient = (torch.cat(part) for part in zip(*found, strict=True))
+        return Outcome(loss, self.confirm(x, success)), result.count(gradient)
 
 
 class Attack(ABC):
@@ -188,10 +189,10 @@ class Attack(ABC):
         result = AttackResult.of(ball.centre)
         with frozen(model), torch.enable_grad(), exact_fp32():
             for i, (part, aim) in enumerate(self.parts(objective)):
-                rows = (~result.won).nonzero().squeeze(1)
+                rows = (~result.success).nonzero().squeeze(1)
                 if not len(rows):
                     break
-                here, truth = ball.select(~result.won), labels[rows]
+                here, truth = ball.select(~result.success), labels[rows]
                 bound = aim.bound(partial(features_of, model, here.centre), truth)
                 fresh = further_seeds([seeds[row] for row in rows.tolist()], i)
                 result.merge(rows, part.run(Search.of(model, bound, here, truth), fresh))
@@ -259,13 +260,13 @@ def judge(
     model: ImageEncoder, objective: Objective, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"]
 ) -> Bool[Tensor, "B"]:
     """Does each image win, by an fp32 forward?"""
-    return objective(features_of(model, images), labels).won
+    return objective(features_of(model, images), labels).success
 
 
 def _differentiate(
     model: ImageEncoder, objective: Objective, images: Float[Tensor, "b 3 H W"], labels: Int[Tensor, "b"]
 ) -> tuple[Float[Tensor, "b"], Bool[Tensor, "b"], Float[Tensor, "b 3 H W"]]:
     images = images.detach().requires_grad_()
-    loss, won = objective(model.encode_image(images), labels)
+    loss, success = objective(model.encode_image(images), labels)
     (gradient,) = torch.autograd.grad(loss.sum(), images)
-    return loss.detach(), won, gradient
+    return loss.detach(), success, gradient

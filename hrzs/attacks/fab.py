@@ -62,25 +62,25 @@ class FAB(Attack):
 
     def run(self, search: Search, seeds: Sequence[int]) -> AttackResult:  # noqa: ARG002 -- nothing is random
         result = AttackResult.of(search.clean)
-        result.won = search.judge(search.clean)
-        search = search.select(~result.won)
+        result.success = search.judge(search.clean)
+        search = search.select(~result.success)
         nowhere = torch.full(search.labels.shape, torch.inf, dtype=torch.float64, device=search.labels.device)
         at = _Place(search.clean, search.clean, nowhere)
         for _ in range(self.budget.steps):
             if not len(search):
                 return result
             at.x = step(search, at.x, result)
-            beyond = search.outcome(at.x, None).won
+            beyond = search.outcome(at.x, None).success
             distance = search.ball.distance(at.x)
             closer = beyond & (distance < at.distance)
             at.distance = torch.where(closer, distance, at.distance)
             at.nearest = torch.where(_wide(closer), at.x, at.nearest)
-            won = search.confirm(at.x, closer & (distance <= float_below(search.ball.eps)))
-            if won.any():  # a mask makes an accelerator wait
-                result.record(search.rows[won], at.x[won], won[won])
+            success = search.confirm(at.x, closer & (distance <= float_below(search.ball.eps)))
+            if success.any():  # a mask makes an accelerator wait
+                result.record(search.rows[success], at.x[success], success[success])
             at.x = torch.where(_wide(beyond), search.clean + BETA * (at.x - search.clean), at.x)
-            if self.early_stop and won.any():
-                search, at = search.select(~won), at.select(~won)
+            if self.early_stop and success.any():
+                search, at = search.select(~success), at.select(~success)
         if len(search):
             last = search.ball.project(torch.where(_wide(at.distance.isfinite()), at.nearest, at.x))
             result.record(search.rows, last, search.judge(last))

@@ -17,7 +17,7 @@ class Noise(Attack):
     def run(self, search: Search, seeds: Sequence[int]) -> AttackResult:
         result = AttackResult.of(search.clean)
         for draw in range(self.budget.steps):
-            here = search.select(~result.won) if self.early_stop else search
+            here = search.select(~result.success) if self.early_stop else search
             if not len(here):
                 break
             # Never the first draw of these seeds: that is where PGD starts.

@@ -22,10 +22,10 @@ Level: TypeAlias = int | Literal["all"]
 
 
 class Outcome(NamedTuple):
-    """``loss`` to be maximised, and ``won``: is the prediction what the adversary wants?"""
+    """``loss`` to be maximised, and ``success``: is the prediction what the adversary wants?"""
 
     loss: Float[Tensor, "B"]
-    won: Bool[Tensor, "B"]
+    success: Bool[Tensor, "B"]
 
 
 class Objective(ABC):
@@ -142,35 +142,35 @@ def of_level(objective: Objective, attack: str) -> LevelObjective:
 
 
 #: Which predictions an adversary wants, from the logits of clean images and the truth.
-Wish = Callable[[Float[Tensor, "B N"], Int[Tensor, "B"]], Bool[Tensor, "B N"]]
+TargetSet = Callable[[Float[Tensor, "B N"], Int[Tensor, "B"]], Bool[Tensor, "B N"]]
 
 
-class WishObjective(LevelObjective):
+class TargetedObjective(LevelObjective):
     """Towards certain mistakes and no others: won when the prediction is one of those wished for.
 
     The loss is the log-probability of all of them together; for a single one this is targeted cross-entropy.
     """
 
-    def __init__(self, classifier: Classifier, level: int, scoring: str, wish: Wish) -> None:
+    def __init__(self, classifier: Classifier, level: int, scoring: str, target_set: TargetSet) -> None:
         super().__init__(classifier, level, scoring)
-        self.wish = wish
-        self.wished: Tensor | None = None
+        self.target_set = target_set
+        self.wanted: Tensor | None = None
 
     def __call__(self, features: Float[Tensor, "B D"], labels: Int[Tensor, "B"]) -> Outcome:
         logits = self.logits(features)
         # Not bound to a batch, the images at hand are taken for the clean ones.
-        wished = self.wish(logits.detach(), self.targets(labels)) if self.wished is None else self.wished
-        loss = logits.masked_fill(~wished, -torch.inf).logsumexp(1) - logits.logsumexp(1)
-        return Outcome(loss, wished.gather(1, logits.detach().argmax(1, keepdim=True)).squeeze(1))
+        wanted = self.target_set(logits.detach(), self.targets(labels)) if self.wanted is None else self.wanted
+        loss = logits.masked_fill(~wanted, -torch.inf).logsumexp(1) - logits.logsumexp(1)
+        return Outcome(loss, wanted.gather(1, logits.detach().argmax(1, keepdim=True)).squeeze(1))
 
     def with_loss(self, loss: str) -> LevelObjective:
         raise UsageError(f"a targeted objective has a loss of its own and takes no {loss!r}: use pgd, fgsm or apgd-ce")
 
-    def bound(self, clean: Callable[[], Tensor], labels: Int[Tensor, "B"]) -> WishObjective:
-        return _with(self, wished=self.wish(self.logits(clean()), self.targets(labels)))
+    def bound(self, clean: Callable[[], Tensor], labels: Int[Tensor, "B"]) -> TargetedObjective:
+        return _with(self, wanted=self.target_set(self.logits(clean()), self.targets(labels)))
 
-    def select(self, rows: Tensor | slice) -> WishObjective:
-        return self if self.wished is None else _with(self, wished=self.wished[rows])
+    def select(self, rows: Tensor | slice) -> TargetedObjective:
+        return self if self.wanted is None else _with(self, wanted=self.wanted[rows])
 
 
 def nearest(logits: Float[Tensor, "B N"], truth: Int[Tensor, "B"]) -> Bool[Tensor, "B N"]:
@@ -179,30 +179,30 @@ def nearest(logits: Float[Tensor, "B N"], truth: Int[Tensor, "B"]) -> Bool[Tenso
     return _one_hot(others.argmax(1), logits.shape[1])
 
 
-def named(node: int) -> Wish:
+def named(node: int) -> TargetSet:
     """The ``node``-th of its level; an image that belongs there already is to be any other."""
 
-    def wish(logits: Float[Tensor, "B N"], truth: Int[Tensor, "B"]) -> Bool[Tensor, "B N"]:
+    def target_set(logits: Float[Tensor, "B N"], truth: Int[Tensor, "B"]) -> Bool[Tensor, "B N"]:
         wanted = _one_hot(torch.full_like(truth, node), logits.shape[1])
         return torch.where((truth == node)[:, None], ~wanted, wanted)
 
-    return wish
+    return target_set
 
 
-def by_lca(tree: Tree, *, largest: bool) -> Wish:
+def by_lca(tree: Tree, *, largest: bool) -> TargetSet:
     """At the leaves: the mistakes whose lowest common ancestor with the truth stands lowest, or else highest."""
     leaves = torch.arange(len(tree.classes)).expand(len(tree.classes), -1)
     heights = tree.lca_height(leaves.T, leaves)
     if largest:
         wanted = heights == heights.amax(1, keepdim=True)
     else:
-        mistakes = heights.masked_fill(heights == 0, tree.top + 1)
+        mistakes = heights.masked_fill(heights == 0, tree.height + 1)
         wanted = mistakes == mistakes.amin(1, keepdim=True)
 
-    def wish(logits: Float[Tensor, "B N"], truth: Int[Tensor, "B"]) -> Bool[Tensor, "B N"]:
+    def target_set(logits: Float[Tensor, "B N"], truth: Int[Tensor, "B"]) -> Bool[Tensor, "B N"]:
         return wanted.to(logits.device)[truth]
 
-    return wish
+    return target_set
 
 
 def _one_hot(index: Int[Tensor, "B"], classes: int) -> Bool[Tensor, "B N"]:
@@ -215,14 +215,14 @@ class HierarchicalObjective(Objective):
     level = "all"
 
     def __init__(self, classifier: Classifier, scoring: str = "prompt") -> None:
-        top = classifier.tree.top
+        top = classifier.tree.height
         self.parts = [LevelObjective(classifier, level, scoring) for level in range(top)]
         self.weights = level_weights(top)
 
     def __call__(self, features: Float[Tensor, "B D"], labels: Int[Tensor, "B"]) -> Outcome:
         outcomes = [part(features, labels) for part in self.parts]
         loss = torch.stack([w * o.loss for w, o in zip(self.weights, outcomes, strict=True)]).sum(0)
-        return Outcome(loss, torch.stack([o.won for o in outcomes]).all(0))
+        return Outcome(loss, torch.stack([o.success for o in outcomes]).all(0))
 
 
 def level_weights(top: int) -> tuple[float, ...]:

@@ -18,10 +18,10 @@ class PGD(Attack):
             if not len(search):
                 return result
             outcome, gradient = search.probe(x, result)
-            result.record(search.rows, x, outcome.won)
+            result.record(search.rows, x, outcome.success)
             x = search.ball.step(x, gradient, float(self.budget.step_size))
-            if self.early_stop and outcome.won.any():
-                search, x = search.select(~outcome.won), x[~outcome.won]
+            if self.early_stop and outcome.success.any():
+                search, x = search.select(~outcome.success), x[~outcome.success]
         if len(search):
             result.record(search.rows, x, search.judge(x))
         return result

@@ -31,7 +31,7 @@ class _Place:
     """Where each image of the batch stands; every field has one entry per image."""
 
     x: Float[Tensor, "b 3 H W"]
-    won: Bool[Tensor, "b"]
+    success: Bool[Tensor, "b"]
     loss: Float[Tensor, "b"]
     proposal: Float[Tensor, "b 3 H W"]
 
@@ -54,25 +54,25 @@ class Square(Attack):
         start = _start(search.ball, random)
         draws = _uniform(random, (self.budget.steps, _DRAWS), start)
         result = AttackResult.of(search.clean)
-        result.won = search.judge(search.clean)
-        at = _Place(search.clean, result.won.clone(), start.new_full((len(start),), -torch.inf), start)
+        result.success = search.judge(search.clean)
+        at = _Place(search.clean, result.success.clone(), start.new_full((len(start),), -torch.inf), start)
         for query in range(self.budget.steps):
-            if self.early_stop and at.won.any():
-                search, at = search.select(~at.won), at.select(~at.won)
+            if self.early_stop and at.success.any():
+                search, at = search.select(~at.success), at.select(~at.success)
             if not len(search):
                 break
             if query > 0:
                 side = _side(query - 1, self.budget.steps, at.x.shape)
                 at.proposal = _change(search.ball, at.x, side, draws[search.rows, query])
-            loss, won = search.outcome(at.proposal, None)
-            won = search.confirm(at.proposal, won)
-            better = (won & ~at.won) | ((won | ~at.won) & (loss > at.loss))
+            loss, success = search.outcome(at.proposal, None)
+            success = search.confirm(at.proposal, success)
+            better = (success & ~at.success) | ((success | ~at.success) & (loss > at.loss))
             at.x = torch.where(better.view(-1, 1, 1, 1), at.proposal, at.x)
-            at.loss, at.won = torch.where(better, loss, at.loss), at.won | won
+            at.loss, at.success = torch.where(better, loss, at.loss), at.success | success
             result.images[search.rows[better]] = at.proposal[better]
-            result.won[search.rows[won]] = True
+            result.success[search.rows[success]] = True
         if search.model.precision != "fp32" and len(search):
-            result.won[search.rows] |= search.judge(at.x)
+            result.success[search.rows] |= search.judge(at.x)
         return result
 
 

@@ -30,7 +30,7 @@ from hrzs.models.clip import ClipModel
 from hrzs.models.exact import exact_fp32
 from hrzs.models.loading import read_header
 from hrzs.models.templates import template_for
-from hrzs.results.metrics import right
+from hrzs.results.metrics import correct
 from hrzs.results.outcome import Example, most_instructive
 from hrzs.results.pages.gallery import draw_gallery
 from hrzs.tasks import Task
@@ -225,7 +225,7 @@ class AdversarialSet:
         tree = self.task.tree
         delta = (result.images.double() - images.double()).flatten(1)
         linf, l2 = delta.abs().amax(1).tolist(), torch.linalg.vector_norm(delta, dim=1).tolist()
-        won = result.won.tolist()
+        success = result.success.tolist()
         stages = {"before": images, "after": result.images, "after_8_bit": (result.images * 255).round() / 255}
         predicted = {stage: self._predict(pixels) for stage, pixels in stages.items()}
         return [
@@ -234,7 +234,7 @@ class AdversarialSet:
                 "id": batch.ids[i],
                 "label": tree.classes[int(batch.labels[i])],
                 **{stage: _names(tree, nodes[:, i]) for stage, nodes in predicted.items()},
-                "won": won[i],
+                "success": success[i],
                 "linf": linf[i],
                 "l2": l2[i],
             }
@@ -266,7 +266,7 @@ class AdversarialSet:
 
     def _summary(self, found: _Predictions) -> dict[str, Any]:
         tree, labels = self.task.tree, torch.tensor(list(self.task.data.labels))
-        clean, robust, rounded = right(tree, labels, torch.stack([found.before, found.after, found.after_8_bit]))
+        clean, robust, rounded = correct(tree, labels, torch.stack([found.before, found.after, found.after_8_bit]))
         # An image that is wrong when clean is not robust (docs/evaluation.md).
         held = {"clean": clean, "robust": clean & robust, "robust_after_8_bit": clean & rounded}
         return {
@@ -281,8 +281,8 @@ class AdversarialSet:
 
     def _gallery(self, tensors: Path, found: _Predictions, most: int = 8) -> None:
         tree, data, labels = self.task.tree, self.task.data, torch.tensor(list(self.task.data.labels))
-        was = right(tree, labels, found.before[None])[0].sum(0)
-        lost = was - right(tree, labels, found.after[None])[0].sum(0)
+        was = correct(tree, labels, found.before[None])[0].sum(0)
+        lost = was - correct(tree, labels, found.after[None])[0].sum(0)
         chosen = most_instructive(labels, was, lost, most) or list(range(min(most, len(labels))))
         clean = next(loader(data, len(chosen), 0, chosen)).images
         examples = [

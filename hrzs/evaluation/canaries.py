@@ -133,20 +133,20 @@ class _Bench:
         return LEAF_PGD.optimiser(replace(budget, steps=steps or budget.steps), early_stop=early_stop)
 
     @cached_property
-    def right(self) -> Bool[Tensor, "n"]:
+    def correct(self) -> Bool[Tensor, "n"]:
         """Right when clean: these are attacked."""
         return ~judge(self.model, self.objective, self.images, self.labels)
 
     @cached_property
-    def held(self) -> Bool[Tensor, "n"]:
+    def robust(self) -> Bool[Tensor, "n"]:
         """Right under PGD too, the white-box attack that the others are compared with."""
-        return self.right & ~self.fooled(self.pgd(), self.right)
+        return self.correct & ~self.fooled(self.pgd(), self.correct)
 
     def missed(self, name: str, weaker: str, missed: Bool[Tensor, "n"], note: str = "") -> Canary:
         """A comparison: ``missed`` by PGD although the ``weaker`` attack fools them."""
-        attacked = int(self.right.sum())
+        attacked = int(self.correct.sum())
         expected = f"at most {MISSED} of the images attacked fall to {weaker} and not to {self.white_box}"
-        note = note or f"{int(self.held.sum())} hold under {self.white_box}"
+        note = note or f"{int(self.robust.sum())} hold under {self.white_box}"
         return _measured(name, int(missed.sum()), attacked, MISSED, expected, note)
 
 
@@ -164,18 +164,18 @@ def _superclasses(bench: _Bench, evaluation: Evaluation) -> _Bench | None:
 
     That is where most images of the run hold: the figure that would be the most wrong.
     """
-    held: dict[tuple[int, str], Bool[Tensor, "n"]] = {}
-    clean = metrics.right(evaluation.task.tree, evaluation.labels, evaluation.clean.nodes)
+    robust: dict[tuple[int, str], Bool[Tensor, "n"]] = {}
+    clean = metrics.correct(evaluation.task.tree, evaluation.labels, evaluation.clean.nodes)
     for unit in evaluation.units:
         if unit.eps != bench.eps or not isinstance(unit.level, int) or not unit.level:
             continue
         found, s = evaluation.predictions[unit.key], SCORINGS.index(unit.scoring)
-        after = metrics.right(evaluation.task.tree, evaluation.labels, found.nodes)[s, unit.level] & ~found.won
+        after = metrics.correct(evaluation.task.tree, evaluation.labels, found.nodes)[s, unit.level] & ~found.success
         place = (unit.level, unit.scoring)
-        held[place] = held.get(place, clean[s, unit.level]) & after
-    if not held:
+        robust[place] = robust.get(place, clean[s, unit.level]) & after
+    if not robust:
         return None
-    level, scoring = max(held, key=lambda place: int(held[place].sum()))
+    level, scoring = max(robust, key=lambda place: int(robust[place].sum()))
     return replace(bench, objective=LevelObjective(evaluation.classifier, level, scoring))
 
 
@@ -257,19 +257,19 @@ def _weaker_attacks(bench: _Bench, update: Callable[[str], None]) -> list[Canary
     noise = Noise(replace(bench.budget(), steps=DRAWS))
     margin = replace(bench, objective=bench.objective.with_loss("margin"))
     canaries = [
-        bench.missed("one-step-vs-iterative", "one step (FGSM)", bench.fooled(one_step, bench.held)),
-        bench.missed("noise-vs-white-box", f"one of {DRAWS} draws of noise", bench.fooled(noise, bench.held)),
-        bench.missed("margin-vs-ce", "PGD on the margin", bench.fooled(bench.pgd(), bench.held, margin)),
+        bench.missed("one-step-vs-iterative", "one step (FGSM)", bench.fooled(one_step, bench.robust)),
+        bench.missed("noise-vs-white-box", f"one of {DRAWS} draws of noise", bench.fooled(noise, bench.robust)),
+        bench.missed("margin-vs-ce", "PGD on the margin", bench.fooled(bench.pgd(), bench.robust, margin)),
     ]
     update("Square")
     square = ATTACKS["square"].optimiser(replace(bench.budget(), steps=QUERIES))
-    fooled = bench.fooled(square, bench.held, margin)
+    fooled = bench.fooled(square, bench.robust, margin)
     return [*canaries, bench.missed("square-vs-white-box", f"Square ({QUERIES} queries)", fooled)]
 
 
 def _gradient_check(bench: _Bench) -> Canary:
     """Of images that are right when clean: those whose gradient does not point where the loss rises."""
-    name, rows = "gradient-check", bench.right.nonzero().squeeze(1)[:CHECKED]
+    name, rows = "gradient-check", bench.correct.nonzero().squeeze(1)[:CHECKED]
     where = f" of {bench.white_box}" if bench.objective.level else ""
     expected = f"at most {ASTRAY} of the gradients{where} disagree with finite differences (correlation under {AGREES})"
     if not len(rows):
@@ -316,32 +316,32 @@ def _untouched(bench: _Bench, evaluation: Evaluation) -> list[Canary]:
     classifier = ZeroShotClassifier(model, evaluation.task.tree, evaluation.options.template)
     untouched = replace(bench, model=model, objective=LevelObjective(classifier, 0))
     # Attacked for all steps: an image that barely crosses a boundary of that model transfers to no other.
-    fooled = bench.fooled(bench.pgd(early_stop=False), bench.held, untouched)
+    fooled = bench.fooled(bench.pgd(early_stop=False), bench.robust, untouched)
     return [_holds(name, untouched, expected), bench.missed(transfer, weaker, fooled)]
 
 
 def _holds(name: str, bench: _Bench, expected: str) -> Canary:
     """The robust accuracy of a model, over all images."""
-    n, held = len(bench.labels), int(bench.held.sum())
-    return _measured(name, held, n, UNTOUCHED, expected, f"clean {int(bench.right.sum()) / n:.3f}")
+    n, robust = len(bench.labels), int(bench.robust.sum())
+    return _measured(name, robust, n, UNTOUCHED, expected, f"clean {int(bench.correct.sum()) / n:.3f}")
 
 
 def _huge(bench: _Bench) -> Canary:
     expected = f"at most {HELD_AT_HUGE} of the images attacked hold at ε {format_eps(HUGE)}"
     budget = replace(bench.budget(HUGE), norm="linf", step_size=HUGE / 4)
-    held = bench.right & ~bench.fooled(LEAF_PGD.optimiser(budget), bench.right)
-    return _measured("huge-eps", int(held.sum()), int(bench.right.sum()), HELD_AT_HUGE, expected)
+    robust = bench.correct & ~bench.fooled(LEAF_PGD.optimiser(budget), bench.correct)
+    return _measured("huge-eps", int(robust.sum()), int(bench.correct.sum()), HELD_AT_HUGE, expected)
 
 
 def _eps_monotone(bench: _Bench) -> Canary:
     """What falls at ε must fall at 2ε, whose ball contains the smaller one."""
     double = 2 * bench.eps if bench.options.norm == "l2" else min(2 * bench.eps, Fraction(1))
-    held = bench.right & ~bench.fooled(bench.pgd(double), bench.right)
+    robust = bench.correct & ~bench.fooled(bench.pgd(double), bench.correct)
     small, large = format_eps(bench.eps), format_eps(double)
     expected = f"at most {MISSED} of the images attacked fall at ε {small} and not at ε {large}"
-    note = f"{int(bench.held.sum())} hold at ε {small}, {int(held.sum())} at ε {large}"
-    missed = int((bench.right & ~bench.held & held).sum())
-    return _measured("eps-monotone", missed, int(bench.right.sum()), MISSED, expected, note)
+    note = f"{int(bench.robust.sum())} hold at ε {small}, {int(robust.sum())} at ε {large}"
+    missed = int((bench.correct & ~bench.robust & robust).sum())
+    return _measured("eps-monotone", missed, int(bench.correct.sum()), MISSED, expected, note)
 
 
 def _steps_monotone(bench: _Bench) -> Canary:
@@ -351,9 +351,9 @@ def _steps_monotone(bench: _Bench) -> Canary:
     if not few:
         note = f"not applicable: {steps} steps have no quarter"
         return Canary(name, None, "robust accuracy falls as steps grow", None, note, applicable=False)
-    fooled = bench.fooled(bench.pgd(steps=few), bench.right, salt="steps")
-    note = f"{int((bench.right & ~fooled).sum())} hold after {few} steps, {int(bench.held.sum())} after {steps}"
-    return bench.missed(name, f"{few} of {steps} steps", bench.held & fooled, note)
+    fooled = bench.fooled(bench.pgd(steps=few), bench.correct, salt="steps")
+    note = f"{int((bench.correct & ~fooled).sum())} hold after {few} steps, {int(bench.robust.sum())} after {steps}"
+    return bench.missed(name, f"{few} of {steps} steps", bench.robust & fooled, note)
 
 
 def _cosine_head(bench: _Bench, evaluation: Evaluation) -> Canary:
@@ -361,10 +361,10 @@ def _cosine_head(bench: _Bench, evaluation: Evaluation) -> Canary:
     classifier = ZeroShotClassifier(bench.model, evaluation.task.tree, evaluation.options.template, "cosine")
     cosine = replace(bench, objective=LevelObjective(classifier, 0))
     expected = f"at most {MISSED} of the images that hold under their own head fall to its cosine head"
-    if not bench.held.any():
+    if not bench.robust.any():
         return Canary("cosine-head", None, expected, None, "not applicable: none holds", applicable=False)
-    fooled = bench.fooled(bench.pgd(early_stop=False), bench.held, cosine)
-    return _measured("cosine-head", int(fooled.sum()), int(bench.held.sum()), MISSED, expected)
+    fooled = bench.fooled(bench.pgd(early_stop=False), bench.robust, cosine)
+    return _measured("cosine-head", int(fooled.sum()), int(bench.robust.sum()), MISSED, expected)
 
 
 def _dead_gradients(evaluation: Evaluation) -> Canary:

@@ -28,7 +28,7 @@ class Made:
     """
 
     images: Float[Tensor, "B 3 H W"]
-    won: Bool[Tensor, "B"] | None = None
+    success: Bool[Tensor, "B"] | None = None
     gradients: Sequence[int] = (0, 0, 0)
 
 
@@ -60,7 +60,7 @@ class Search:
         images, labels = batch.images.to(self.model.device), batch.labels.to(self.model.device)
         seeds = further_seeds(sample_seeds(batch.ids, self.seed), self.place)
         found = self.attack(self.model, self.objective, images, labels, seeds)
-        return Made(found.images, found.won.cpu(), (found.gradients, found.zero_gradients, found.bad_gradients))
+        return Made(found.images, found.success.cpu(), (found.gradients, found.zero_gradients, found.bad_gradients))
 
 
 class AttackedImages:
@@ -81,11 +81,11 @@ class AttackedImages:
         """Do fooled images leave? What is scored away from its own aim stays, or transfer would be overstated."""
         return isinstance(unit.level, int) and not self.options.matrix
 
-    def worth(self, unit: Unit, right: Bool[Tensor, "s levels n"]) -> Bool[Tensor, "n"]:
+    def worth(self, unit: Unit, correct: Bool[Tensor, "s levels n"]) -> Bool[Tensor, "n"]:
         """The images to attack: those that can still be lost, given where they are right when clean."""
         if self.stops_early(unit) and isinstance(unit.level, int):
-            return right[SCORINGS.index(unit.scoring), unit.level]
-        return right.flatten(0, 1).any(0)
+            return correct[SCORINGS.index(unit.scoring), unit.level]
+        return correct.flatten(0, 1).any(0)
 
     def parts(self, unit: Unit) -> list[Search]:
         """What is done for one unit, in this order, each with the images that nothing fooled before."""

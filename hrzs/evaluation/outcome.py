@@ -29,9 +29,9 @@ def outcome_of(evaluation: Evaluation) -> Outcome | None:
     if not units:
         return None
     tree, labels = evaluation.task.tree, evaluation.labels
-    clean = metrics.right(tree, labels, evaluation.predictions[evaluation.units[0].key].nodes)
+    clean = metrics.correct(tree, labels, evaluation.predictions[evaluation.units[0].key].nodes)
     chosen, robust = clean[0].clone(), {}
-    for level in range(tree.top):
+    for level in range(tree.height):
         aimed = [u for u in units if u.level == level] or [u for u in units if u.level == "all"]
         through = next((s for s in SCORINGS if any(u.scoring == s for u in aimed)), None)
         if through is None:
@@ -42,12 +42,12 @@ def outcome_of(evaluation: Evaluation) -> Outcome | None:
         for unit in aimed:
             if unit.scoring == through:
                 found = evaluation.predictions[unit.key]
-                held &= metrics.right(tree, labels, found.nodes)[s, level]
+                held &= metrics.correct(tree, labels, found.nodes)[s, level]
                 if unit.level == level:
-                    held &= ~found.won
+                    held &= ~found.success
         robust[level] = held
     on_leaves = [evaluation.predictions[u.key] for u in units if u.level == 0]
-    strongest = max(on_leaves, key=lambda found: int(found.won.sum()), default=None)
+    strongest = max(on_leaves, key=lambda found: int(found.success.sum()), default=None)
     eps = units[0].eps
     assert eps is not None
     return Outcome(format_eps(eps), labels, chosen, robust, None if strongest is None else strongest.nodes[0, 0])
@@ -67,8 +67,8 @@ def gallery_of(evaluation: Evaluation, most: int = 8) -> Gallery | None:
     tree, labels = evaluation.task.tree, evaluation.labels
     units = [u for u in _first_eps(evaluation) if u.scoring == "prompt"]
     before = evaluation.predictions[evaluation.units[0].key].nodes[0]
-    was = metrics.right(tree, labels, before[None])[0].sum(0)
-    lost = {u: was - metrics.right(tree, labels, evaluation.predictions[u.key].nodes[:1])[0].sum(0) for u in units}
+    was = metrics.correct(tree, labels, before[None])[0].sum(0)
+    lost = {u: was - metrics.correct(tree, labels, evaluation.predictions[u.key].nodes[:1])[0].sum(0) for u in units}
     unit = max(lost, key=lambda u: int(lost[u].sum()), default=None)
     if unit is None or not (lost[unit] > 0).any():
         return None

@@ -106,7 +106,7 @@ def plan(task: Task, options: EvalOptions, *, lenient: bool = False) -> list[Uni
 
 def not_applicable(task: Task, options: EvalOptions) -> list[str]:
     """The attacks of the list that this tree has no level for."""
-    if task.tree.top > 1:
+    if task.tree.height > 1:
         return []
     return [name for name in options.attack if name != "none" and attack_spec(name).aim == "superclass"]
 

@@ -25,11 +25,11 @@ def rows_of(evaluation: Evaluation) -> list[Row]:
 
 def _rows(evaluation: Evaluation, unit: Unit) -> Iterator[Row]:
     tree, labels = evaluation.task.tree, evaluation.labels
-    truth = tree.ancestors[: tree.top, labels]
-    clean = metrics.right(tree, labels, evaluation.clean.nodes)
+    truth = tree.ancestors[: tree.height, labels]
+    clean = metrics.correct(tree, labels, evaluation.clean.nodes)
     found = evaluation.predictions[unit.key]
-    adversarial = metrics.right(tree, labels, found.nodes)
-    for level in range(tree.top):
+    adversarial = metrics.correct(tree, labels, found.nodes)
+    for level in range(tree.height):
         for s, scoring in enumerate(SCORINGS):
             # An attack may have won at its own aim although what is predicted now, in other company, is right.
             aimed = unit.level == level and unit.scoring == scoring
@@ -38,10 +38,10 @@ def _rows(evaluation: Evaluation, unit: Unit) -> Iterator[Row]:
             held = clean[s, level]
             if unit.eps is not None:
                 held = held & adversarial[s, level]
-                held = held & ~found.won if aimed else held
+                held = held & ~found.success if aimed else held
             about: dict[str, Any] = {"level": level, "classes": len(tree.levels[level]), "scoring": scoring,
                      "constant": metrics.constant_answer(truth[level]),
-                     "right": metrics.to_bits(held[evaluation.by_id])}  # fmt: skip
+                     "correct": metrics.to_bits(held[evaluation.by_id])}  # fmt: skip
             weights = metrics.node_weights(truth[level])
             about |= {"nodes": (nodes := len(set(truth[level].tolist()))), "constant_balanced": 1 / nodes}
             about |= _accuracies("clean", clean[s, level], weights)
@@ -56,16 +56,16 @@ def _about(evaluation: Evaluation, unit: Unit) -> dict[str, Any]:
             "seconds": round(evaluation.seconds[unit.key], 3)}  # fmt: skip
 
 
-def _accuracies(name: str, right: Bool[Tensor, "n"] | None, weights: Tensor) -> dict[str, Any]:
+def _accuracies(name: str, correct: Bool[Tensor, "n"] | None, weights: Tensor) -> dict[str, Any]:
     """Per image and balanced over the nodes of the level that have images, each with its interval."""
-    if right is None:
+    if correct is None:
         return {name: None}
-    n, count = len(right), int(right.sum())
+    n, count = len(correct), int(correct.sum())
     return {
         name: count / n,
         f"{name}_ci95": metrics.wilson(count, n),
-        f"{name}_balanced": metrics.balanced(right, weights),
-        f"{name}_balanced_ci95": metrics.balanced_interval(right, weights),
+        f"{name}_balanced": metrics.balanced(correct, weights),
+        f"{name}_balanced_ci95": metrics.balanced_interval(correct, weights),
     }
 
 
@@ -102,18 +102,18 @@ def overall_of(evaluation: Evaluation) -> list[Overall]:
     The constant answer of any-level accuracy names one leaf with all its ancestors.
     """
     tree, labels, n = evaluation.task.tree, evaluation.labels, len(evaluation.labels)
-    weights = metrics.weights_over_levels(tree.ancestors[: tree.top, labels])
-    clean_right = metrics.right(tree, labels, evaluation.clean.nodes)[0]
-    every = clean_right.all(0)
+    weights = metrics.weights_over_levels(tree.ancestors[: tree.height, labels])
+    clean_correct = metrics.correct(tree, labels, evaluation.clean.nodes)[0]
+    every = clean_correct.all(0)
     found = []
     for eps in dict.fromkeys(u.eps for u in evaluation.units if u.eps is not None):
         units = [u for u in evaluation.units if u.eps == eps and u.scoring == "prompt"]
-        robust = _any_level(evaluation, clean_right, units)
+        robust = _any_level(evaluation, clean_correct, units)
         shown = {u.title: evaluation.predictions[u.key] for u in (evaluation.units[0], *units)}
         whole: dict[str, Any] = {}
         if robust is not None:
             whole = {f"any_level_{name}": value for name, value in _accuracies("robust", robust, weights).items()}
-            whole |= {"any_level_suite": SUITE, "any_level_right": metrics.to_bits(robust[evaluation.by_id])}
+            whole |= {"any_level_suite": SUITE, "any_level_correct": metrics.to_bits(robust[evaluation.by_id])}
         found.append(
             Overall(
                 dataset=evaluation.task.data.name, eps=format_eps(eps),
@@ -136,7 +136,7 @@ def truth_of(evaluation: Evaluation) -> Truth:
         return " ".join(map(str, numbers.tolist()))
 
     tree = evaluation.task.tree
-    return Truth(words(evaluation.labels[evaluation.by_id]), tuple(map(words, tree.ancestors[: tree.top])))
+    return Truth(words(evaluation.labels[evaluation.by_id]), tuple(map(words, tree.ancestors[: tree.height])))
 
 
 def _any_level(
@@ -151,4 +151,4 @@ def _any_level(
     suite = [evaluation.predictions[u.key] for u in units if (u.attack, u.level) in wanted]
     if len(suite) < len(wanted):
         return None
-    return metrics.any_level(clean, [(metrics.right(tree, labels, one.nodes)[0], one.won) for one in suite])
+    return metrics.any_level(clean, [(metrics.correct(tree, labels, one.nodes)[0], one.success) for one in suite])

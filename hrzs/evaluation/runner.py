@@ -142,19 +142,19 @@ class Evaluation:
         if unit.eps is None:
             found, stops, parts = Predictions.empty(self.task.tree, len(self.labels)), False, _JUST_LOOK
         else:
-            worth = self.images.worth(unit, metrics.right(self.task.tree, self.labels, self.clean.nodes))
+            worth = self.images.worth(unit, metrics.correct(self.task.tree, self.labels, self.clean.nodes))
             found = Predictions(self.clean.nodes.clone(), ~worth, self.clean.distances.clone())
             stops, parts = self.images.stops_early(unit), self.images.parts(unit)
         self.predictions[unit.key] = found
         costs = [part.cost or _FORWARD for part in parts]
         size = self.options.batch_size * (TOGETHER if stops else 1)
         for i, part in enumerate(parts):
-            left = (~found.won).nonzero().squeeze(1)
+            left = (~found.success).nonzero().squeeze(1)
             after, done = sum(costs[i + 1 :]), 0
             for rows, predictions in self._batches(unit, i, left, size, partial(self._attack, unit, part)):
                 found.put(rows, predictions)
                 done += len(rows)
-                still = int((~found.won).sum()) if after else 0
+                still = int((~found.success).sum()) if after else 0
                 tick(costs[i] * len(rows), costs[i] * (len(left) - done) + after * still, unit.title)
 
     def _batches(
@@ -168,14 +168,14 @@ class Evaluation:
         """What ``work`` makes of these images, batch by batch, or what the store kept of it."""
         start = 0
         for record in self.store.read(f"{unit.key}|{part}"):
-            yield self._take(unit, record, rows[start : start + len(record["won"])])
-            start += len(record["won"])
+            yield self._take(unit, record, rows[start : start + len(record["success"])])
+            start += len(record["success"])
         rest = rows[start:]
         for batch in loader(self.task.data, size, self.options.workers, rest.tolist()):
             began = time.monotonic()
             found, gradients = work(batch)
             record = {
-                "nodes": found.nodes.tolist(), "won": found.won.tolist(), "distances": found.distances.tolist(),
+                "nodes": found.nodes.tolist(), "success": found.success.tolist(), "distances": found.distances.tolist(),
                 "gradients": list(gradients), "seconds": time.monotonic() - began,
             }  # fmt: skip
             self.store.write(f"{unit.key}|{part}", record)
@@ -187,7 +187,7 @@ class Evaluation:
         for name, count in zip(GRADIENTS, record["gradients"], strict=True):
             self.gradients[unit.key][name] += count
         distances = torch.tensor(record["distances"], dtype=torch.float64)
-        return rows, Predictions(torch.tensor(record["nodes"]), torch.tensor(record["won"]), distances)
+        return rows, Predictions(torch.tensor(record["nodes"]), torch.tensor(record["success"]), distances)
 
     def _attack(self, unit: Unit, part: Part, batch: Batch) -> tuple[Predictions, Sequence[int]]:
         """What one part makes of one batch, and what is predicted for it."""
@@ -195,15 +195,15 @@ class Evaluation:
         features = features_of(self.model, made.images.to(self.model.device))
         nodes = self.classifier.predict(features).cpu()
         likeliest = self.classifier.likeliest(features, max(metrics.TOP)).cpu()
-        won = self._won(unit, batch.labels, nodes) if made.won is None else made.won
+        success = self._success(unit, batch.labels, nodes) if made.success is None else made.success
         distances = metrics.hierarchical_distances(self.task.tree, batch.labels, likeliest)
-        return Predictions(nodes, won, distances), made.gradients
+        return Predictions(nodes, success, distances), made.gradients
 
-    def _won(self, unit: Unit, labels: Int[Tensor, "n"], nodes: Int[Tensor, "s levels n"]) -> Bool[Tensor, "n"]:
+    def _success(self, unit: Unit, labels: Int[Tensor, "n"], nodes: Int[Tensor, "s levels n"]) -> Bool[Tensor, "n"]:
         """Is an image mistaken where it was meant to be: at its attack's level, or at every one? Never when clean."""
         if unit.eps is None:
             return torch.zeros(len(labels), dtype=torch.bool)
-        wrong = ~metrics.right(self.task.tree, labels, nodes)[SCORINGS.index(unit.scoring)]
+        wrong = ~metrics.correct(self.task.tree, labels, nodes)[SCORINGS.index(unit.scoring)]
         return wrong[unit.level] if isinstance(unit.level, int) and unit.level < len(wrong) else wrong.all(0)
 
 

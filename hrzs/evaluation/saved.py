@@ -185,9 +185,9 @@ class SavedImages:
     def stops_early(self, unit: Unit) -> bool:  # noqa: ARG002
         return False
 
-    def worth(self, unit: Unit, right: Bool[Tensor, "s levels n"]) -> Bool[Tensor, "n"]:  # noqa: ARG002
+    def worth(self, unit: Unit, correct: Bool[Tensor, "s levels n"]) -> Bool[Tensor, "n"]:  # noqa: ARG002
         """All, for every one is judged."""
-        return torch.ones_like(right[0, 0])
+        return torch.ones_like(correct[0, 0])
 
     def budget(self, unit: Unit) -> Budget:
         return self.sets[unit].budget

@@ -106,7 +106,7 @@ def agreement(first: Tree, second: Tree) -> dict[str, Any]:
     total = int(together[-1, -1])
     heights = np.diff(np.diff(together, axis=0), axis=1)
     rand = []
-    for level in range(1, min(first.top, second.top)):
+    for level in range(1, min(first.height, second.height)):
         both, one, other = (int(together[at]) for at in ((level, level), (level, -1), (-1, level)))
         chance, most = one * other / total, (one + other) / 2
         rand.append(1.0 if most == chance else round((both - chance) / (most - chance), 4))
@@ -148,7 +148,7 @@ def _sizes(root: Node) -> dict[int, int]:
 def _partitions(tree: Tree, classes: Sequence[str]) -> Int64[np.ndarray, "levels C"]:
     """For each level the number of the node that each of ``classes`` stands in; `Tree.ancestors` would need torch."""
     position = {class_id: i for i, class_id in enumerate(classes)}
-    node_of = np.empty((tree.top + 1, len(classes)), np.int64)
+    node_of = np.empty((tree.height + 1, len(classes)), np.int64)
     for level, nodes in enumerate(tree.levels):
         for number, node in enumerate(nodes):
             node_of[level, [position[leaf.class_id or ""] for leaf in node.leaves()]] = number
@@ -312,7 +312,7 @@ class _Columns:
             font = normal if node.is_leaf else bold
             width[id(node)] = renderer.get_text_width_height_descent(text, font, ismath=False)[0] / _DPI
         left, total = {}, 0.0
-        for level in range(tree.top, -1, -1):
+        for level in range(tree.height, -1, -1):
             left[level] = total
             # The heading of a column takes less than half an inch.
             total += _GAP + max([0.5] + [width[id(node)] for node in tree.levels[level] if node.level == level])

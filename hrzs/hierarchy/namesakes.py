@@ -75,7 +75,7 @@ def namesakes(tree: Tree) -> list[Namesakes]:
 def alike(tree: Tree, key: Callable[[Node], Hashable]) -> Iterator[tuple[int, tuple[Node, ...]]]:
     """(level, nodes) of all nodes of a level below the root that ``key`` gives the same."""
     known: dict[int, Hashable] = {}
-    for level, standing in enumerate(tree.levels[: tree.top]):
+    for level, standing in enumerate(tree.levels[: tree.height]):
         groups: dict[Hashable, list[Node]] = {}
         for node in standing:
             if id(node) not in known:

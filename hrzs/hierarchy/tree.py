@@ -123,7 +123,7 @@ class Tree:
     # -- levels ------------------------------------------------------------------------------------------------
 
     @property
-    def top(self) -> int:
+    def height(self) -> int:
         """``L``: the level of the root. Levels 0 … L-1 can be scored; levels 1 … L-1 are the superclasses."""
         return self.root.level
 
@@ -131,7 +131,8 @@ class Tree:
     def levels(self) -> tuple[tuple[Node, ...], ...]:
         """The nodes of each level 0 … L, in the order of the first of their leaves."""
         paths = self._paths
-        return tuple(tuple({id(path[level]): path[level] for path in paths}.values()) for level in range(self.top + 1))
+        levels = range(self.height + 1)
+        return tuple(tuple({id(path[level]): path[level] for path in paths}.values()) for level in levels)
 
     @cached_property
     def _paths(self) -> list[list[Node]]:
@@ -141,7 +142,7 @@ class Tree:
         while stack:
             node, above = stack.pop()
             # From the top level downwards: `above` ends at the parent's level, this node fills the gap to its own.
-            path = above + [node] * (self.top + 1 - len(above) - node.level)
+            path = above + [node] * (self.height + 1 - len(above) - node.level)
             if node.class_id is not None:
                 paths[node.class_id] = path[::-1]
             stack.extend((child, path) for child in node.children)
@@ -153,7 +154,8 @@ class Tree:
         import torch
 
         index = [{id(node): i for i, node in enumerate(nodes)} for nodes in self.levels]
-        return torch.tensor([[index[level][id(path[level])] for path in self._paths] for level in range(self.top + 1)])
+        levels = range(self.height + 1)
+        return torch.tensor([[index[level][id(path[level])] for path in self._paths] for level in levels])
 
     def parents(self, level: int) -> Int[Tensor, "nodes"]:
         """For each node of ``level`` (< L) the index of its parent, or of itself, at ``level + 1``."""
@@ -210,10 +212,10 @@ class Tree:
             )
         keep = set(classes)
         paths = [path for c, path in zip(self.classes, self._paths, strict=True) if c in keep]
-        sizes = [len({id(path[level]) for path in paths}) for level in range(self.top + 1)]
+        sizes = [len({id(path[level]) for path in paths}) for level in range(self.height + 1)]
         # A level survives if it is strictly coarser than the one below; the root always has one node.
-        survives = [0] + [level for level in range(1, self.top + 1) if sizes[level] < sizes[level - 1]]
-        if tuple(classes) == self.classes and len(survives) == self.top + 1:
+        survives = [0] + [level for level in range(1, self.height + 1) if sizes[level] < sizes[level - 1]]
+        if tuple(classes) == self.classes and len(survives) == self.height + 1:
             return self
         if sizes[0] < 2 or len(survives) < 2:
             raise UsageError(f"a tree needs at least two classes; {len(keep)} would be left of {len(self.classes)}")
@@ -237,10 +239,10 @@ def _prune(root: Node, keep: set[str], new_level: dict[int, int]) -> Node:
     A superclass whose own level is gone moves up to the next surviving one; if its parent stands there already, or
     it has a single child left that would take its place, its children join its parent.
     """
-    top = max(new_level.values())
+    height = max(new_level.values())
 
     def lifted(level: int) -> int:
-        return min((new for old, new in new_level.items() if old >= level), default=top)
+        return min((new for old, new in new_level.items() if old >= level), default=height)
 
     pruned: dict[int, list[Node]] = {}
     for node in reversed(list(root.walk())):  # children before parents
@@ -248,7 +250,7 @@ def _prune(root: Node, keep: set[str], new_level: dict[int, int]) -> Node:
             pruned[id(node)] = [node] if node.class_id in keep else []
             continue
         children: list[Node] = []
-        level = top if node is root else lifted(node.level)
+        level = height if node is root else lifted(node.level)
         for child in node.children:
             for kept in pruned.pop(id(child)):
                 if kept.level >= level:

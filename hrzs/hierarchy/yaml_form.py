@@ -145,7 +145,7 @@ def dump_trees(trees: Sequence[Tree]) -> str:
     classes = trees[0].classes
     if any(tree.classes != classes for tree in trees):
         raise UsageError("the trees of a forest must be over the same classes in the same order")
-    if any(tree.top > MAX_DEPTH for tree in trees):
+    if any(tree.height > MAX_DEPTH for tree in trees):
         raise UsageError(f"a tree file holds at most {MAX_DEPTH} levels")
     unwritable = dict.fromkeys(
         text

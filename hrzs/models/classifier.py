@@ -72,7 +72,7 @@ class ZeroShotClassifier(Classifier):
     def predict(self, features: Float[Tensor, "B D"]) -> Int[Tensor, "scorings levels B"]:
         """Argmax at every level 0 … L-1 under both scorings, in the order of `SCORINGS`."""
         leaf = self.logits(features)
-        by_prompt = [leaf.argmax(1), *(self.logits(features, level).argmax(1) for level in range(1, self.tree.top))]
+        by_prompt = [leaf.argmax(1), *(self.logits(features, level).argmax(1) for level in range(1, self.tree.height))]
         by_leaves = [sum_leaves(leaf, self.ancestors[level], len(c)).argmax(1) for level, c in enumerate(self.columns)]
         return torch.stack([torch.stack(by_prompt), torch.stack(by_leaves)])
 

@@ -59,7 +59,7 @@ def text_depth(
 def text_edges(tree: Tree, index: NodeIndex) -> tuple[Int[Tensor, "edges"], Int[Tensor, "edges"]]:
     """Columns (parents, children) of every edge below the root; a node that passes through has none."""
     parents, children = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, dtype=torch.long)]
-    for level in range(tree.top - 1):
+    for level in range(tree.height - 1):
         real = ~tree.passes_through(level)
         parents.append(index.columns[level + 1].cpu()[tree.parents(level)][real])
         children.append(index.columns[level].cpu()[real])
@@ -93,8 +93,8 @@ class ClassMeans:
 
     def __init__(self, tree: Tree, device: torch.device | str = "cpu") -> None:
         self.classes = torch.arange(len(tree.classes), device=device)
-        self.parents = [tree.parents(level).to(device) for level in range(tree.top - 1)]
-        self.passing = [tree.passes_through(level).to(device) for level in range(tree.top - 1)]
+        self.parents = [tree.parents(level).to(device) for level in range(tree.height - 1)]
+        self.passing = [tree.passes_through(level).to(device) for level in range(tree.height - 1)]
         self.children = [
             (parents == torch.arange(len(tree.levels[level + 1]), device=device)[:, None]).float()
             for level, parents in enumerate(self.parents)

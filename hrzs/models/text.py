@@ -47,14 +47,14 @@ class NodeIndex:
     def of(tree: Tree) -> NodeIndex:
         position: dict[int, int] = {}
         nodes: list[Node] = []
-        for level in tree.levels[: tree.top]:
+        for level in tree.levels[: tree.height]:
             for node in level:
                 if id(node) not in position:
                     position[id(node)] = len(nodes)
                     nodes.append(node)
-        standing = [(position[id(n)], i) for i, level in enumerate(tree.levels[: tree.top]) for n in level]
+        standing = [(position[id(n)], i) for i, level in enumerate(tree.levels[: tree.height]) for n in level]
         owner, levels = torch.tensor(standing).T
-        columns = torch.split(torch.arange(len(standing)), [len(level) for level in tree.levels[: tree.top]])
+        columns = torch.split(torch.arange(len(standing)), [len(level) for level in tree.levels[: tree.height]])
         return NodeIndex(tuple(nodes), owner, levels, columns)
 
     def to(self, device: torch.device) -> NodeIndex:

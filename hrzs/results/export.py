@@ -36,7 +36,7 @@ def flat(row: Row) -> dict[str, Any]:
         if name.endswith(_INTERVAL):
             stem = name.removesuffix(_INTERVAL)
             found[f"{stem}_low"], found[f"{stem}_high"] = value or (None, None)
-        elif name != "right":
+        elif name != "correct":
             found[name] = value
     return found
 

@@ -55,12 +55,12 @@ def weights_over_levels(nodes: Int[Tensor, "levels n"]) -> Float[Tensor, "n"]:
     return weights
 
 
-def balanced(right: Bool[Tensor, "n"], weights: Float[Tensor, "n"]) -> float:
+def balanced(correct: Bool[Tensor, "n"], weights: Float[Tensor, "n"]) -> float:
     """The share of right images by weight; exactly 0 for none and 1 for all."""
-    return 1.0 if right.all() else min(1.0, math.fsum(weights[right].tolist()))
+    return 1.0 if correct.all() else min(1.0, math.fsum(weights[correct].tolist()))
 
 
-def balanced_interval(right: Bool[Tensor, "n"], weights: Float[Tensor, "n"]) -> tuple[float, float]:
+def balanced_interval(correct: Bool[Tensor, "n"], weights: Float[Tensor, "n"]) -> tuple[float, float]:
     """Wilson's 95% interval of `balanced`, for Kish's effective number of images ``1 / Σ w_i²`` (Kish 1965).
 
     It is never degenerate: where no image or every image is right, it still has a width. With equal weights it is
@@ -69,7 +69,7 @@ def balanced_interval(right: Bool[Tensor, "n"], weights: Float[Tensor, "n"]) -> 
     """
     if not len(weights):
         return 0.0, 1.0
-    return _score_interval(balanced(right, weights), 1 / weights.square().sum().item())
+    return _score_interval(balanced(correct, weights), 1 / weights.square().sum().item())
 
 
 def constant_answer(nodes: Int[Tensor, "n"], weights: Float[Tensor, "n"] | None = None) -> float:
@@ -92,25 +92,25 @@ class Predictions:
     """
 
     nodes: Int[Tensor, "scorings levels n"]
-    won: Bool[Tensor, "n"]
+    success: Bool[Tensor, "n"]
     distances: Float[Tensor, "tops n"]
 
     @staticmethod
     def empty(tree: Tree, n: int) -> Predictions:
         """To be filled by `put`."""
-        nodes = torch.zeros(len(SCORINGS), tree.top, n, dtype=torch.long)
+        nodes = torch.zeros(len(SCORINGS), tree.height, n, dtype=torch.long)
         return Predictions(nodes, torch.zeros(n, dtype=torch.bool), torch.zeros(len(TOP), n, dtype=torch.float64))
 
     def put(self, rows: Int[Tensor, "m"], part: Predictions) -> None:
         """Take these for ``rows``."""
         self.nodes[:, :, rows] = part.nodes
-        self.won[rows] = part.won
+        self.success[rows] = part.success
         self.distances[:, rows] = part.distances
 
 
-def right(tree: Tree, labels: Int[Tensor, "n"], nodes: Int[Tensor, "scorings levels n"]) -> Bool[Tensor, "s l n"]:
+def correct(tree: Tree, labels: Int[Tensor, "n"], nodes: Int[Tensor, "scorings levels n"]) -> Bool[Tensor, "s l n"]:
     """Which predictions are the true ancestors."""
-    truth: Bool[Tensor, "s l n"] = nodes == tree.ancestors[: tree.top, labels]
+    truth: Bool[Tensor, "s l n"] = nodes == tree.ancestors[: tree.height, labels]
     return truth
 
 
@@ -119,8 +119,8 @@ def any_level(
 ) -> Bool[Tensor, "n"]:
     """Right at every level, clean and under every attack of the suite, none of which ever won at its own aim."""
     robust = clean.all(0)
-    for adversarial, won in attacked:
-        robust = robust & adversarial.all(0) & ~won
+    for adversarial, success in attacked:
+        robust = robust & adversarial.all(0) & ~success
     return robust
 
 
@@ -157,9 +157,9 @@ def severity(tree: Tree, labels: Int[Tensor, "n"], found: Predictions) -> dict[s
     }
 
 
-def to_bits(right: Bool[Tensor, "n"]) -> str:
+def to_bits(correct: Bool[Tensor, "n"]) -> str:
     """One bit for each image, the first in the highest place, as hexadecimal digits."""
-    padded = [*right.tolist(), *[False] * (-len(right) % 4)]
+    padded = [*correct.tolist(), *[False] * (-len(correct) % 4)]
     return "".join(f"{int(''.join('01'[b] for b in padded[i : i + 4]), 2):x}" for i in range(0, len(padded), 4))
 
 
@@ -179,5 +179,5 @@ def from_bits(bits: str, n: int) -> Bool[Tensor, "n"]:
 def consistency(tree: Tree, nodes: Int[Tensor, "levels n"]) -> list[float | None]:
     """For each superclass level, how often the leaf prediction's ancestor is the superclass prediction."""
     if not nodes.shape[1]:
-        return [None] * (tree.top - 1)
-    return [(tree.ancestors[level, nodes[0]] == nodes[level]).double().mean().item() for level in range(1, tree.top)]
+        return [None] * (tree.height - 1)
+    return [(tree.ancestors[level, nodes[0]] == nodes[level]).double().mean().item() for level in range(1, tree.height)]

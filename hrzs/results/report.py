@@ -5,6 +5,7 @@ Its JSON schema is docs/report.schema.json. A figure that a report does not hold
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from hrzs.results.outcome import Pictures
 
 #: The form that this hrzs writes, and the newest that it reads. Version 1 had ``tasks``, ``prompts_digest`` and
-#: ``versions`` inside ``config``.
+#: ``versions`` inside ``config``, and called ``correct`` ``right``.
 SCHEMA = 2
 
 #: A 95% interval of a fraction: its lower and its upper end.
@@ -71,7 +72,7 @@ class Row(Struct, frozen=True, kw_only=True):
     step_size: str | None = None
     source_model: str | None = None
     source_model_digest: str | None = None
-    right: str | None = None
+    correct: str | None = None
 
     @property
     def clean_figure(self) -> Figure:
@@ -100,7 +101,7 @@ class Overall(Struct, frozen=True, kw_only=True):
     any_level_constant: float | None = None
     any_level_constant_balanced: float | None = None
     any_level_suite: tuple[str, ...] | None = None
-    any_level_right: str | None = None
+    any_level_correct: str | None = None
     severity: dict[str, dict[str, float | None]] = {}
     consistency: dict[str, tuple[float | None, ...]] = {}
 
@@ -358,4 +359,10 @@ def _upgraded(found: dict[str, Any]) -> dict[str, Any]:
         return found
     moved = ("tasks", "prompts_digest", "versions")
     options = {name: value for name, value in config.items() if name not in moved}
-    return found | {name: config[name] for name in moved if name in config} | {"config": options}
+    summary = found["summary"] | {"levels": [_renamed(one) for one in found["summary"].get("levels", ())]}
+    today = {"config": options, "results": [_renamed(row) for row in found["results"]], "summary": summary}
+    return found | {name: config[name] for name in moved if name in config} | today
+
+
+def _renamed(row: dict[str, Any]) -> dict[str, Any]:
+    return {re.sub(r"\bright$|(?<=_)right$", "correct", name): value for name, value in row.items()}

@@ -102,7 +102,7 @@ def _row_pairs(report: Report, other: Report, nodes: Nodes) -> list[_Pair]:
     theirs = {_measured(row): row for row in other.results}
     return [
         _Pair(
-            _measured(row), _bits(row.right, row.n, row.dataset), _bits(like.right, row.n, row.dataset),
+            _measured(row), _bits(row.correct, row.n, row.dataset), _bits(like.correct, row.n, row.dataset),
             node_weights(nodes[row.dataset][row.level]) if row.dataset in nodes else None,
         )
         for row in report.results
@@ -129,14 +129,14 @@ def _any_level_pairs(report: Report, other: Report, nodes: Nodes) -> tuple[list[
             continue
         said = {"dataset": dataset, "eps": mine.eps, "attack": "any-level"}
         weights = weights_over_levels(nodes[dataset]) if dataset in nodes else None
-        right = [_bits(one.any_level_right, n[dataset], dataset) for one in (mine, like)]
-        found.append(_Pair(tuple(said.get(name) for name in SAME), right[0], right[1], weights))
+        correct = [_bits(one.any_level_correct, n[dataset], dataset) for one in (mine, like)]
+        found.append(_Pair(tuple(said.get(name) for name in SAME), correct[0], correct[1], weights))
     return found, left_out
 
 
-def _bits(right: str | None, n: int, dataset: str) -> Bool[Tensor, "n"]:
+def _bits(correct: str | None, n: int, dataset: str) -> Bool[Tensor, "n"]:
     try:
-        return from_bits(right or "", n)
+        return from_bits(correct or "", n)
     except ValueError as error:
         raise UsageError(
             f"--against: a report does not say what became of each of {n} images of {dataset} "

@@ -56,11 +56,11 @@ class LevelAlignment:
         weights: str = "paper",
         balance: str = "image",
     ) -> None:
-        self.top = tree.top
-        self.weights = _weights(weights, tree.top)
+        self.height = tree.height
+        self.weights = _weights(weights, tree.height)
         self.balance = balance
         #: Of each class, the column of its ancestor at each level.
-        self.paths = torch.stack([index.columns[k].cpu()[tree.ancestors[k]] for k in range(tree.top)]).to(device)
+        self.paths = torch.stack([index.columns[k].cpu()[tree.ancestors[k]] for k in range(tree.height)]).to(device)
         self.columns = [c.to(device) for c in index.columns]
         self.level = index.level.to(device)
         self.candidates = _candidates(tree, index, hnsa).to(device)
@@ -68,7 +68,7 @@ class LevelAlignment:
 
     def levels(self, wanted: Iterable[int] | None = None) -> list[int]:
         """The levels that count: those ``wanted``, by default all, but for those of weight 0."""
-        return [level for level in (range(self.top) if wanted is None else wanted) if self.weights[level] > 0]
+        return [level for level in (range(self.height) if wanted is None else wanted) if self.weights[level] > 0]
 
     def of_images(self, labels: Int[Tensor, "B"], levels: Sequence[int]) -> Rows:
         """Every image once at each of ``levels``, level by level; the leaves' images count alike in any case."""
@@ -77,7 +77,7 @@ class LevelAlignment:
         if self.balance == "image":
             return Rows(columns, omega)
         counts = omega.new_zeros(len(self.level)).index_add(0, columns, torch.ones_like(omega))
-        present = omega.new_zeros(self.top).index_add(0, self.level, (counts > 0).to(omega.dtype))
+        present = omega.new_zeros(self.height).index_add(0, self.level, (counts > 0).to(omega.dtype))
         by_node = self.omega[self.level[columns]] / (counts[columns] * present[self.level[columns]])
         return Rows(columns, torch.where(self.level[columns] == 0, omega, by_node))
 
@@ -114,7 +114,7 @@ def _candidates(tree: Tree, index: NodeIndex, hnsa: str) -> Bool[Tensor, "N N"]:
     """
     level, columns = index.level.cpu(), [c.cpu() for c in index.columns]
     mask: Tensor = level[:, None] == level
-    for below in range(tree.top - 1):
+    for below in range(tree.height - 1):
         parents, passing = tree.parents(below), tree.passes_through(below)
         lower, upper = columns[below], columns[below + 1]
         strangers = parents[:, None] != torch.arange(len(upper))

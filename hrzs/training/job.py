@@ -125,11 +125,11 @@ def estimate(trainer: Trainer, task: Task) -> dict[str, Any]:
     options, model = trainer.options, trainer.model
     steps = total_steps(options, len(task.data))
     batch = min(options.batch_size, len(task.data))
-    levels = max(tree.top for tree in (task.tree, *task.more_trees))
+    levels = max(tree.height for tree in (task.tree, *task.more_trees))
     per_step = batch * method_class(options.method).encodings(options, levels)
     held_out = 0 if trainer.validation is None else len(trainer.validation)
     looks = -(-steps // options.validate_every) if held_out else 0
-    per_look = held_out * task.tree.top * options.val_steps
+    per_look = held_out * task.tree.height * options.val_steps
     seconds, megabytes = seconds_per_image(model, task.data)
     parameters = sum(p.numel() for p in model.parameters())
     return {

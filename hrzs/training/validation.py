@@ -56,8 +56,8 @@ class Validation:
         }
         return values[name]()
 
-    def _balanced(self, right: Bool[Tensor, "levels N"]) -> list[float]:
-        return [balanced(hit, node_weights(nodes)) for hit, nodes in zip(right, self.truth, strict=True)]
+    def _balanced(self, correct: Bool[Tensor, "levels N"]) -> list[float]:
+        return [balanced(hit, node_weights(nodes)) for hit, nodes in zip(correct, self.truth, strict=True)]
 
     def as_row(self, name: str) -> dict[str, Any]:
         """What ``metrics.jsonl`` keeps: accuracies by level, the criterion, and what to hold them against.
@@ -90,21 +90,21 @@ def validate(model: ClipModel, data: Dataset, tree: Tree, options: TrainOptions)
     """
     classifier = ZeroShotClassifier(model, tree, options.template)
     attack = ATTACKS["leaf-pgd"].optimiser(Budget(options.eps, options.step_size, options.val_steps))
-    objectives = [ATTACKS["leaf-pgd"].objective(classifier, level) for level in range(tree.top)]
+    objectives = [ATTACKS["leaf-pgd"].objective(classifier, level) for level in range(tree.height)]
     clean, robust, nodes = [], [], []
     for batch in loader(data, options.batch_size):
         images, labels = batch.images.to(model.device), batch.labels.to(model.device)
         seeds = sample_seeds(batch.ids, options.seed, "validation")
-        truth = torch.stack([classifier.labels(labels, level) for level in range(tree.top)])
+        truth = torch.stack([classifier.labels(labels, level) for level in range(tree.height)])
         with torch.no_grad():
-            right = classifier.predict(model.encode_image(images, "fp32"))[0] == truth
-        held = right.clone()
+            correct = classifier.predict(model.encode_image(images, "fp32"))[0] == truth
+        held = correct.clone()
         for level, objective in enumerate(objectives):
-            rows = right[level].nonzero().squeeze(1)
+            rows = correct[level].nonzero().squeeze(1)
             if len(rows):
                 here = [seeds[row] for row in rows.tolist()]
-                held[level, rows] = ~attack(model, objective, images[rows], labels[rows], here).won
-        clean.append(right.cpu())
+                held[level, rows] = ~attack(model, objective, images[rows], labels[rows], here).success
+        clean.append(correct.cpu())
         robust.append(held.cpu())
         nodes.append(truth.cpu())
     return Validation(torch.cat(clean, 1), torch.cat(robust, 1), torch.cat(nodes, 1))

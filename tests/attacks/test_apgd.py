@@ -29,7 +29,7 @@ class Never(Objective):
     def __call__(self, features: Tensor, labels: Tensor) -> Outcome:
         outcome = self.inner(features, labels)
         self.losses.append(outcome.loss.detach())
-        return Outcome(outcome.loss, torch.zeros_like(outcome.won))
+        return Outcome(outcome.loss, torch.zeros_like(outcome.success))
 
 
 @pytest.fixture
@@ -144,10 +144,10 @@ def test_a_bad_gradient_spoils_no_other_image(
 ) -> None:
     class Odd(Never):
         def __call__(self, features: Tensor, labels: Tensor) -> Outcome:
-            loss, won = super().__call__(features, labels)
+            loss, success = super().__call__(features, labels)
             factor = torch.ones(8)
             factor[0], factor[1] = torch.nan, 0.0
-            return Outcome(loss * factor, won)
+            return Outcome(loss * factor, success)
 
     budget = Budget(Fraction(2, 255), Fraction(1, 255), 5)
     odd, plain = (
@@ -178,7 +178,7 @@ def test_targets_are_the_most_likely_others(
     monkeypatch.setattr(APGD, "run", watched)
     tiny = Budget(Fraction(1, 10**6), Fraction(1, 10**6), 1)
     result = APGDT(tiny)(small_model, LevelObjective(classifier, 0), pixels, labels, SEEDS)
-    assert not result.won.any()
+    assert not result.success.any()
     order = classifier.logits(features_of(small_model, pixels)).argsort(1, descending=True)
     assert len(runs) == min(TARGETS, 5)
     assert torch.equal(torch.stack([goals for _, goals in runs], 1), order[:, 1:])
@@ -189,7 +189,7 @@ def test_targets_are_the_most_likely_others(
     )
     sizes = [len(images) for images, _ in runs]
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] == 8 > sizes[-1] >= int((~some.won).sum()) > 0
+    assert sizes[0] == 8 > sizes[-1] >= int((~some.success).sum()) > 0
 
 
 def test_targeted_needs_a_level(

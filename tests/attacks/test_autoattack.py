@@ -13,7 +13,7 @@ from hrzs.attacks.apgd import APGD, APGDT
 from hrzs.attacks.autoattack import AA2, AutoAttack, InTurn
 from hrzs.attacks.base import Search, features_of, further_seeds
 from hrzs.attacks.fab import FAB, FABT
-from hrzs.attacks.objectives import HierarchicalObjective, LevelObjective, WishObjective, nearest
+from hrzs.attacks.objectives import HierarchicalObjective, LevelObjective, TargetedObjective, nearest
 from hrzs.attacks.square import Square
 from hrzs.errors import UsageError
 from hrzs.models.classifier import ZeroShotClassifier
@@ -41,7 +41,7 @@ class Fooled(Attack):
         assert isinstance(search.objective, LevelObjective)
         self.seen.append((search.labels, list(seeds), search.objective.loss, self.budget.steps, self.early_stop))
         result = AttackResult.of(search.clean)
-        result.won[0] = True
+        result.success[0] = True
         result.gradients = len(search)
         return result
 
@@ -65,7 +65,7 @@ def test_each_gets_what_is_left(
     seeds = [seeds for _, seeds, *_ in Fooled.seen]
     assert seeds[0] == SEEDS[:3]
     assert len({seed for part in seeds for seed in part}) == 6
-    assert result.won.all()
+    assert result.success.all()
     assert result.gradients == 6
 
     Fooled.seen = []
@@ -92,14 +92,14 @@ def test_part_by_part_is_the_whole(small_model: ClipModel, classifier: ZeroShotC
     attack = AutoAttack(Budget(Fraction(1, 255), Fraction(1, 255), 2))
     objective = LevelObjective(classifier, 0)
     whole = attack(small_model, objective, pixels, labels, SEEDS)
-    images, won = pixels.clone(), torch.zeros(8, dtype=torch.bool)
+    images, success = pixels.clone(), torch.zeros(8, dtype=torch.bool)
     for i, (part, aim) in enumerate(attack.parts(objective)):
-        for row in (~won).nonzero().squeeze(1).tolist():
+        for row in (~success).nonzero().squeeze(1).tolist():
             one = slice(row, row + 1)
             found = part(small_model, aim, pixels[one], labels[one], further_seeds(SEEDS[one], i))
-            images[one], won[one] = found.images, found.won
-    assert 0 < won.sum() < 8
-    assert torch.equal(whole.won, won)
+            images[one], success[one] = found.images, found.success
+    assert 0 < success.sum() < 8
+    assert torch.equal(whole.success, success)
     # The kernels of one image and of many round differently.
     assert ((whole.images - images).abs() > 1e-5).sum() <= 0.01 * images.numel()
 
@@ -111,9 +111,9 @@ def test_never_weaker_than_its_first_part(
     budget = Budget(Fraction(1, 255), Fraction(1, 255), 6)
     objective = LevelObjective(classifier, 0)
     first, both = (kind(budget)(small_model, objective, pixels, labels, SEEDS) for kind in (APGD, AA2))
-    assert 0 < first.won.sum() < 8
-    assert both.won[first.won].all()
-    assert torch.equal(both.images[first.won], first.images[first.won])
+    assert 0 < first.success.sum() < 8
+    assert both.success[first.success].all()
+    assert torch.equal(both.images[first.success], first.images[first.success])
 
 
 @pytest.mark.parametrize("kind", [AA2, AutoAttack])
@@ -124,4 +124,4 @@ def test_one_level_and_any_mistake(
     with pytest.raises(UsageError, match=f"{kind.__name__}.*--level a number"):
         kind(BUDGET)(small_model, HierarchicalObjective(classifier), pixels, labels, SEEDS)
     with pytest.raises(UsageError, match="targeted"):
-        kind(BUDGET)(small_model, WishObjective(classifier, 0, "prompt", nearest), pixels, labels, SEEDS)
+        kind(BUDGET)(small_model, TargetedObjective(classifier, 0, "prompt", nearest), pixels, labels, SEEDS)

@@ -99,7 +99,7 @@ class Bench:
             self.model, self.objective(case), self.pixels[rows], self.labels[rows], [seeds[row] for row in rows]
         )
 
-    def wished(self, case: Case) -> Tensor:
+    def wanted(self, case: Case) -> Tensor:
         """Which predictions a targeted attack wants, worked out label by label."""
         tree = self.classifier.tree
         if case.attack == "targeted-pgd":
@@ -120,10 +120,10 @@ class Bench:
         """Which images do not win: an independent reading of the contract, from predictions alone."""
         with torch.no_grad():
             features = self.model.encode_image(images, "fp32")
-        if case.spec.wish is not None:
+        if case.spec.target_set is not None:
             predicted = self.classifier.logits(features, int(case.level), case.scoring).argmax(1)
-            return ~self.wished(case)[torch.arange(len(predicted)), predicted]
-        levels = range(self.classifier.tree.top) if case.level == "all" else [int(case.level)]
+            return ~self.wanted(case)[torch.arange(len(predicted)), predicted]
+        levels = range(self.classifier.tree.height) if case.level == "all" else [int(case.level)]
         right = [
             self.classifier.logits(features, level, case.scoring).argmax(1)
             == self.classifier.labels(self.labels, level)
@@ -153,7 +153,7 @@ def assert_alike(a: Tensor, b: Tensor) -> None:
 
 def test_bench_can_tell(solved: Solved, bench: Bench) -> None:
     """Were every image fooled, or none, the comparisons below would not mean much."""
-    shares = torch.tensor([result.won.float().mean() for result in solved.values()])
+    shares = torch.tensor([result.success.float().mean() for result in solved.values()])
     assert ((shares > 0) & (shares < 1)).any()
     assert len(bench.labels.unique()) > 1
 
@@ -179,7 +179,7 @@ def test_inside_ball_and_range(case: Case, bench: Bench, solved: Solved) -> None
 
 @every_attack
 def test_won_is_what_a_plain_forward_says(case: Case, bench: Bench, solved: Solved) -> None:
-    assert torch.equal(solved[case].won, ~bench.correct(case, solved[case].images))
+    assert torch.equal(solved[case].success, ~bench.correct(case, solved[case].images))
 
 
 @every_attack
@@ -190,14 +190,14 @@ def test_never_weaker_than_noise(case: Case, bench: Bench, solved: Solved) -> No
         judge(bench.model, objective, ball.random([seed + i for seed in bench.seeds]), bench.labels)
         for i in range(1, 6)
     ]
-    assert solved[case].won.float().mean() >= torch.stack(noise).float().mean()
+    assert solved[case].success.float().mean() >= torch.stack(noise).float().mean()
 
 
 @every_attack
 def test_stronger_with_eps(case: Case, bench: Bench, solved: Solved) -> None:
     far = bench.attack(case, eps=case.budget.eps * 16, step_size=case.budget.eps * 4, steps=2 * case.budget.steps)
-    assert far.won.sum() >= solved[case].won.sum()
-    assert far.won.float().mean() > 0.5
+    assert far.success.sum() >= solved[case].success.sum()
+    assert far.success.float().mean() > 0.5
 
 
 @every_attack
@@ -212,7 +212,7 @@ def test_counts_gradients(case: Case, bench: Bench, solved: Solved) -> None:
     assert everything.zero_gradients == everything.bad_gradients == 0
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.spec.wish is None], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.spec.target_set is None], ids=str)
 def test_wrong_label_has_won(case: Case, bench: Bench) -> None:
     """Robust accuracy is at most clean accuracy: what is wrong to begin with, and stays so, counts as won."""
     sides = bench.classifier.tree.ancestors[2]
@@ -221,7 +221,7 @@ def test_wrong_label_has_won(case: Case, bench: Bench) -> None:
     started_wrong = ~wrong.correct(case, bench.pixels)
     assert started_wrong.any()
     tiny = wrong.attack(case, eps=Fraction(1, 10**5), step_size=Fraction(1, 10**6))
-    assert tiny.won[started_wrong].all()
+    assert tiny.success[started_wrong].all()
 
 
 # -- what it may depend on ----------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_wrong_label_has_won(case: Case, bench: Bench) -> None:
 def test_same_seed_same_result(case: Case, bench: Bench, solved: Solved) -> None:
     again = bench.attack(case)
     assert torch.equal(again.images, solved[case].images)
-    assert torch.equal(again.won, solved[case].won)
+    assert torch.equal(again.success, solved[case].success)
     assert again.gradients == solved[case].gradients
 
 
@@ -253,7 +253,7 @@ def test_independent_of_batch(case: Case, bench: Bench, solved: Solved, batches:
     """PMG-AFT #1: robust accuracy rose with the batch size, since the loss was averaged."""
     for rows in batches:
         result = bench.attack(case, rows)
-        assert torch.equal(result.won, solved[case].won[rows])
+        assert torch.equal(result.success, solved[case].success[rows])
         assert_alike(result.images, solved[case].images[rows])
 
 
@@ -272,15 +272,15 @@ def test_at_once(case: Case, bench: Bench, solved: Solved, monkeypatch: pytest.M
     monkeypatch.setattr(bench.model, "at_once", 3)
     result = bench.attack(case)
     assert most == 3
-    assert torch.equal(result.won, solved[case].won)
+    assert torch.equal(result.success, solved[case].success)
     assert_alike(result.images, solved[case].images)
 
 
 @every_attack
 def test_early_stop_keeps_verdict(case: Case, bench: Bench, solved: Solved) -> None:
     patient = bench.attack(case, early_stop=False)
-    assert torch.equal(patient.won, solved[case].won)
-    lost = ~patient.won
+    assert torch.equal(patient.success, solved[case].success)
+    lost = ~patient.success
     assert_alike(patient.images[lost], solved[case].images[lost])
 
 
@@ -288,7 +288,7 @@ def test_early_stop_keeps_verdict(case: Case, bench: Bench, solved: Solved) -> N
 def test_no_image(case: Case, bench: Bench) -> None:
     result = bench.attack(case, [])
     assert result.images.shape == (0, 3, 12, 12)
-    assert result.won.shape == (0,)
+    assert result.success.shape == (0,)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -309,7 +309,7 @@ def test_few_classes(name: str, norm: str, classes: int, small_model: ClipModel,
         for scoring in ("prompt", "leaves"):
             case = Case(name, norm, level, scoring)
             result = bench.attack(case)
-            assert torch.equal(result.won, ~bench.correct(case, result.images))
+            assert torch.equal(result.success, ~bench.correct(case, result.images))
 
 
 # -- what it leaves alone -----------------------------------------------------------------------------------------
@@ -452,7 +452,7 @@ def test_named_goal(bench: Bench) -> None:
         predicted = bench.classifier.logits(features, level).argmax(1)
         elsewhere = bench.classifier.labels(bench.labels, level) != index
         assert elsewhere.any()
-        assert torch.equal(objective(features, bench.labels).won[elsewhere], (predicted == index)[elsewhere])
+        assert torch.equal(objective(features, bench.labels).success[elsewhere], (predicted == index)[elsewhere])
 
 
 @pytest.mark.parametrize(("goal", "level"), [("horse", 0), ("boat", 2), ("", 0)])

@@ -125,7 +125,7 @@ def test_finds_the_boundary_of_a_linear_model(norm: str, classes: int) -> None:
         for share, enough in ((1.01, True), (0.99, False)):
             budget = Budget(Fraction(distance * share), STEP, 8, norm)
             result = FABT(budget)(model, LevelObjective(classifier, 0), images[i : i + 1], truth[i : i + 1], [0])
-            assert result.won.item() == enough
+            assert result.success.item() == enough
 
 
 @pytest.mark.parametrize(("classes", "targets"), [(2, 1), (3, 2), (10, 9), (14, TARGETS)])
@@ -134,7 +134,7 @@ def test_at_most_nine_targets(classes: int, targets: int) -> None:
     images = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(2))
     truth = classifier.logits(images.flatten(1)).argmax(1)
     result = FABT(Budget(Fraction(1, 10**6), STEP, 3))(model, LevelObjective(classifier, 0), images, truth, SEEDS[:4])
-    assert not result.won.any()
+    assert not result.success.any()
     assert result.gradients == 4 * 3 * targets
 
 
@@ -146,14 +146,14 @@ def test_fooled_images_leave_the_batch(
     objective = LevelObjective(classifier, 0)
     stopped = FABT(budget)(small_model, objective, pixels, labels, SEEDS)
     patient = FABT(budget, early_stop=False)(small_model, objective, pixels, labels, SEEDS)
-    assert stopped.won.any()
-    assert torch.equal(stopped.won, patient.won)
+    assert stopped.success.any()
+    assert torch.equal(stopped.success, patient.success)
     searches = -(-patient.gradients // (8 * 6))
     assert patient.gradients % 6 == 0  # whoever is in a search goes to its end
     assert 1 <= searches <= 5
     assert stopped.gradients < patient.gradients
     for result in (stopped, patient):
-        assert torch.equal(result.won, judge(small_model, objective, result.images, labels))
+        assert torch.equal(result.success, judge(small_model, objective, result.images, labels))
 
 
 def test_wrong_when_clean_is_left_alone(
@@ -162,7 +162,7 @@ def test_wrong_when_clean_is_left_alone(
     mixed = torch.cat([labels[:4], (labels[4:] + 1) % 6])
     budget = Budget(Fraction(1, 10**5), STEP, 2)
     result = FABT(budget, early_stop=False)(small_model, LevelObjective(classifier, 0), pixels, mixed, SEEDS)
-    assert result.won.tolist() == [False] * 4 + [True] * 4
+    assert result.success.tolist() == [False] * 4 + [True] * 4
     assert torch.equal(result.images[4:], pixels[4:])
     assert result.gradients == 4 * 2 * 5
 
@@ -184,8 +184,8 @@ def test_wins_are_confirmed_in_fp32(
     monkeypatch.setattr(ClipModel, "encode_image", watched)
     result = FABT(Budget(Fraction(4, 255), STEP, 3))(model, objective, images, truth, SEEDS[:6])
     assert None in precisions
-    assert result.won.any()
-    assert torch.equal(result.won, judge(model, objective, result.images, truth))
+    assert result.success.any()
+    assert torch.equal(result.success, judge(model, objective, result.images, truth))
 
 
 def test_refuses_all_levels_at_once(

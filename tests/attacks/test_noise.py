@@ -36,10 +36,10 @@ def test_more_draws_fool_more(
     objective = LevelObjective(classifier, 0)
     found = [Noise(budget(n, norm))(small_model, objective, pixels, right, SEEDS) for n in (1, 30)]
     few, many = found
-    assert (many.won | ~few.won).all()
-    assert many.won.sum() > few.won.sum()
+    assert (many.success | ~few.success).all()
+    assert many.success.sum() > few.success.sum()
     for result in found:
-        assert torch.equal(judge(small_model, objective, result.images, right), result.won)
+        assert torch.equal(judge(small_model, objective, result.images, right), result.success)
         assert result.gradients == 0
         assert Ball.of(pixels, budget(1, norm)).contains(result.images).all()
 

@@ -11,7 +11,7 @@ from hrzs.attacks.losses import LOSSES, dlr, dlr_towards, margin, margin_towards
 from hrzs.attacks.objectives import (
     HierarchicalObjective,
     LevelObjective,
-    WishObjective,
+    TargetedObjective,
     by_lca,
     level_weights,
     named,
@@ -46,10 +46,10 @@ def plain_logits(classifier: ZeroShotClassifier, features: Tensor, level: int, s
 def test_cross_entropy_of_a_level(level: int, classifier: ZeroShotClassifier, features: Tensor) -> None:
     target = torch.tensor(ANCESTORS[level])[LABELS]
     logits = plain_logits(classifier, features, level)
-    loss, won = LevelObjective(classifier, level)(features, LABELS)
+    loss, success = LevelObjective(classifier, level)(features, LABELS)
     assert torch.allclose(loss.double(), F.cross_entropy(logits, target, reduction="none"), atol=1e-5)
-    assert torch.equal(won, logits.argmax(1) != target)
-    assert won.any()
+    assert torch.equal(success, logits.argmax(1) != target)
+    assert success.any()
 
 
 @pytest.mark.parametrize("level", [1, 2])
@@ -58,24 +58,24 @@ def test_cross_entropy_of_summed_leaves(level: int, classifier: ZeroShotClassifi
     ancestor = torch.tensor(ANCESTORS[level])
     summed = torch.stack([leaf[:, ancestor == node].sum(1) for node in ancestor.unique()], dim=1)
     target = ancestor[LABELS]
-    loss, won = LevelObjective(classifier, level, "leaves")(features, LABELS)
+    loss, success = LevelObjective(classifier, level, "leaves")(features, LABELS)
     assert torch.allclose(loss.double(), -summed.log()[torch.arange(8), target], atol=1e-5)
-    assert torch.equal(won, summed.argmax(1) != target)
+    assert torch.equal(success, summed.argmax(1) != target)
 
 
 def test_leaf_level_is_the_same_under_both_scorings(classifier: ZeroShotClassifier, features: Tensor) -> None:
     by_prompt, by_leaves = (LevelObjective(classifier, 0, s)(features, LABELS) for s in ("prompt", "leaves"))
     assert torch.equal(by_prompt.loss, by_leaves.loss)
-    assert torch.equal(by_prompt.won, by_leaves.won)
+    assert torch.equal(by_prompt.success, by_leaves.success)
 
 
 @pytest.mark.parametrize("scoring", ["prompt", "leaves"])
 def test_hierarchical_is_the_weighted_sum(scoring: str, classifier: ZeroShotClassifier, features: Tensor) -> None:
     parts = [LevelObjective(classifier, level, scoring)(features, LABELS) for level in range(3)]
-    loss, won = HierarchicalObjective(classifier, scoring)(features, LABELS)
+    loss, success = HierarchicalObjective(classifier, scoring)(features, LABELS)
     assert torch.allclose(loss, parts[0].loss + 0.75 * parts[1].loss + 0.5 * parts[2].loss)
-    assert torch.equal(won, parts[0].won & parts[1].won & parts[2].won)
-    assert won.any()
+    assert torch.equal(success, parts[0].success & parts[1].success & parts[2].success)
+    assert success.any()
 
 
 def test_weights() -> None:
@@ -100,9 +100,9 @@ def test_gradients_at_clips_temperature(level: int | str, classifier: ZeroShotCl
     objective = (
         HierarchicalObjective(sharp, "leaves") if isinstance(level, str) else LevelObjective(sharp, level, "leaves")
     )
-    loss, won = objective(animal, car)
+    loss, success = objective(animal, car)
     (gradient,) = torch.autograd.grad(loss.sum(), animal)
-    assert won.all()
+    assert success.all()
     assert loss.isfinite().all()
     assert loss > 100
     assert gradient.isfinite().all()
@@ -128,7 +128,7 @@ def test_loss_of_choice(level: int, loss: str, used: object, classifier: ZeroSho
     logits = plain_logits(classifier, features, level).float()
     outcome = objective(features, LABELS)
     assert torch.allclose(outcome.loss, used(logits, target), atol=1e-4)
-    assert torch.equal(outcome.won, logits.argmax(1) != target)
+    assert torch.equal(outcome.success, logits.argmax(1) != target)
     assert objective.stands_in == ("margin" if (level, loss) == (2, "dlr") else None)
     assert objective.with_loss("ce").stands_in is None
 
@@ -146,7 +146,7 @@ def test_towards(level: int, used: object, classifier: ZeroShotClassifier, featu
     logits = plain_logits(classifier, features, level).float()
     outcome = objective(features, LABELS)
     assert torch.allclose(outcome.loss, used(logits, target, goals), atol=1e-4)
-    assert torch.equal(outcome.won, logits.argmax(1) != target)  # any mistake will do
+    assert torch.equal(outcome.success, logits.argmax(1) != target)  # any mistake will do
     assert objective.stands_in == ("margin" if level == 2 else None)
 
 
@@ -158,9 +158,9 @@ def test_select(kind: str, rows: list[int], classifier: ZeroShotClassifier, feat
     objective = {
         "level": plain,
         "towards": plain.likeliest(3)[2].bound(lambda: features.flip(0), LABELS),
-        "nearest": WishObjective(classifier, 0, "prompt", nearest).bound(lambda: features.flip(0), LABELS),
-        "named": WishObjective(classifier, 0, "prompt", named(2)).bound(lambda: features, LABELS),
-        "lca": WishObjective(classifier, 0, "prompt", by_lca(classifier.tree, largest=True)),
+        "nearest": TargetedObjective(classifier, 0, "prompt", nearest).bound(lambda: features.flip(0), LABELS),
+        "named": TargetedObjective(classifier, 0, "prompt", named(2)).bound(lambda: features, LABELS),
+        "lca": TargetedObjective(classifier, 0, "prompt", by_lca(classifier.tree, largest=True)),
         "hierarchical": HierarchicalObjective(classifier),
     }[kind]
     whole = objective(features, LABELS)
@@ -169,17 +169,17 @@ def test_select(kind: str, rows: list[int], classifier: ZeroShotClassifier, feat
     for chosen in (torch.tensor(rows, dtype=torch.long), mask):
         part = objective.select(chosen)(features[chosen], LABELS[chosen])
         assert torch.allclose(part.loss, whole.loss[chosen], atol=1e-6)
-        assert torch.equal(part.won, whole.won[chosen])
+        assert torch.equal(part.success, whole.success[chosen])
 
 
 # -- certain mistakes ---------------------------------------------------------------------------------------------
 
 
-def assert_wishes(objective: WishObjective, wished: Tensor, features: Tensor) -> None:
+def assert_wishes(objective: TargetedObjective, wanted: Tensor, features: Tensor) -> None:
     logits = plain_logits(objective.classifier, features, int(objective.level))
-    loss, won = objective(features, LABELS)
-    assert torch.allclose(loss.double(), (logits.softmax(1) * wished).sum(1).log(), atol=1e-5)
-    assert torch.equal(won, wished[torch.arange(8), logits.argmax(1)])
+    loss, success = objective(features, LABELS)
+    assert torch.allclose(loss.double(), (logits.softmax(1) * wanted).sum(1).log(), atol=1e-5)
+    assert torch.equal(success, wanted[torch.arange(8), logits.argmax(1)])
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
@@ -188,17 +188,17 @@ def test_nearest_is_by_the_clean_image(level: int, classifier: ZeroShotClassifie
     truth = torch.tensor(ANCESTORS[level])[LABELS]
     order = plain_logits(classifier, clean, level).argsort(1, descending=True).tolist()
     goals = [next(node for node in row if node != y) for row, y in zip(order, truth.tolist(), strict=True)]
-    objective = WishObjective(classifier, level, "prompt", nearest).bound(lambda: clean, LABELS)
+    objective = TargetedObjective(classifier, level, "prompt", nearest).bound(lambda: clean, LABELS)
     assert_wishes(objective, F.one_hot(torch.tensor(goals), len(classifier.tree.levels[level])).bool(), features)
 
 
 def test_named_goal(classifier: ZeroShotClassifier, features: Tensor) -> None:
     """An image of that very class (label 2) can be led anywhere else."""
-    wished = torch.zeros(8, 6, dtype=torch.bool)
-    wished[:, 2] = True
-    wished[2] = ~wished[2]
-    objective = WishObjective(classifier, 0, "prompt", named(2))
-    assert_wishes(objective, wished, features)
+    wanted = torch.zeros(8, 6, dtype=torch.bool)
+    wanted[:, 2] = True
+    wanted[2] = ~wanted[2]
+    objective = TargetedObjective(classifier, 0, "prompt", named(2))
+    assert_wishes(objective, wanted, features)
 
 
 @pytest.mark.parametrize(
@@ -212,17 +212,17 @@ def test_least_and_largest_mistake(
     largest: bool, mistakes: dict[int, set[int]], classifier: ZeroShotClassifier, features: Tensor, tree: Tree
 ) -> None:
     """A cat has no sibling: its smallest mistakes are the canines, one level up."""
-    wished = torch.tensor([[leaf in mistakes[y] for leaf in range(6)] for y in LABELS.tolist()])
-    assert_wishes(WishObjective(classifier, 0, "prompt", by_lca(tree, largest=largest)), wished, features)
+    wanted = torch.tensor([[leaf in mistakes[y] for leaf in range(6)] for y in LABELS.tolist()])
+    assert_wishes(TargetedObjective(classifier, 0, "prompt", by_lca(tree, largest=largest)), wanted, features)
 
 
 def test_wishes_have_a_gradient_at_clips_temperature(classifier: ZeroShotClassifier) -> None:
     sharp = copy.copy(classifier)
     sharp.head = CosineHead(torch.tensor(100.0).log())
     image = sharp.prepared[:1].clone().requires_grad_()
-    loss, won = WishObjective(sharp, 0, "prompt", by_lca(sharp.tree, largest=True))(image, torch.tensor([0]))
+    loss, success = TargetedObjective(sharp, 0, "prompt", by_lca(sharp.tree, largest=True))(image, torch.tensor([0]))
     (gradient,) = torch.autograd.grad(loss.sum(), image)
-    assert not won.any()
+    assert not success.any()
     assert loss < -50
     assert gradient.isfinite().all()
     assert gradient.norm() > 1
@@ -232,4 +232,4 @@ def test_wishes_have_a_gradient_at_clips_temperature(classifier: ZeroShotClassif
 def test_a_wish_takes_no_other_loss(loss: str, classifier: ZeroShotClassifier) -> None:
     """AutoAttack's parts would count any mistake as a win."""
     with pytest.raises(UsageError, match="targeted"):
-        WishObjective(classifier, 0, "prompt", nearest).with_loss(loss)
+        TargetedObjective(classifier, 0, "prompt", nearest).with_loss(loss)

@@ -12,7 +12,7 @@ from torch import Tensor
 from hrzs.attacks import Budget
 from hrzs.attacks.ball import Ball, LinfBall
 from hrzs.attacks.base import further_seeds, judge
-from hrzs.attacks.objectives import LevelObjective, Objective, Outcome, WishObjective, nearest
+from hrzs.attacks.objectives import LevelObjective, Objective, Outcome, TargetedObjective, nearest
 from hrzs.attacks.pgd import FGSM, PGD
 from hrzs.errors import UsageError
 from hrzs.hierarchy.tree import Tree
@@ -38,7 +38,7 @@ class Never(Objective):
 
     def __call__(self, features: Tensor, labels: Tensor) -> Outcome:
         outcome = self.inner(features, labels)
-        return Outcome(outcome.loss * self.factor, torch.zeros_like(outcome.won))
+        return Outcome(outcome.loss * self.factor, torch.zeros_like(outcome.success))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -95,7 +95,7 @@ def test_the_last_forward_only_judges(
     result = PGD(budget)(small_model, Watched(LevelObjective(classifier, 0)), pixels, labels, SEEDS)
     assert calls == [True, True, True, False]
     assert result.gradients == 24
-    assert not result.won.any()
+    assert not result.success.any()
 
 
 def test_early_stop_leaves_the_batch(
@@ -106,7 +106,7 @@ def test_early_stop_leaves_the_batch(
     mixed = torch.cat([labels[:4], wrong[4:]])
     objective = LevelObjective(classifier, 0)
     stopped = PGD(budget)(small_model, objective, pixels, mixed, SEEDS)
-    assert stopped.won[4:].all()
+    assert stopped.success[4:].all()
     assert stopped.gradients <= 4 * 5 + 4
     # An image already wrong comes out as its random start.
     assert torch.equal(stopped.images[4:], Ball.of(pixels, budget).random(SEEDS)[4:])
@@ -120,7 +120,7 @@ def test_a_win_is_never_lost(small_model: ClipModel, classifier: ZeroShotClassif
 
         def __call__(self, features: Tensor, labels: Tensor) -> Outcome:
             outcome = super().__call__(features, labels)
-            return Outcome(-outcome.loss, outcome.won)
+            return Outcome(-outcome.loss, outcome.success)
 
     with torch.no_grad():
         order = classifier.logits(small_model.encode_image(pixels)).argsort(1)
@@ -129,7 +129,7 @@ def test_a_win_is_never_lost(small_model: ClipModel, classifier: ZeroShotClassif
     objective = Reversed(classifier, 0)
     result = PGD(budget, early_stop=False)(small_model, objective, pixels, runner_up, SEEDS)
     last = PGD(budget, early_stop=False)(small_model, Never(objective), pixels, runner_up, SEEDS)
-    assert result.won.all()
+    assert result.success.all()
     assert judge(small_model, objective, result.images, runner_up).all()
     assert not judge(small_model, objective, last.images, runner_up).all()
 
@@ -165,8 +165,8 @@ def test_bf16_wins_are_confirmed_in_fp32(
     result = PGD(budget, early_stop=early_stop)(model, objective, images, labels, SEEDS[:6])
     assert None in precisions  # gradients in the model's own precision
     assert precisions[-1] == "fp32"
-    assert torch.equal(result.won, judge(model, objective, result.images, labels))
-    assert result.won.any()
+    assert torch.equal(result.success, judge(model, objective, result.images, labels))
+    assert result.success.any()
 
 
 def test_a_win_in_bf16_alone_is_none(model: ClipModel, tree: Tree, images: Tensor,
@@ -176,7 +176,7 @@ def test_a_win_in_bf16_alone_is_none(model: ClipModel, tree: Tree, images: Tenso
 
         def __call__(self, features: Tensor, labels: Tensor) -> Outcome:
             outcome = super().__call__(features, labels)
-            return Outcome(outcome.loss, torch.full_like(outcome.won, rounded[-1]))
+            return Outcome(outcome.loss, torch.full_like(outcome.success, rounded[-1]))
 
     rounded: list[bool] = []
     encode_image = ClipModel.encode_image
@@ -191,7 +191,7 @@ def test_a_win_in_bf16_alone_is_none(model: ClipModel, tree: Tree, images: Tenso
     budget = Budget(Fraction(2, 255), Fraction(1, 255), 2)
     result = PGD(budget)(model, objective, images, torch.zeros(6, dtype=torch.long), SEEDS[:6])
     assert True in rounded
-    assert not result.won.any()
+    assert not result.success.any()
 
 
 def test_counts_gradients_that_are_zero_or_not_finite(
@@ -201,10 +201,10 @@ def test_counts_gradients_that_are_zero_or_not_finite(
 
     class Odd(Never):
         def __call__(self, features: Tensor, labels: Tensor) -> Outcome:
-            loss, won = super().__call__(features, labels)
+            loss, success = super().__call__(features, labels)
             factor = torch.ones(8)
             factor[0], factor[1], factor[2] = 0.0, torch.nan, torch.inf
-            return Outcome(loss * factor, won)
+            return Outcome(loss * factor, success)
 
     budget = Budget(Fraction(2, 255), Fraction(1, 255), 3)
     result = PGD(budget)(small_model, Odd(LevelObjective(classifier, 0)), pixels, labels, SEEDS)
@@ -217,7 +217,7 @@ def test_a_huge_ball_leaves_nothing_standing(
 ) -> None:
     """TTC #2: a plain model said to be 30.9% robust; it should be about 0."""
     budget = Budget(Fraction(1, 4), Fraction(1, 64), 20)
-    assert PGD(budget)(small_model, LevelObjective(classifier, 0), pixels, labels, SEEDS).won.all()
+    assert PGD(budget)(small_model, LevelObjective(classifier, 0), pixels, labels, SEEDS).success.all()
 
 
 def test_restarts_are_for_what_is_left(
@@ -239,12 +239,12 @@ def test_restarts_are_for_what_is_left(
     first = PGD(once)(small_model, objective, pixels, labels, SEEDS)
     starts.clear()
     thrice = PGD(replace(once, restarts=3))(small_model, objective, pixels, labels, SEEDS)
-    left = (~first.won).nonzero().squeeze(1).tolist()
+    left = (~first.success).nonzero().squeeze(1).tolist()
     assert 0 < len(left) < 8
     assert starts[0] == (8, SEEDS)
     assert starts[1] == (len(left), [further_seeds(SEEDS, 1)[i] for i in left])
-    assert thrice.won[first.won].all()
-    assert torch.equal(thrice.images[first.won], first.images[first.won])
+    assert thrice.success[first.success].all()
+    assert torch.equal(thrice.images[first.success], first.images[first.success])
     assert not set(starts[1][1]) & set(SEEDS)
 
 
@@ -265,7 +265,7 @@ def test_without_a_random_start_the_first_gradient_is_that_of_the_clean_image(
     once = PGD(Budget(eps, eps, 1, random_start=False))(small_model, objective, pixels, labels, SEEDS)
     fgsm = FGSM(Budget(eps, eps, 1))(small_model, objective, pixels, labels, SEEDS)
     assert torch.equal(once.images, fgsm.images)
-    assert torch.equal(once.won, fgsm.won)
+    assert torch.equal(once.success, fgsm.success)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -294,8 +294,8 @@ def test_targets_come_from_the_clean_image(
     with torch.no_grad():
         goals = classifier.logits(small_model.encode_image(pixels)).argsort(1)[:, -2]
     budget = Budget(Fraction(8, 255), Fraction(2, 255), 10)
-    result = PGD(budget)(small_model, WishObjective(classifier, 0, "prompt", nearest), pixels, labels, SEEDS)
+    result = PGD(budget)(small_model, TargetedObjective(classifier, 0, "prompt", nearest), pixels, labels, SEEDS)
     with torch.no_grad():
         predicted = classifier.predict(small_model.encode_image(result.images))[0, 0]
-    assert result.won.sum() >= 4
-    assert torch.equal(result.won, predicted == goals)
+    assert result.success.sum() >= 4
+    assert torch.equal(result.success, predicted == goals)

@@ -149,7 +149,7 @@ def test_comes_near_the_best_there_is(norm: str) -> None:
     attack = Square(Budget(eps, STEP, 300, norm))
     for wanted, found in ((share, True), (1.0001, False)):
         result = attack(Flat(), Along(w, (w.sum() / 2).item() + wanted * gain), images, labels, [1, 2])
-        assert result.won.tolist() == [found] * 2
+        assert result.success.tolist() == [found] * 2
         assert result.gradients == 0
 
 
@@ -193,7 +193,7 @@ def test_fooled_images_leave_the_batch() -> None:
     objective = Along(w, (limit[1:].mean()).item())  # one has won as it is
     result = Square(Budget(Fraction(1, 20), STEP, 200))(model, objective, images, labels, [1, 2, 3])
     best = int((images.flatten(1) @ w).argmax())
-    assert result.won[best]
+    assert result.success[best]
     assert torch.equal(result.images[best], images[best])
     assert len(model.queries[0]) == 2
     sizes = [len(query) for query in model.queries]
@@ -201,8 +201,8 @@ def test_fooled_images_leave_the_batch() -> None:
     patient = Flat()
     again = Square(Budget(Fraction(1, 20), STEP, 200), early_stop=False)(patient, objective, images, labels, [1, 2, 3])
     assert [len(query) for query in patient.queries] == [3] * 200
-    assert torch.equal(again.won, result.won)
-    assert ((again.images.flatten(1) @ w) >= (result.images.flatten(1) @ w))[again.won].all()
+    assert torch.equal(again.success, result.success)
+    assert ((again.images.flatten(1) @ w) >= (result.images.flatten(1) @ w))[again.success].all()
 
 
 def test_wins_are_confirmed_in_fp32(
@@ -222,5 +222,5 @@ def test_wins_are_confirmed_in_fp32(
     monkeypatch.setattr(ClipModel, "encode_image", watched)
     result = Square(Budget(Fraction(16, 255), STEP, 20))(model, objective, images, truth, list(range(6)))
     assert precisions.count(None) > 1
-    assert result.won.any()
-    assert torch.equal(result.won, judge(model, objective, result.images, truth))
+    assert result.success.any()
+    assert torch.equal(result.success, judge(model, objective, result.images, truth))

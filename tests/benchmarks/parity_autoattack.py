@@ -57,7 +57,7 @@ def run_ours(
     for i, (search, aim) in enumerate(ATTACKS[part].optimiser(budget).parts(objective)):
         for rows in robust.nonzero().squeeze(1).split(batch_size):
             here = further_seeds([seeds[row] for row in rows.tolist()], i)
-            robust[rows] = ~search(model, aim, images[rows], labels[rows], here).won
+            robust[rows] = ~search(model, aim, images[rows], labels[rows], here).success
     return robust
 
 

@@ -86,7 +86,7 @@ def pgd(model: ClipModel) -> dict[str, Verdicts]:
         attack = ATTACKS["leaf-pgd"].optimiser(Budget(EPS, EPS, STEPS, random_start=False))
         model.precision = precision
         try:
-            return attack(model, objective, images, labels, range(len(images))).won
+            return attack(model, objective, images, labels, range(len(images))).success
         finally:
             model.precision = "fp32"
 

@@ -33,7 +33,7 @@ def report(what: str, measured: float, bound: float, sign: str) -> None:
 
 @pytest.mark.parametrize("image_levels", ["per-image", "hypavg"])
 def test_one_tree_beside_tecoa(model: ClipModel, tree: Tree, batch: Batch, image_levels: str) -> None:
-    assert tree.top == 5
+    assert tree.height == 5
     hierarchical = training_step(model, tree, batch, "hierarchical", image_levels=image_levels)
     measured = ratio(hierarchical, training_step(model, tree, batch, "tecoa"))
     report(f"hierarchical ({image_levels}) / TeCoA step, 1000 leaves, 5 levels", measured, 1.05, "≤")

@@ -108,7 +108,7 @@ def test_notes_name_the_flag(run: Run, caplog: pytest.LogCaptureFixture) -> None
 
 def test_file_source_levels_anew(run: Run) -> None:
     run("--source", "file", "--levels", "2", "-o", "two.yaml")
-    assert load_tree("two.yaml").top == 2
+    assert load_tree("two.yaml").height == 2
     run("--source", "file", "--tree", "two.yaml", "--classes", "circle,ellipse,star,heart", "-o", "part.yaml")
     assert load_tree("part.yaml").classes == ("circle", "ellipse", "star", "heart")
 
@@ -154,7 +154,7 @@ def test_clusters_of_a_models_texts(run: Run) -> None:
     tree = load_tree("clusters.yaml")
     assert tree.header["model"] == "tiny"
     assert len(tree.classes) == 24
-    assert tree.top >= 2
+    assert tree.height >= 2
 
 
 def test_check(run: Run, tmp_path: Path) -> None:

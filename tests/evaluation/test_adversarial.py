@@ -85,16 +85,16 @@ def test_files(make: Make, task: Task, tmp_path: Path, monkeypatch: pytest.Monke
     manifest = lines(tmp_path / "manifest.jsonl")
     assert [line["id"] for line in manifest] == list(task.data.ids)
     for i, line in enumerate(manifest):
-        assert list(line) == ["index", "id", "label", "before", "after", "after_8_bit", "won", "linf", "l2"]
+        assert list(line) == ["index", "id", "label", "before", "after", "after_8_bit", "success", "linf", "l2"]
         assert line["index"] == i
         assert line["label"] == task.tree.classes[task.data.labels[i]]
         assert line["before"][0] == line["label"]  # right when clean: leaves go by class id
-        assert len(line["before"]) == len(line["after"]) == len(line["after_8_bit"]) == task.tree.top
-        assert line["won"] == (line["after"][0] != line["label"])
+        assert len(line["before"]) == len(line["after"]) == len(line["after_8_bit"]) == task.tree.height
+        assert line["success"] == (line["after"][0] != line["label"])
         delta = (images[i].double() - clean[i].double()).flatten()
         assert line["linf"] == delta.abs().max().item()
         assert line["l2"] == pytest.approx(delta.norm().item())
-    assert {line["won"] for line in manifest} == {True, False}
+    assert {line["success"] for line in manifest} == {True, False}
 
     pngs = sorted((tmp_path / "images").iterdir())
     assert len(pngs) == 24
@@ -111,7 +111,7 @@ def test_files(make: Make, task: Task, tmp_path: Path, monkeypatch: pytest.Monke
     assert summary["clean"][0] == 1.0
     assert summary["robust"][0] == sum(held) / 24 < 1
     assert summary["robust_after_8_bit"][0] == sum(map(str.__eq__, classes, [r["label"] for r in manifest])) / 24
-    assert [len(summary[name]) for name in ("clean", "robust", "robust_after_8_bit")] == [task.tree.top] * 3
+    assert [len(summary[name]) for name in ("clean", "robust", "robust_after_8_bit")] == [task.tree.height] * 3
     with Image.open(tmp_path / "gallery.png") as picture:
         picture.load()
         assert picture.size[0] > 1000

@@ -214,7 +214,7 @@ def test_the_level_with_the_most_to_lose_is_looked_at(evaluate: Evaluate) -> Non
     assert len(places) > 1
     for place in places:
         for unit in evaluation.units[1:]:
-            evaluation.predictions[unit.key].won[:] = (unit.level, unit.scoring) != place
+            evaluation.predictions[unit.key].success[:] = (unit.level, unit.scoring) != place
             evaluation.predictions[unit.key].nodes.copy_(evaluation.clean.nodes)
         found = module._superclasses(bench, evaluation)
         assert found is not None
@@ -249,16 +249,16 @@ def test_counts_are_of_images_that_the_weaker_attack_fools_and_the_stronger_does
     canary = canaries_of(evaluation)["margin-vs-ce"]
     model, classifier, options = evaluation.model, evaluation.classifier, evaluation.options
     batch = next(iter(loader(evaluation.task.data, 24)))
-    won = {}
+    success = {}
     for loss in ("ce", "margin"):
         objective = LevelObjective(classifier, 0, loss=loss)
         eps = evaluation.units[1].eps
         assert eps is not None
         attack = ATTACKS["leaf-pgd"].optimiser(budget_of(options, eps, ATTACKS["leaf-pgd"]))
-        won[loss] = attack(model, objective, batch.images, batch.labels, sample_seeds(batch.ids, 0)).won
-    assert (canary.count, canary.of) == (int((won["margin"] & ~won["ce"]).sum()), 24)
+        success[loss] = attack(model, objective, batch.images, batch.labels, sample_seeds(batch.ids, 0)).success
+    assert (canary.count, canary.of) == (int((success["margin"] & ~success["ce"]).sum()), 24)
     assert canary.count
-    assert f"{int((~won['ce']).sum())} hold under leaf-pgd" in canary.note
+    assert f"{int((~success['ce']).sum())} hold under leaf-pgd" in canary.note
 
 
 def test_a_hyperbolic_model_meets_its_cosine_head(evaluate: Evaluate) -> None:
@@ -282,7 +282,7 @@ def test_only_what_holds_meets_the_cosine_head(evaluate: Evaluate, monkeypatch: 
     head = HyperbolicHead(0.1, 0.1, 5.0)
     evaluation.model.geometry = evaluation.classifier.head = head
     evaluation.classifier.prepared = head.prepare(evaluation.classifier.prepared).detach()
-    right = module._bench(evaluation, Fraction(1, 255)).right.nonzero().squeeze(1).tolist()
+    right = module._bench(evaluation, Fraction(1, 255)).correct.nonzero().squeeze(1).tolist()
     canary = staged(evaluation, monkeypatch, lambda *_: right[held:], lambda: right[held - 3 :])["cosine-head"]
     if held:
         assert (canary.ok, canary.count, canary.of) == (False, 3, 8)

@@ -47,7 +47,7 @@ def test_through_a_hyperbolic_head_too(evaluate: Evaluate, level: int) -> None:
     head = HyperbolicHead(0.1, 0.1, 5.0)
     evaluation.model.geometry = evaluation.classifier.head = head
     evaluation.classifier.prepared = head.prepare(evaluation.classifier.prepared).detach()
-    assert (agreement_of(evaluation, level=min(level, evaluation.task.tree.top - 1)) > 0.95).all()
+    assert (agreement_of(evaluation, level=min(level, evaluation.task.tree.height - 1)) > 0.95).all()
 
 
 def test_gradients_in_bf16_agree(evaluate: Evaluate) -> None:

@@ -20,7 +20,7 @@ from hrzs.evaluation.plan import Unit, budget_of
 from hrzs.evaluation.rows import overall_of, rows_of, truth_of
 from hrzs.evaluation.runner import TOGETHER, Evaluation
 from hrzs.models.classifier import SCORINGS
-from hrzs.results.metrics import from_bits, right
+from hrzs.results.metrics import correct, from_bits
 from hrzs.results.report import Row
 
 Evaluate = Callable[..., Evaluation]
@@ -89,13 +89,13 @@ def test_rows_make_sense(rows: list[Row]) -> None:
 def test_a_diagonal_row_counts_a_win_at_any_step(evaluate: Evaluate) -> None:
     evaluation = evaluate(level="all")
     evaluation.run()
-    clean = right(evaluation.task.tree, evaluation.labels, evaluation.predictions[evaluation.units[0].key].nodes)
+    clean = correct(evaluation.task.tree, evaluation.labels, evaluation.predictions[evaluation.units[0].key].nodes)
     robust = diagonal(rows_of(evaluation))
     for unit in evaluation.units[1:]:
         if unit.level == "all":
             continue
         level = int(str(unit.level))
-        held = clean[SCORINGS.index(unit.scoring), level] & ~evaluation.predictions[unit.key].won
+        held = clean[SCORINGS.index(unit.scoring), level] & ~evaluation.predictions[unit.key].success
         assert robust[unit.attack, level, unit.scoring] == held.double().mean().item()
 
 
@@ -130,7 +130,7 @@ def test_any_level_is_for_the_whole_suite_only(evaluate: Evaluate) -> None:
         partial = evaluate(**{"level": "all", "steps": 1, **part})
         partial.run()
         (summary,) = overall_of(partial)
-        for name in ("robust", "robust_ci95", "robust_balanced", "robust_balanced_ci95", "suite", "right"):
+        for name in ("robust", "robust_ci95", "robust_balanced", "robust_balanced_ci95", "suite", "correct"):
             assert getattr(summary, f"any_level_{name}") is None
 
 
@@ -148,13 +148,13 @@ def test_the_margin_counts_at_any_level(evaluate: Evaluate) -> None:
     """An image that falls to the margin loss alone, at a superclass, is right nowhere."""
     evaluation = evaluate(level="all")
     evaluation.run()
-    before = from_bits(overall_of(evaluation)[0].any_level_right, 24)
+    before = from_bits(overall_of(evaluation)[0].any_level_correct, 24)
     assert before.any()
     found = evaluation.predictions[Unit("cw", 2, "prompt", EPS).key]
     held = evaluation.by_id[before][0]
-    assert not found.won[held]
-    found.won[held] = True
-    after = from_bits(overall_of(evaluation)[0].any_level_right, 24)
+    assert not found.success[held]
+    found.success[held] = True
+    after = from_bits(overall_of(evaluation)[0].any_level_correct, 24)
     assert int(before.sum()) - int(after.sum()) == 1
 
 
@@ -172,7 +172,7 @@ def test_balanced_figures_are_means_over_nodes(evaluate: Evaluate) -> None:
         return sum(sum(hits) / len(hits) for hits in by_node.values()) / len(by_node)
 
     for row in rows:
-        hits = from_bits(row.right, row.n).tolist()
+        hits = from_bits(row.correct, row.n).tolist()
         figure = "clean" if row.robust is None else "robust"
         assert getattr(row, f"{figure}_balanced") == pytest.approx(mean_over_nodes(hits, row.level))
         counts = Counter(nodes[row.level])
@@ -181,7 +181,7 @@ def test_balanced_figures_are_means_over_nodes(evaluate: Evaluate) -> None:
     # Some level is lopsided, or nothing was tested here.
     assert any(row.constant > row.constant_balanced for row in rows)
     (summary,) = overall_of(evaluation)
-    hits = from_bits(summary.any_level_right, 24).tolist()
+    hits = from_bits(summary.any_level_correct, 24).tolist()
     by_level = [mean_over_nodes(hits, level) for level in range(3)]
     assert summary.any_level_robust_balanced == pytest.approx(sum(by_level) / 3)
     low, high = summary.any_level_robust_balanced_ci95
@@ -219,7 +219,7 @@ def test_batches_are_refilled(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatc
     evaluation.run()
     assert evaluation.model.at_once is None
     unit = evaluation.units[1]
-    assert int((~evaluation.predictions[unit.key].won).sum()) > 0
+    assert int((~evaluation.predictions[unit.key].success).sum()) > 0
     sizes = {part: [size for p, size in batches if p == part] for part, _ in batches}
     assert list(sizes) == list(range(6))  # six leaves: apgd-ce, then towards five others
     totals = [sum(of_part) for of_part in sizes.values()]
@@ -238,7 +238,7 @@ def test_parts_give_what_the_attack_gives(evaluate: Evaluate) -> None:
     result = attack(evaluation.model, spec.objective(evaluation.classifier, 0), batch.images, evaluation.labels,
                     sample_seeds(batch.ids, 0))  # fmt: skip
     clean = evaluation.clean.nodes[0, 0] == evaluation.labels
-    assert torch.equal((clean & ~evaluation.predictions[evaluation.units[1].key].won), clean & ~result.won)
+    assert torch.equal((clean & ~evaluation.predictions[evaluation.units[1].key].success), clean & ~result.success)
 
 
 def test_progress_counts_passes(evaluate: Evaluate) -> None:

@@ -234,7 +234,7 @@ def test_resumes(folder: Path, small: ClipModel, tmp_path: Path, monkeypatch: py
 def test_identity_knows_the_images(folder: Path, small: ClipModel) -> None:
     before = evaluate(small, folder).identity()
     manifest = folder / "manifest.jsonl"
-    manifest.write_text(manifest.read_text().replace('"won": true', '"won": false', 1))
+    manifest.write_text(manifest.read_text().replace('"success": true', '"success": false', 1))
     assert evaluate(small, folder).identity() != before
 
 

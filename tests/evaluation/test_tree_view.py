@@ -26,7 +26,7 @@ def test_level_accuracy_is_that_of_the_classifier(small: ClipModel, task: Task) 
     images = next(iter(loader(task.data, 24))).images
     with torch.no_grad():
         nodes = ZeroShotClassifier(small, task.tree).predict(small.encode_image(images))
-    truth = task.tree.ancestors[: task.tree.top, torch.tensor(task.data.labels)]
+    truth = task.tree.ancestors[: task.tree.height, torch.tensor(task.data.labels)]
     by_prompt, by_leaves = (nodes == truth).double().mean(2).tolist()
     assert [row["level"] for row in found["levels"]] == [0, 1, 2]
     assert [row["nodes"] for row in found["levels"]] == [6, 4, 2]

@@ -145,7 +145,7 @@ def test_agreement_is_that_of_all_pairs(data: st.DataObject) -> None:
         ranks = [[(h < x).sum() + (h == x).sum() / 2 for x in h] for h in heights]
         assert found["baker_gamma"] == pytest.approx(np.corrcoef(ranks)[0, 1], abs=1e-4)
     assert agreement(second, first)["same_lca_height"] == found["same_lca_height"]
-    assert [row["level"] for row in found["adjusted_rand"]] == list(range(1, min(first.top, second.top)))
+    assert [row["level"] for row in found["adjusted_rand"]] == list(range(1, min(first.height, second.height)))
 
 
 @settings(max_examples=60)

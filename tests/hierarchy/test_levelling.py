@@ -32,7 +32,7 @@ def entropies(tree: Tree) -> list[float]:
 def test_levels_are_strictly_coarser_and_every_superclass_groups(tree: Tree, levels: int) -> None:
     levelled = level_tree(tree.root, levels, tree.classes)
     sizes = [len(nodes) for nodes in levelled.levels]
-    assert 1 <= levelled.top <= levels
+    assert 1 <= levelled.height <= levels
     assert sizes == sorted(set(sizes), reverse=True)
     assert all(len(node.children) >= 2 for node in levelled.root.walk() if not node.is_leaf)
     assert levelled.classes == tree.classes
@@ -57,7 +57,7 @@ def test_entropy_falls_evenly_where_the_tree_allows_it() -> None:
 def test_chain_keeps_its_most_specific_node() -> None:
     chain = Node("entity", "e", (Node("thing", "t", (Node("dog", "d", (leaf("a"), leaf("b"))),)),))
     tree = level_tree(chain, 5)
-    assert (tree.root.name, tree.top) == ("dog", 1)
+    assert (tree.root.name, tree.height) == ("dog", 1)
     over_leaf = Node("r", "r", (Node("s", "s", (leaf("a"),)), leaf("b")))
     assert {node.name for node in level_tree(over_leaf, 5).root.walk()} == {"r", "a", "b"}
 
@@ -76,14 +76,14 @@ def test_each_level_is_the_cut_nearest_in_entropy(tree: Tree, levels: int) -> No
     cuts = [cut(tree.root, bound) for bound in range(2, total)]
     shares = [sum(n / total * log(total / n) for n in sizes) / log(total) for sizes in cuts if len(sizes) < total]
     chosen = [entropy / log(total) for entropy in entropies(levelled)]
-    for level in range(1, levelled.top):
-        wanted = 1 - level / levelled.top
+    for level in range(1, levelled.height):
+        wanted = 1 - level / levelled.height
         assert abs(chosen[level] - wanted) == pytest.approx(min(abs(s - wanted) for s in shares), abs=1e-8)
 
 
 def test_flat_tree_has_one_level_above_its_leaves() -> None:
     flat = Node("r", "r", tuple(map(leaf, "abcdef")))
-    assert level_tree(flat, 5).top == 1
+    assert level_tree(flat, 5).height == 1
 
 
 def test_children_come_in_the_order_of_the_classes() -> None:

@@ -60,7 +60,7 @@ def test_levels_are_nested_partitions(tree: Tree) -> None:
         assert sorted(beneath) == sorted(tree.classes)
         for c in range(count):
             assert tree.classes[c] in {x.class_id for x in nodes[tree.ancestors[level, c]].leaves()}
-        if level < tree.top:
+        if level < tree.height:
             # Classes together at one level are together at the next.
             assert torch.equal(tree.parents(level)[tree.ancestors[level]], tree.ancestors[level + 1])
             same = [node in tree.levels[level + 1] for node in nodes]
@@ -74,7 +74,7 @@ def test_lca_height_is_an_ultrametric(tree: Tree) -> None:
     height = tree.lca_height(c[:, None].expand(len(c), len(c)), c[None].expand(len(c), len(c)))
     assert torch.equal(height, height.T)
     assert torch.equal(height == 0, torch.eye(len(c), dtype=torch.bool))
-    assert int(height.max()) <= tree.top
+    assert int(height.max()) <= tree.height
     assert bool((height[:, :, None] <= torch.maximum(height[:, None, :], height.T[None])).all())
 
 
@@ -143,7 +143,7 @@ def test_restricted_tree_keeps_what_is_together(tree: Tree, data: st.DataObject)
         assert len(set(after)) == len(after)
         assert set(after) == before
         assert [len(set(p)) for p in after] == sorted({len(set(p)) for p in after}, reverse=True)
-    assert int(part.lca_height(kept, kept.flip(0)).max()) <= part.top
+    assert int(part.lca_height(kept, kept.flip(0)).max()) <= part.height
 
 
 def _partition(row: torch.Tensor) -> list[int]:

@@ -50,7 +50,7 @@ def test_by_brute_force(tree: Tree, curvature: float, seed: int) -> None:
         assert found.bound[level].item() == pytest.approx(bound, rel=1e-6)
         assert margin <= bound * (1 + 1e-12)
         for row, node in enumerate(tree.levels[level]):
-            for above, parent in enumerate(tree.levels[level + 1] if level + 1 < tree.top else ()):
+            for above, parent in enumerate(tree.levels[level + 1] if level + 1 < tree.height else ()):
                 if any(child is node for child in parent.children):
                     ordered.append(lengths[columns[row]] > lengths[int(index.columns[level + 1][above])])
     # Of the tree's edges below the root: dog, wolf, car, bus; canine, cat, wheeled vehicle, boat.

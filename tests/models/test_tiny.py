@@ -13,7 +13,7 @@ from hrzs.evaluation.runner import Evaluation
 from hrzs.models import tiny
 from hrzs.models.clip import ClipModel
 from hrzs.models.loading import load_model, read_header
-from hrzs.results.metrics import right
+from hrzs.results.metrics import correct
 from hrzs.tasks import open_task
 
 
@@ -37,7 +37,7 @@ def test_tiny_is_accurate_at_every_level_and_breaks(model: ClipModel) -> None:
     evaluation = Evaluation(model, task, options)
     evaluation.run()
     rows = {(row.attack, row.level): row for row in rows_of(evaluation)}
-    for level in range(task.tree.top):
+    for level in range(task.tree.height):
         assert rows["none", level].clean > 0.7
     assert rows["leaf-pgd", 0].robust < 0.2
     assert rows["superclass-pgd", 1].robust < 0.2
@@ -56,5 +56,5 @@ def test_clean_predictions_agree_with_plain_argmax(model: ClipModel) -> None:
     evaluation.run()
     labels = torch.tensor(list(task.data.labels))
     nodes = evaluation.predictions[Unit("none").key].nodes
-    share = right(task.tree, labels, nodes)[0, 0].double().mean().item()
+    share = correct(task.tree, labels, nodes)[0, 0].double().mean().item()
     assert rows_of(evaluation)[0].clean == pytest.approx(share)

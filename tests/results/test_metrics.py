@@ -15,10 +15,10 @@ from hrzs.results.metrics import (
     balanced_interval,
     consistency,
     constant_answer,
+    correct,
     from_bits,
     hierarchical_distances,
     node_weights,
-    right,
     severity,
     to_bits,
     weights_over_levels,
@@ -132,12 +132,12 @@ def test_balanced_of_nothing() -> None:
     assert constant_answer(nothing) == 0
 
 
-def test_right_looks_up_the_ancestors(tree: Tree) -> None:
+def test_correct_looks_up_the_ancestors(tree: Tree) -> None:
     labels = torch.arange(len(tree.classes))
-    nodes = tree.ancestors[: tree.top].expand(2, -1, -1).clone()
-    assert right(tree, labels, nodes).all()
+    nodes = tree.ancestors[: tree.height].expand(2, -1, -1).clone()
+    assert correct(tree, labels, nodes).all()
     nodes[1, 2, 3] += 1
-    found = right(tree, labels, nodes)
+    found = correct(tree, labels, nodes)
     assert (~found).nonzero().tolist() == [[1, 2, 3]]
 
 
@@ -150,10 +150,10 @@ def test_severity_by_hand(tree: Tree) -> None:
     # Only four are given: more than there are is all of them, at heights 0, 1, 2 and 3 in some order.
     assert distances[1:].tolist() == [[1.5] * 4] * 2
     found = Predictions.empty(tree, 4)
-    found.put(torch.arange(4), Predictions(predicted.expand(2, tree.top, -1), torch.zeros(4).bool(), distances))
+    found.put(torch.arange(4), Predictions(predicted.expand(2, tree.height, -1), torch.zeros(4).bool(), distances))
     hd = {"hd@1": 1.5, "hd@5": 1.5, "hd@20": 1.5}
     assert severity(tree, labels, found) == {"lca_height_mistakes": 2.0, "lca_height_all": 1.5, **hd}
-    perfect = Predictions(labels.expand(2, tree.top, -1), torch.zeros(4).bool(), distances)
+    perfect = Predictions(labels.expand(2, tree.height, -1), torch.zeros(4).bool(), distances)
     assert severity(tree, labels, perfect) == {"lca_height_mistakes": None, "lca_height_all": 0.0, **hd}
 
 
@@ -182,12 +182,12 @@ def test_bits_are_readable() -> None:
 
 
 def test_consistency_by_hand(tree: Tree) -> None:
-    truth = tree.ancestors[: tree.top]
-    assert consistency(tree, truth) == [1.0] * (tree.top - 1)
+    truth = tree.ancestors[: tree.height]
+    assert consistency(tree, truth) == [1.0] * (tree.height - 1)
     off = truth.clone()
     off[2, :3] = 1 - off[2, :3]
     assert consistency(tree, off) == [1.0, 0.5]
-    assert consistency(tree, truth[:, :0]) == [None] * (tree.top - 1)
+    assert consistency(tree, truth[:, :0]) == [None] * (tree.height - 1)
 
 
 @given(st.integers(0, 2**18 - 1))
@@ -200,7 +200,7 @@ def test_any_level_against_brute_force(bits: int) -> None:
     ]
     expected = [
         all(bool(clean[level, i]) for level in range(2))
-        and all(all(bool(a[level, i]) for level in range(2)) and not bool(won[i]) for a, won in attacked)
+        and all(all(bool(a[level, i]) for level in range(2)) and not bool(success[i]) for a, success in attacked)
         for i in range(3)
     ]
     assert any_level(clean, attacked).tolist() == expected

@@ -60,6 +60,7 @@ def test_reports_of_the_project_still_read(file: Path) -> None:
     assert [row.clean for row in found.results] == [row["clean"] for row in written["results"]]
     assert found.tasks[0].image_ids == written["config"]["tasks"][0]["image_ids"]
     assert "tasks" not in found.config
+    assert [row.correct for row in found.results] == [row["right"] for row in written["results"]]
     assert found.prompts_digest == written["config"]["prompts_digest"]
     assert Report.from_json(found.to_json()) == found
     assert found.results[0].dataset in str(found)
@@ -105,7 +106,7 @@ def test_rows_as_a_table_of_pandas(report: Report, monkeypatch: pytest.MonkeyPat
     assert len(table) == len(report.results)
     assert table["clean"].tolist() == [row.clean for row in report.results]
     assert table["clean_low"].tolist() == [row.clean_ci95[0] for row in report.results if row.clean_ci95]
-    assert "right" not in table
+    assert "correct" not in table
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(UsageError, match="needs pandas"):
         report.to_pandas()

@@ -123,9 +123,9 @@ def other(report: dict[str, Any]) -> dict[str, Any]:
     other = copy.deepcopy(report)
     other["model"]["source"] = "b"
     row = other["results"][6]
-    right = from_bits(row["right"], row["n"])
+    right = from_bits(row["correct"], row["n"])
     right[:3] = ~right[:3]
-    row["right"] = to_bits(right)
+    row["correct"] = to_bits(right)
     return other
 
 
@@ -136,7 +136,7 @@ def test_compares_row_by_row(report: dict[str, Any], other: dict[str, Any]) -> N
     for i, row in enumerate(found.rows):
         assert row.only_this + row.only_other == (3 if i == 6 else 0)
         assert row.p_holm >= row.p
-    changed, theirs = found.rows[6], from_bits(other["results"][6]["right"], 24)
+    changed, theirs = found.rows[6], from_bits(other["results"][6]["correct"], 24)
     assert changed.other == theirs.double().mean().item()
     assert changed.this == report["results"][6]["robust"]
     assert changed.difference == pytest.approx(changed.this - changed.other)
@@ -197,7 +197,7 @@ def test_refuses_where_nothing_is_alike(report: dict[str, Any], other: dict[str,
 
 
 def test_refuses_a_report_without_images(report: dict[str, Any], other: dict[str, Any]) -> None:
-    del other["results"][0]["right"]
+    del other["results"][0]["correct"]
     with pytest.raises(UsageError, match="older hrzs"):
         compare(report, other)
 
@@ -210,5 +210,5 @@ def test_bits_go_by_id_whatever_the_order(evaluate: Callable[..., Evaluation]) -
     right = (evaluation.clean.nodes[0, 0] == evaluation.labels).tolist()
     expected = [r for _, r in sorted(zip(ids, right, strict=True))]
     assert list(ids) != sorted(ids)
-    assert from_bits(row.right, row.n).tolist() == expected
+    assert from_bits(row.correct, row.n).tolist() == expected
     assert torch.tensor(expected).double().mean().item() == row.clean

@@ -234,7 +234,7 @@ def test_dendrograms_level_well(count: int, coarser: int) -> None:
     points = _Cosine().text(features(count, 16))
     tree = level_tree(unnamed(cluster._merge(_Cosine().distances(points, points), "average")), 5)
     sizes = [len(level) for level in tree.levels]
-    assert tree.top == 5
+    assert tree.height == 5
     assert sizes[1] <= coarser
     assert all(above <= 0.7 * below for below, above in pairwise(sizes))
 
@@ -242,7 +242,7 @@ def test_dendrograms_level_well(count: int, coarser: int) -> None:
 def test_a_chain_of_a_thousand_does_not_recurse() -> None:
     root = unnamed([(0, 1), *((1000 + i, i + 2) for i in range(998))])
     assert sum(1 for _ in root.leaves()) == 1000
-    assert level_tree(root, 5).top == 5
+    assert level_tree(root, 5).height == 5
 
 
 def test_source_and_notes_say_what_was_clustered() -> None:

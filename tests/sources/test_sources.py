@@ -112,5 +112,5 @@ def test_bad_calls() -> None:
 
 def test_file_source_levels_anew(options: SourceOptions) -> None:
     (tree,), _ = build_trees(CLASSES, source="file", levels=2, options=options)
-    assert tree.top == 2
+    assert tree.height == 2
     assert "ship" not in tree.classes

@@ -68,12 +68,12 @@ def test_denominator_is_own_level_and_strangers_of_neighbouring_levels(plan: Pla
     index, edges = NodeIndex.of(tree), joined(tree)
     alignment = LevelAlignment(tree, index, hnsa)
     assert alignment.candidates.shape == (len(index.owner), len(index.owner))
-    for level in range(tree.top):
+    for level in range(tree.height):
         neighbours = {"none": (), "lower": (-1,), "upper": (1,), "both": (-1, 1)}[hnsa]
         for k, true in enumerate(tree.levels[level]):
             expected = {id(node) for node in tree.levels[level]}
             for neighbour in (level + step for step in neighbours):
-                if 0 <= neighbour < tree.top:
+                if 0 <= neighbour < tree.height:
                     expected |= {id(n) for n in tree.levels[neighbour] if frozenset((id(n), id(true))) not in edges}
             column = int(index.columns[level][k])
             allowed = spread(alignment, column)
@@ -90,8 +90,8 @@ def test_denominator_is_own_level_and_strangers_of_neighbouring_levels(plan: Pla
 def test_level_weights_fall_from_the_leaves(plan: Plan) -> None:
     tree = grow(plan)
     alignment = LevelAlignment(tree, NodeIndex.of(tree))
-    assert alignment.weights == pytest.approx([1 - level / (tree.top + 1) for level in range(tree.top)])
-    assert alignment.levels() == list(range(tree.top))
+    assert alignment.weights == pytest.approx([1 - level / (tree.height + 1) for level in range(tree.height)])
+    assert alignment.levels() == list(range(tree.height))
 
 
 @pytest.mark.parametrize(("spec", "weights"), [("equal", (1, 1)), ("1,0.25", (1, 0.25)), ("0,2,7", (0, 2))])
@@ -139,8 +139,8 @@ def naive(row: list[float], alignment: LevelAlignment, column: int) -> float:
 
 def levels_of(data: st.DataObject, tree: Tree) -> list[int]:
     """All levels, or some of them."""
-    some = data.draw(st.sets(st.integers(0, tree.top - 1), min_size=1))
-    return data.draw(st.sampled_from((list(range(tree.top)), sorted(some))))
+    some = data.draw(st.sets(st.integers(0, tree.height - 1), min_size=1))
+    return data.draw(st.sampled_from((list(range(tree.height)), sorted(some))))
 
 
 @given(plans, st.sampled_from(HNSA), st.sampled_from(("image", "node")), st.data())
@@ -161,7 +161,7 @@ def test_loss_of_images_against_its_definition(plan: Plan, hnsa: str, balance: s
         if balance == "image" or level == 0:
             groups = [[loss for group in groups for loss in group]]
         mean = sum(sum(group) / len(group) for group in groups) / len(groups)
-        expected += (1 - level / (tree.top + 1)) * mean
+        expected += (1 - level / (tree.height + 1)) * mean
     rows = alignment.of_images(labels, levels)
     assert rows.columns.tolist() == columns
     assert alignment.loss(logits, rows).item() == pytest.approx(expected)
@@ -176,7 +176,7 @@ def test_loss_of_means_against_its_definition(plan: Plan, hnsa: str, balance: st
     levels = levels_of(data, tree)
     alignment = LevelAlignment(tree, index, hnsa, balance=balance)
     counts = [
-        torch.bincount(tree.ancestors[k][labels], minlength=len(tree.levels[k])).double() for k in range(tree.top)
+        torch.bincount(tree.ancestors[k][labels], minlength=len(tree.levels[k])).double() for k in range(tree.height)
     ]
     rows = alignment.of_means(counts, levels)
     assert rows.columns.tolist() == torch.cat([index.columns[level] for level in levels]).tolist()
@@ -188,7 +188,7 @@ def test_loss_of_means_against_its_definition(plan: Plan, hnsa: str, balance: st
         losses = [naive(next(values), alignment, int(column)) for column in index.columns[level]]
         weights = [float(c > 0) if balance == "node" else c for c in counts[level].tolist()]
         mean = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
-        expected += (1 - level / (tree.top + 1)) * mean
+        expected += (1 - level / (tree.height + 1)) * mean
     found = alignment.loss(logits, rows)
     assert found.item() == pytest.approx(expected)
     (gradient,) = torch.autograd.grad(found, logits)
@@ -207,19 +207,19 @@ def test_nodes_of_as_many_images_weigh_alike_either_way(plan: Plan, count: int) 
         assert torch.equal(one.columns, other.columns)
         torch.testing.assert_close(one.weights, other.weights)
 
-    for level in range(tree.top):
+    for level in range(tree.height):
         ancestors = tree.ancestors[level].tolist()
         first = [ancestors.index(node) for node in range(len(tree.levels[level]))]
         labels = torch.tensor(first * count)
         same(by_image.of_images(labels, [level]), by_node.of_images(labels, [level]))
-        counts = [torch.full((len(nodes),), float(count)) for nodes in tree.levels[: tree.top]]
+        counts = [torch.full((len(nodes),), float(count)) for nodes in tree.levels[: tree.height]]
         same(by_image.of_means(counts, [level]), by_node.of_means(counts, [level]))
         if count > 1 and level > 0 and len(first) > 1:  # the first node has one image alone
             few = torch.tensor(first[1:] * count + first[:1])
             alike, balanced = (a.of_images(few, [level]).weights for a in (by_image, by_node))
             assert not torch.allclose(alike, balanced)
             torch.testing.assert_close(alike.sum(), balanced.sum())
-            omega = 1 - level / (tree.top + 1)
+            omega = 1 - level / (tree.height + 1)
             assert balanced[-1].item() == pytest.approx(omega / len(first))
             assert alike[-1].item() == pytest.approx(omega / len(few))
 
@@ -231,7 +231,7 @@ DEPTHS = ((1.0,), (1.0, 0.7, 0.4, 0.2), (1.0, 0.5), (1.0, 1.3, 0.6))
 def present_only(points: Tensor, labels: Tensor, tree: Tree, head: HyperbolicHead) -> list[dict[int, Tensor]]:
     """The definition: a node's mean is that of its present children's, each brought to the node's depth."""
     curvature = head.value("curvature").item()
-    factors = [head.image_factor(level).item() for level in range(tree.top)]
+    factors = [head.image_factor(level).item() for level in range(tree.height)]
 
     def average(members: list[Tensor]) -> Tensor:
         group = torch.stack(members)
@@ -244,7 +244,7 @@ def present_only(points: Tensor, labels: Tensor, tree: Tree, head: HyperbolicHea
     levels = [
         {c: average([p for p, y in zip(points, labels, strict=True) if y == c]) for c in labels.unique().tolist()}
     ]
-    for level in range(1, tree.top):
+    for level in range(1, tree.height):
         groups: dict[int, list[Tensor]] = {}
         for child, point in levels[-1].items():
             parent = int(tree.parents(level - 1)[child])
@@ -266,9 +266,9 @@ def test_class_means_average_level_by_level(
     means = average(points, groups, head)
     expected = present_only(points, labels, tree, head)
     norms = [{k: p.norm().item() for k, p in level.items()} for level in expected]
-    outwards = average.steps_outwards(means).split([len(nodes) for nodes in tree.levels[: tree.top - 1]])
-    assert len(means) == len(groups.counts) == len(groups.shares) == tree.top
-    assert len(groups.edges) == len(outwards) == tree.top - 1
+    outwards = average.steps_outwards(means).split([len(nodes) for nodes in tree.levels[: tree.height - 1]])
+    assert len(means) == len(groups.counts) == len(groups.shares) == tree.height
+    assert len(groups.edges) == len(outwards) == tree.height - 1
     steady: list[bool] = []
     for level, of_node in enumerate(expected):
         counts = torch.bincount(tree.ancestors[level][labels], minlength=len(tree.levels[level]))
@@ -278,7 +278,7 @@ def test_class_means_average_level_by_level(
         for node, point in enumerate(means[level]):
             there = of_node.get(node, torch.zeros(3, dtype=torch.float64))
             torch.testing.assert_close(point, there, rtol=1e-6, atol=1e-8)
-        if level + 1 == tree.top:
+        if level + 1 == tree.height:
             break
         parents = tree.parents(level).tolist()
         for node in range(len(tree.levels[level])):

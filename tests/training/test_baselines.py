@@ -304,7 +304,7 @@ def test_encodings_are_counted(make_model: MakeModel, shapes_tree: Tree, few: Ba
         method.original.visual.conv1.register_forward_hook(count("original"))
     method.loss(few.images, few.labels, seeds(few))
     assert passes["original"] == (1 if method.options.method in HELD else 0)
-    expected = method.encodings(method.options, shapes_tree.top)
+    expected = method.encodings(method.options, shapes_tree.height)
     assert expected == pytest.approx(passes["tuned"] + passes["original"] / 3)
 
 

@@ -129,7 +129,7 @@ def test_the_image_encoder_runs_as_often_for_any_number_of_trees(
 def test_what_each_kind_of_perturbation_costs(
     make_model: MakeModel, shapes_tree: Tree, batch: Batch, kind: str, passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert shapes_tree.top == 4
+    assert shapes_tree.height == 4
     model = make_model()
     method = start(model, [shapes_tree], batch, perturbation=kind)
     seen = encodings(model, monkeypatch)
@@ -159,7 +159,7 @@ def test_on_a_flat_tree_all_kinds_are_one(make_model: MakeModel, shapes_tree: Tr
 def test_a_level_of_no_weight_is_as_if_it_were_not_there(
     make_model: MakeModel, shapes_tree: Tree, batch: Batch
 ) -> None:
-    weights = "1" + ",0" * (shapes_tree.top - 1)
+    weights = "1" + ",0" * (shapes_tree.height - 1)
     leaves_alone = {"beta": 5.0, "hnsa": "none", "lambda_gap": 0.0}
     only_leaves = start(make_model(), [shapes_tree], batch, level_weights=weights, **leaves_alone)
     flat = Tree(Node("all", "all", tuple(shapes_tree.levels[0]), level=1), shapes_tree.classes)
@@ -218,7 +218,7 @@ def test_freezing_what_is_not_there_or_all_is_refused(make_model: MakeModel, sha
 def test_where_the_levels_lie_is_logged(make_model: MakeModel, shapes_tree: Tree, batch: Batch) -> None:
     method = start(make_model(), [shapes_tree], batch, image_levels="hypavg")
     log = method.loss(batch.images, batch.labels, sample_seeds(batch.ids, 0)).log
-    for level in range(shapes_tree.top):
+    for level in range(shapes_tree.height):
         assert 0 < log[f"radius_text_{level}"] < 1
         assert 0 < log[f"radius_image_{level}"] < 1
         assert 0 < log[f"margin_{level}"] <= log[f"bound_{level}"] * (1 + 1e-5)

@@ -156,7 +156,7 @@ def test_few_classes_and_a_flat_tree(
     make_model: MakeModel, shapes_tree: Tree, batch: Batch, options: TrainOptions, count: int
 ) -> None:
     tree = shapes_tree.restrict(shapes_tree.classes[:count])
-    assert tree.top == 1
+    assert tree.height == 1
     chosen = batch.labels < count
     ids = tuple(i for i, c in zip(batch.ids, chosen.tolist(), strict=True) if c)
     few = Batch(batch.images[chosen], batch.labels[chosen], ids)

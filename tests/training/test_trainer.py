@@ -488,7 +488,7 @@ def test_the_best_by_the_validation_is_kept(make_trainer: MakeTrainer, shapes: D
     assert list(looks) == [2, 4, 6]
     best = max(looks, key=lambda step: (looks[step]["criterion"], -step))
     assert [step for step in looks if looks[step]["best"]][-1] == best
-    assert all(len(look["clean"]) == len(look["robust"]) == trainer.tree.top for look in looks.values())
+    assert all(len(look["clean"]) == len(look["robust"]) == trainer.tree.height for look in looks.values())
     model = load_model(str(trainer.folder / "best"))
     assert [name for name, value in weights(model).items() if not torch.equal(value, kept[best][name])] == []
     assert read_header(trainer.folder / "best" / "model.safetensors")["run"]["steps"] == best

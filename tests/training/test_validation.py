@@ -71,14 +71,14 @@ def test_against_the_attack_itself(
     classifier = ZeroShotClassifier(model, shapes_tree, OPTIONS.template)
     seeds = sample_seeds(batch.ids, OPTIONS.seed, "validation")
     budget = Budget(OPTIONS.eps, OPTIONS.step_size, OPTIONS.val_steps)
-    for level in range(shapes_tree.top):
+    for level in range(shapes_tree.height):
         with torch.no_grad():
             predicted = classifier.logits(model.encode_image(batch.images), level).argmax(1)
         right = predicted == classifier.labels(batch.labels, level)
         assert torch.equal(found.clean[level], right)
         objective = ATTACKS["leaf-pgd"].objective(classifier, level)
         attack = ATTACKS["leaf-pgd"].optimiser(budget, early_stop=False)
-        fell = attack(model, objective, batch.images, batch.labels, seeds).won
+        fell = attack(model, objective, batch.images, batch.labels, seeds).success
         assert torch.equal(found.robust[level], right & ~fell)
         assert torch.equal(found.truth[level], classifier.labels(batch.labels, level))
     assert found.clean.any()

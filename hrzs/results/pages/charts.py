@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 from hrzs.results.pages.markup import Markup, el, join
@@ -34,12 +35,14 @@ class Curve:
         colour: which of the page's; from the seventh on they come again with other dashes. None: that of the text.
         kind: ``line``; ``thick``; ``limit``, a thin one that curves are held against; ``faint``, one behind another,
             absent from the legend; ``cloud``, points without a line, absent from the legend as well.
+        whiskers: (x, lowest, highest), an interval around a point.
     """
 
     name: str
     points: Points
     colour: int | None = 0
     kind: str = "line"
+    whiskers: Sequence[tuple[float, float, float]] = ()
 
     @property
     def finite(self) -> list[tuple[float, float]]:
@@ -128,7 +131,8 @@ def line_chart(
     named = x_names or {}
     across = [at for at, _ in drawn_points] + [*named]
     left_end, right_end = min(across), max(across)
-    margin = 0.5 if named or left_end == right_end else 0.0
+    # Half a step beside the outermost ticks with words.
+    margin = 0.5 if left_end == right_end else 0.5 * min((b - a for a, b in pairwise(sorted(named))), default=0.0)
     left_end, right_end = left_end - margin, right_end + margin
     levels = ticks(low, high)
     words = tick_labels(levels)
@@ -199,6 +203,9 @@ def _drawn(curve: Curve, at_x: _Scale, at_y: _Scale) -> Iterator[Markup]:
         for px, py in map(_clamped, curve.finite):
             yield el("circle", class_="node", style=stroke["style"], cx=at_x(px), cy=at_y(py), r=2.5)
         return
+    for px, lowest, highest in curve.whiskers:
+        ends = {"y1": at_y(lowest), "y2": at_y(highest)}
+        yield el("line", class_="whisker", style=stroke["style"], x1=at_x(px), x2=at_x(px), **ends)
     has_dots = curve.kind in ("line", "thick") and len(curve.finite) <= _DOTTED
     for run in _runs(curve):
         if len(run) > 1:

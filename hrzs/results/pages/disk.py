@@ -70,8 +70,8 @@ def plot_disk(placed: NodePoints, tree: Tree, file: Path) -> None:
 
     disk, share = to_disk(placed.points)
     at = {id(node): complex(z) for node, z in zip(placed.nodes, disk, strict=True)}
-    colours = colormaps["viridis_r"](np.linspace(0.1, 1, tree.top + 1))
-    by_level = [[node for node in placed.nodes if node.level == level] for level in range(tree.top + 1)]
+    colours = colormaps["viridis_r"](np.linspace(0.1, 1, tree.height + 1))
+    by_level = [[node for node in placed.nodes if node.level == level] for level in range(tree.height + 1)]
     with picture_style(file):
         figure = Figure(figsize=(15, 8.6))
         figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.1)
@@ -90,7 +90,7 @@ def plot_disk(placed: NodePoints, tree: Tree, file: Path) -> None:
         left.add_collection(LineCollection(lines, colors="0.6", linewidths=0.6, alpha=min(1.0, 150 / len(lines))))
         for level, nodes in enumerate(by_level):
             z = np.array([at[id(node)] for node in nodes], complex)
-            label = "leaves" if level == 0 else "root" if level == tree.top else f"level {level}"
+            label = "leaves" if level == 0 else "root" if level == tree.height else f"level {level}"
             left.scatter(z.real, z.imag, s=12 + 14 * level, color=colours[level], zorder=2 + level, label=label)
             # A fixed spread sideways, so that equal norms do not hide one another.
             sideways = level + 0.5 * ((np.arange(len(z)) * 0.618034 + 0.5) % 1 - 0.5)
@@ -100,8 +100,8 @@ def plot_disk(placed: NodePoints, tree: Tree, file: Path) -> None:
         left.legend(loc="lower left", fontsize=9, frameon=False)
         right.set_title("norm of each node by level; line: median", fontsize=10)
         right.set(xlabel="level (0: leaves)", ylabel="norm in the unit ball (1: its boundary)")
-        right.set_xticks(range(tree.top + 1))
-        right.set_xlim(tree.top + 0.5, -0.5)
+        right.set_xticks(range(tree.height + 1))
+        right.set_xlim(tree.height + 0.5, -0.5)
         right.grid(axis="y", color="0.9")
         # Where names overlap is known only once everything has its place.
         figure.draw_without_rendering()

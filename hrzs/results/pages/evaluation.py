@@ -27,7 +27,7 @@ from hrzs.results.metrics import TOP
 from hrzs.results.outcome import Example, Gallery, Outcome, Pictures
 from hrzs.results.pages.charts import Curve, line_chart
 from hrzs.results.pages.markup import Markup, definitions, document, el, image_element, join, number_heads, table
-from hrzs.results.report import AttackLevel, Comparison, Data, Depth, Mean, Overall, Report, Row, Summary
+from hrzs.results.report import AttackLevel, Comparison, Data, Depth, Interval, Mean, Overall, Report, Row, Summary
 from hrzs.results.table import lopsided_levels
 
 #: A tree of so many nodes at most is shown unfolded.
@@ -289,18 +289,15 @@ def _heat(row: Row | None, lopsided: bool) -> Markup:
 
 # -- curves -----------------------------------------------------------------------------------------------------------
 
-#: Drawing area of a chart, in its own units: small, so that its words stay legible on a phone.
-_WIDTH, _HEIGHT = 420, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 36, 26, 10, 40
-_ANY_LEVEL = "any level"
-_DASHES = ("", "7 4", "2 3", "9 3 2 3", "4 2", "1 4")
+#: Words below the axis keep this share of its length from one another.
+_APART = 0.12
 
 
 @dataclass(frozen=True)
 class _Point:
     eps: Fraction
     value: float
-    interval: Sequence[float] | None
+    interval: Interval | None
 
 
 def _curves(heads: Sequence[Headline]) -> list[object]:
@@ -321,6 +318,7 @@ def _curves(heads: Sequence[Headline]) -> list[object]:
 
 
 def _series(heads: Sequence[Headline]) -> dict[str, list[_Point]]:
+    """By level, and at any level: what the legend calls it, and its points from the clean one onwards."""
     radii = {h.eps: Fraction(str(h.eps)) for h in heads}
     series: dict[str, list[_Point]] = {}
     for level, row in heads[0].clean.items():
@@ -336,60 +334,32 @@ def _series(heads: Sequence[Headline]) -> dict[str, list[_Point]]:
     ]
     if points and heads[0].summary is not None and heads[0].summary.any_level_clean is not None:
         points.append(_Point(Fraction(0), heads[0].summary.any_level_clean, None))
-        series[_ANY_LEVEL] = sorted(points, key=lambda p: p.eps)
+        series["any level"] = sorted(points, key=lambda p: p.eps)
     return series
 
 
 def _chart(dataset: str, series: Mapping[str, Sequence[_Point]]) -> Markup:
     radii = sorted({p.eps for points in series.values() for p in points})
-
-    def x(eps: Fraction) -> float:
-        return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * float(eps / radii[-1]), 1)
-
-    def y(value: float) -> float:
-        return round(_TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - value), 1)
-
-    drawn: list[Markup] = []
-    for quarter in range(5):
-        at = y(quarter / 4)
-        drawn.append(el("line", class_="axis", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=at, y2=at))
-        drawn.append(el("text", 25 * quarter, x=_LEFT - 6, y=at + 4, text_anchor="end"))
-    last = -100.0
+    names: dict[float, str] = {}
     for eps in radii:
-        if x(eps) - last >= 44:  # the room that a label takes
-            last = x(eps)
-            drawn.append(el("text", format_eps(eps) if eps else "0", x=last, y=_HEIGHT - 22, text_anchor="middle"))
-    drawn.append(el("text", "ε", x=(_LEFT + _WIDTH - _RIGHT) / 2, y=_HEIGHT - 4, text_anchor="middle"))
-    for name, points in series.items():
-        line = " ".join(f"{x(p.eps)},{y(p.value)}" for p in points)
-        drawn.append(el("polyline", points=line, **_stroke(name, series)))
-        colour = _stroke(name, series)["style"]
-        for p in points:
-            if p.interval is not None:
-                ends = {"y1": y(p.interval[0]), "y2": y(p.interval[1])}
-                drawn.append(el("line", class_="whisker", style=colour, x1=x(p.eps), x2=x(p.eps), **ends))
-            drawn.append(el("circle", class_="dot", style=colour, cx=x(p.eps), cy=y(p.value), r=3))
-    about = f"Curves of accuracy on {dataset} as ε grows; the table beside holds their values."
-    return el("svg", *drawn, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=about)
-
-
-def _stroke(name: str, series: Mapping[str, object]) -> dict[str, str | None]:
-    """What tells a curve from the others: colour and dashes; the any-level curve is the thick one."""
-    if name == _ANY_LEVEL:
-        return {"class_": "curve thick", "style": "--c:var(--ink)", "stroke_dasharray": None}
-    i = list(series).index(name) % len(_DASHES)
-    return {"class_": "curve", "style": f"--c:var(--s{i})", "stroke_dasharray": _DASHES[i] or None}
+        if not names or float(eps) - max(names) >= _APART * radii[-1]:
+            names[float(eps)] = format_eps(eps) if eps else "0"
+    curves = [
+        Curve(name, [(float(p.eps), 100 * p.value) for p in points], None if name == "any level" else i,
+              "thick" if name == "any level" else "line",
+              [(float(p.eps), 100 * p.interval[0], 100 * p.interval[1]) for p in points if p.interval is not None])
+        for i, (name, points) in enumerate(series.items())
+    ]  # fmt: skip
+    about = f"Accuracy on {dataset} as ε grows; the table beside holds the values"
+    return line_chart(about, curves, x="ε", y=(0.0, 100.0), x_names=names, unit="%")
 
 
 def _values_table(dataset: str, series: Mapping[str, Sequence[_Point]]) -> Markup:
-    """The legend of the chart and its numbers in one."""
     radii = sorted({p.eps for points in series.values() for p in points})
     body = []
     for name, points in series.items():
-        line = el("line", x1=0, x2=34, y1=5, y2=5, **_stroke(name, series))
-        swatch = el("svg", line, class_="swatch", viewBox="0 0 34 10", aria_hidden="true")
         values = {p.eps: p.value for p in points}
-        body.append([join([swatch, name]), *(_percent(values.get(eps)) for eps in radii)])
+        body.append([name, *(_percent(values.get(eps)) for eps in radii)])
     header = ["Robust at ε", *number_heads(*(format_eps(eps) if eps else "0 (clean)" for eps in radii))]
     return table(f"Accuracy on {dataset} in %", header, body)
 
@@ -444,7 +414,7 @@ def _trees(trees: Mapping[str, Tree], outcomes: Mapping[str, Outcome]) -> list[o
 
 def _tree(tree: Tree, outcome: Outcome | None) -> Markup:
     index = [{id(node): i for i, node in enumerate(nodes)} for nodes in tree.levels]
-    counts = [] if outcome is None else [_counts(tree, outcome, level) for level in range(tree.top)]
+    counts = [] if outcome is None else [_counts(tree, outcome, level) for level in range(tree.height)]
     unfolded = sum(len(nodes) for nodes in tree.levels) <= _UNFOLDED
 
     def figures(node: Node) -> Markup | None:
@@ -532,9 +502,9 @@ def _example(example: Example, tree: Tree) -> Markup:
     return el("article", el("h3", truth), el("div", *figures, class_="pictures"), predictions, class_="card")
 
 
-def _mark(right: bool) -> Markup:
-    return el("span", "✓ " if right else "✗ ", class_="good" if right else "bad", role="img",
-               aria_label="right: " if right else "wrong: ")  # fmt: skip
+def _mark(correct: bool) -> Markup:
+    return el("span", "✓ " if correct else "✗ ", class_="good" if correct else "bad", role="img",
+               aria_label="right: " if correct else "wrong: ")  # fmt: skip
 
 
 def _png(image: Float[Tensor, "3 H W"]) -> bytes:
@@ -725,7 +695,7 @@ def _provenance(report: Report) -> list[object]:
 
 
 def _rows(rows: Sequence[Row]) -> list[object]:
-    names = [name for name in Row.__struct_fields__ if name != "right"]
+    names = [name for name in Row.__struct_fields__ if name != "correct"]
     body = [[_raw(name, getattr(row, name)) for name in names] for row in rows]
     whole = table("The rows of the report, as in the JSON but in %", [n.replace("_", " ") for n in names], body)
     return [el("details", el("summary", f"{len(rows)} rows"), whole, class_="card")]

@@ -43,7 +43,7 @@ def draw_gallery(path: Path, examples: Sequence[Example], tree: Tree, title: str
 def _predictions(axis: object, nodes: Int[Tensor, "levels"], label: int, tree: Tree) -> None:
     axis.axis("off")  # type: ignore[attr-defined]
     for level, node in enumerate(nodes.tolist()):
-        right = node == tree.ancestors[level, label].item()
+        correct = node == tree.ancestors[level, label].item()
         name = tree.levels[level][node].name
         axis.text(0.0, 0.92 - 0.16 * level, f"level {level}: {name[:26]}", fontsize=9,  # type: ignore[attr-defined]
-                  color="#1a7f37" if right else "#cf222e", va="top")  # fmt: skip
+                  color="#1a7f37" if correct else "#cf222e", va="top")  # fmt: skip

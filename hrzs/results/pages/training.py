@@ -107,10 +107,10 @@ class _Run:
 
     def numbered(self, prefix: str) -> list[tuple[int, list[tuple[float, float]]]]:
         """`series` of ``prefix_0``, ``prefix_1``, … for each level that was logged."""
-        return [(k, found) for k in range(self.tree.top) if (found := self.series(f"{prefix}_{k}"))]
+        return [(k, found) for k in range(self.tree.height) if (found := self.series(f"{prefix}_{k}"))]
 
     def level(self, k: int) -> str:
-        return "leaves" if k == 0 else "root" if k == self.tree.top else f"level {k}"
+        return "leaves" if k == 0 else "root" if k == self.tree.height else f"level {k}"
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def _data_name(run: _Run) -> str:
 def _lead(run: _Run) -> Markup:
     steps = f"{len(run.rows)} step{'s' if len(run.rows) != 1 else ''}"
     about = f"{steps} in {_duration(run.seconds)}" if run.rows else "no step was logged"
-    levels = f"a tree of {len(run.tree.classes)} classes and {run.tree.top} levels below its root"
+    levels = f"a tree of {len(run.tree.classes)} classes and {run.tree.height} levels below its root"
     over = [(p, v) for p, v in run.series("cap_share") if v > _CAP]
     warning = el("span", "✗ gradients may be masked", class_="pill bad") if over else None
     lead = [el("p", f"{about}; {levels} ", warning)]
@@ -519,7 +519,7 @@ def _last(points: Sequence[tuple[float, float]]) -> float:
 
 def _by_depth(run: _Run, texts: _ByLevel, images: _ByLevel) -> Markup | None:
     """Levels from the root on the left to the leaves on the right."""
-    top = run.tree.top
+    top = run.tree.height
     curves: list[Curve] = []
     if run.placed is not None:
         norms, drawn = _norms(run.placed), _highest(run.placed)
@@ -554,7 +554,7 @@ def _disk(run: _Run) -> list[Markup]:
     nodes = _highest(run.placed)
     left_out = len(run.placed.nodes) - len(nodes)
     about = f"The {len(nodes)} {'highest ' if left_out else ''}nodes of the tree in the Poincaré disk"
-    levels = [(k, f"{run.level(k)}") for k in range(run.tree.top, -1, -1) if any(n.level == k for n in nodes)]
+    levels = [(k, f"{run.level(k)}") for k in range(run.tree.height, -1, -1) if any(n.level == k for n in nodes)]
     legend = el("ul", *(el("li", _swatch(k), name) for k, name in levels), class_="legend")
     said = (
         f"Norms are exact; an angle is that of the first two principal components of the directions, which hold "
@@ -572,7 +572,7 @@ def _disk(run: _Run) -> list[Markup]:
 def _radii(run: _Run, placed: NodePoints) -> Markup:
     norms = _norms(placed)
     body = []
-    for level in range(run.tree.top, -1, -1):
+    for level in range(run.tree.height, -1, -1):
         if here := sorted(norms[id(node)] for node in placed.nodes if node.level == level):
             body.append((run.level(level), len(here), *(f"{r:.3f}" for r in (here[0], median(here), here[-1]))))
     return table("Radius of the texts by level", ["Level", *number_heads("Nodes", "Lowest", "Median", "Highest")], body)
@@ -690,8 +690,8 @@ def _provenance(run: _Run) -> list[Markup]:
     about["digest"] = run.digest
     started = run.about.get("base") or {}
     digest = run.about.get("tree_digest")
-    tree = {"digest": run.tree.digest, "classes": len(run.tree.classes), "levels below the root": run.tree.top,
-            "nodes at each level": [len(level) for level in run.tree.levels[: run.tree.top]]}  # fmt: skip
+    tree = {"digest": run.tree.digest, "classes": len(run.tree.classes), "levels below the root": run.tree.height,
+            "nodes at each level": [len(level) for level in run.tree.levels[: run.tree.height]]}  # fmt: skip
     versions = {"hrzs": __version__, "torch": torch.__version__, "open_clip": open_clip.__version__}
     parts = [
         _card("Model", definitions(about)),

@@ -76,7 +76,7 @@ class _Aligned:
     def batch(self, labels: Int[Tensor, "B"], groups: Groups, levels: Levels) -> _Batch:
         """Level 0 is aligned per image, the levels above as ``image_levels`` says."""
         align = self.alignment
-        wanted = align.levels(None if levels is None else [level for level in levels if level < align.top])
+        wanted = align.levels(None if levels is None else [level for level in levels if level < align.height])
         by_means = [] if self.mode == "per-image" else [level for level in wanted if level > 0]
         by_image = wanted if self.mode != "hypavg" else [level for level in wanted if level == 0]
         images = align.of_images(labels, by_image) if by_image else None
@@ -144,7 +144,7 @@ class Hierarchical(Method):
         super().__init__(model, tree, options, more_trees)
         self.forest = [_Aligned(model, t, options) for t in (tree, *more_trees)]
         self.sizes = [aligned.size for aligned in self.forest]
-        levels = max(t.tree.top for t in self.forest)
+        levels = max(t.tree.height for t in self.forest)
         if options.level_weights not in LEVEL_WEIGHTS and len(parse_level_weights(options.level_weights)) > levels:
             raise UsageError(f"--level-weights {options.level_weights!r}: more than the {levels} levels below the root")
         self.anchor = Anchor(model, options.lambda_anchor)
@@ -188,7 +188,7 @@ class Hierarchical(Method):
             return
         o = self.options
         flat = o.geometry == "euclidean"
-        deepest = max(self.forest, key=lambda aligned: aligned.tree.top)
+        deepest = max(self.forest, key=lambda aligned: aligned.tree.height)
         image, text = self.model.encode_image(images), deepest.bank.features(self.model)
         columns = deepest.index.columns
 

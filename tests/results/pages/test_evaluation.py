@@ -160,7 +160,7 @@ def test_every_row_and_figure_is_shown(evaluate: Callable[..., Evaluation], tree
         assert detail in page.text
     assert report["config"]["tasks"][0]["image_ids"] in page.text
     assert page.tags["img"] == 3 * len(gallery.examples) > 0
-    assert page.tags["polyline"] == tree.top + 1
+    assert page.tags["polyline"] == tree.height + 1
     lopsided = [row for row in report["results"] if row["constant"] > row["constant_balanced"]]
     assert lopsided
     for row in lopsided:
@@ -374,11 +374,11 @@ def test_outcome_agrees_with_the_rows(evaluate: Callable[..., Evaluation]) -> No
     outcome = outcome_of(evaluation)
     assert outcome is not None
     assert outcome.eps == "2/255"
-    for level in range(evaluation.task.tree.top):
+    for level in range(evaluation.task.tree.height):
         rows = [row for row in rows_of(evaluation) if row.attack_level == row.level == level]
         rows = [row for row in rows if row.scoring == row.attacked_through == "prompt"]
         assert {row.attack for row in rows} == {"superclass-pgd" if level else "leaf-pgd", "cw"}
-        held = torch.stack([metrics.from_bits(row.right, row.n) for row in rows]).all(0)
+        held = torch.stack([metrics.from_bits(row.correct, row.n) for row in rows]).all(0)
         assert outcome.robust[level][evaluation.by_id].equal(held)
         assert outcome.clean[level].double().mean().item() == pytest.approx(rows[0].clean)
 
@@ -387,12 +387,12 @@ def test_outcome_by_leaves_where_nothing_else_was_scored(evaluate: Callable[...,
     evaluation = finished(evaluate(level="all", scoring="leaves"))
     outcome = outcome_of(evaluation)
     assert outcome is not None
-    clean = metrics.right(
+    clean = metrics.correct(
         evaluation.task.tree, evaluation.labels, evaluation.predictions["none|None|prompt|None"].nodes
     )
     assert outcome.clean[1].equal(clean[SCORINGS.index("leaves"), 1])
     rows = [r for r in rows_of(evaluation) if r.attack_level == r.level == 1]
-    held = torch.stack([metrics.from_bits(row.right, row.n) for row in rows]).all(0)
+    held = torch.stack([metrics.from_bits(row.correct, row.n) for row in rows]).all(0)
     assert len(rows) == 2
     assert outcome.robust[1][evaluation.by_id].equal(held)
 
@@ -425,8 +425,8 @@ def test_the_short_form_for_notebooks(evaluate: Callable[..., Evaluation]) -> No
     report = Report.from_json(json.dumps(as_saved(evaluation)))
     text = report._repr_html_()
     page = Page(text)
-    assert page.tags["tr"] == 1 + evaluation.task.tree.top
-    for level in range(evaluation.task.tree.top):
+    assert page.tags["tr"] == 1 + evaluation.task.tree.height
+    for level in range(evaluation.task.tree.height):
         clean = next(row for row in report.results if row.attack == "none" and row.level == level)
         robust = min(row.robust for row in report.results if row.attack_level == row.level == level and row.scoring == "prompt"
                      and row.attacked_through == "prompt")  # fmt: skip
