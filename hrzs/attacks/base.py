@@ -38,7 +38,7 @@ def sample_seeds(ids: Sequence[str], seed: int, salt: str = "") -> list[int]:
 
 @dataclass
 class AttackResult:
-    """Adversarial ``images``, which of them ``success`` (in fp32), and what the gradients looked like.
+    """Adversarial ``images``, for which of them the attack is a ``success`` (in fp32), and how gradients looked.
 
     ``gradients``, ``zero_gradients`` and ``bad_gradients`` count per-image gradients: all of them, those that were
     exactly zero (a masked model) and those that were not finite.

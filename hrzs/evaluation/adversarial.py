@@ -25,7 +25,7 @@ from hrzs.evaluation.options import EvalOptions
 from hrzs.evaluation.plan import Unit, budget_of
 from hrzs.files import fsync, write_text
 from hrzs.hierarchy.tree import Node, Tree
-from hrzs.models.classifier import ZeroShotClassifier
+from hrzs.models.classifier import PROMPT, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.models.exact import exact_fp32
 from hrzs.models.loading import read_header
@@ -219,7 +219,7 @@ class AdversarialSet:
 
     @torch.no_grad()
     def _predict(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "levels B"]:
-        return self.classifier.predict(self.model.encode_image(images, "fp32"))[0].cpu()
+        return self.classifier.predict(self.model.encode_image(images, "fp32"))[PROMPT].cpu()
 
     def _describe(self, batch: Batch, images: Float[Tensor, "B 3 H W"], result: AttackResult) -> list[dict[str, Any]]:
         tree = self.task.tree

@@ -8,7 +8,7 @@ from hrzs.attacks.budget import format_eps
 from hrzs.data import loader
 from hrzs.evaluation.plan import Unit
 from hrzs.evaluation.runner import Evaluation
-from hrzs.models.classifier import SCORINGS
+from hrzs.models.classifier import PROMPT, SCORINGS
 from hrzs.models.exact import exact_fp32
 from hrzs.results import metrics
 from hrzs.results.outcome import Example, Gallery, Outcome, Pictures, most_instructive
@@ -50,7 +50,7 @@ def outcome_of(evaluation: Evaluation) -> Outcome | None:
     strongest = max(on_leaves, key=lambda found: int(found.success.sum()), default=None)
     eps = units[0].eps
     assert eps is not None
-    return Outcome(format_eps(eps), labels, chosen, robust, None if strongest is None else strongest.nodes[0, 0])
+    return Outcome(format_eps(eps), labels, chosen, robust, None if strongest is None else strongest.nodes[PROMPT, 0])
 
 
 def _first_eps(evaluation: Evaluation) -> list[Unit]:
@@ -66,9 +66,9 @@ def gallery_of(evaluation: Evaluation, most: int = 8) -> Gallery | None:
     """
     tree, labels = evaluation.task.tree, evaluation.labels
     units = [u for u in _first_eps(evaluation) if u.scoring == "prompt"]
-    before = evaluation.predictions[evaluation.units[0].key].nodes[0]
+    before = evaluation.predictions[evaluation.units[0].key].nodes[PROMPT]
     was = metrics.correct(tree, labels, before[None])[0].sum(0)
-    lost = {u: was - metrics.correct(tree, labels, evaluation.predictions[u.key].nodes[:1])[0].sum(0) for u in units}
+    lost = {u: was - metrics.correct(tree, labels, evaluation.predictions[u.key].nodes)[PROMPT].sum(0) for u in units}
     unit = max(lost, key=lambda u: int(lost[u].sum()), default=None)
     if unit is None or not (lost[unit] > 0).any():
         return None
@@ -76,7 +76,7 @@ def gallery_of(evaluation: Evaluation, most: int = 8) -> Gallery | None:
     batch = next(loader(evaluation.task.data, len(indices), 0, indices))
     found = evaluation.images.adversarial_images(unit, batch, labels[indices])
     with torch.no_grad():
-        after = evaluation.classifier.predict(evaluation.model.encode_image(found, "fp32"))[0].cpu()
+        after = evaluation.classifier.predict(evaluation.model.encode_image(found, "fp32"))[PROMPT].cpu()
     return Gallery(
         unit.title,
         [

@@ -13,7 +13,7 @@ from hrzs.attacks.budget import format_eps
 from hrzs.evaluation.options import SUITE
 from hrzs.evaluation.plan import Unit
 from hrzs.evaluation.runner import Evaluation
-from hrzs.models.classifier import SCORINGS
+from hrzs.models.classifier import PROMPT, SCORINGS
 from hrzs.results import metrics
 from hrzs.results.report import Overall, Row, Truth
 
@@ -103,7 +103,7 @@ def overall_of(evaluation: Evaluation) -> list[Overall]:
     """
     tree, labels, n = evaluation.task.tree, evaluation.labels, len(evaluation.labels)
     weights = metrics.weights_over_levels(tree.ancestors[: tree.height, labels])
-    clean_correct = metrics.correct(tree, labels, evaluation.clean.nodes)[0]
+    clean_correct = metrics.correct(tree, labels, evaluation.clean.nodes)[PROMPT]
     every = clean_correct.all(0)
     found = []
     for eps in dict.fromkeys(u.eps for u in evaluation.units if u.eps is not None):
@@ -122,7 +122,7 @@ def overall_of(evaluation: Evaluation) -> list[Overall]:
                 any_level_constant=metrics.constant_answer(labels),
                 any_level_constant_balanced=metrics.constant_answer(labels, weights),
                 severity={title: metrics.severity(tree, labels, one) for title, one in shown.items()},
-                consistency={title: tuple(metrics.consistency(tree, one.nodes[0])) for title, one in shown.items()},
+                consistency={title: tuple(metrics.consistency(tree, one.nodes[PROMPT])) for title, one in shown.items()},
                 **whole,
             )
         )  # fmt: skip
@@ -151,4 +151,4 @@ def _any_level(
     suite = [evaluation.predictions[u.key] for u in units if (u.attack, u.level) in wanted]
     if len(suite) < len(wanted):
         return None
-    return metrics.any_level(clean, [(metrics.correct(tree, labels, one.nodes)[0], one.success) for one in suite])
+    return metrics.any_level(clean, [(metrics.correct(tree, labels, one.nodes)[PROMPT], one.success) for one in suite])

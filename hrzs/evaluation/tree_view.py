@@ -11,7 +11,7 @@ from hrzs.data import loader
 from hrzs.evaluation.options import EvalOptions
 from hrzs.evaluation.rows import rows_of
 from hrzs.evaluation.runner import Evaluation, Progress
-from hrzs.models.classifier import SCORINGS, ZeroShotClassifier
+from hrzs.models.classifier import PROMPT, SCORINGS, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.models.depth import ClassMeans, text_depth, text_edges
 from hrzs.models.exact import exact_fp32
@@ -49,7 +49,7 @@ def level_accuracy(
     clean = evaluation.predictions[evaluation.units[0].key]
     levels: list[dict[str, Any]] = [
         {"level": level, "nodes": len(task.tree.levels[level]), **dict.fromkeys(SCORINGS), "consistency": consistent}
-        for level, consistent in enumerate([1.0, *metrics.consistency(task.tree, clean.nodes[0])])
+        for level, consistent in enumerate([1.0, *metrics.consistency(task.tree, clean.nodes[PROMPT])])
     ]
     for row in rows_of(evaluation):
         levels[row.level][row.scoring] = {

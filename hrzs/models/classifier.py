@@ -15,6 +15,8 @@ from hrzs.models.text import frozen_texts
 
 #: Two ways to score a superclass: by its own prompt, or by the summed probabilities of its leaves.
 SCORINGS = ("prompt", "leaves")
+#: Where predictions by prompt stand among those of both.
+PROMPT = SCORINGS.index("prompt")
 
 
 class Classifier(ABC):

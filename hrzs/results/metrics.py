@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hrzs.hierarchy.tree import Tree
-from hrzs.models.classifier import SCORINGS
+from hrzs.models.classifier import PROMPT, SCORINGS
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -148,7 +148,7 @@ def severity(tree: Tree, labels: Int[Tensor, "n"], found: Predictions) -> dict[s
 
     The first alone can fall merely because easy images became mistakes; so both are given.
     """
-    height = tree.lca_height(labels, found.nodes[0, 0]).double()
+    height = tree.lca_height(labels, found.nodes[PROMPT, 0]).double()
     mistakes = height > 0
     return {
         "lca_height_mistakes": height[mistakes].mean().item() if mistakes.any() else None,

@@ -382,7 +382,7 @@ class _Reader:
         return None
 
     def json_pairs(self, top: List | Map) -> list[tuple[int, str, str]] | None:
-        """The pairs that ``height`` lists; None where it is a nested tree."""
+        """The pairs that ``top`` lists; None where it is a nested tree."""
         listed: list[tuple[Yaml, Yaml]] = []
         if isinstance(top, List):
             if not any(isinstance(item, List) for item in top.items):

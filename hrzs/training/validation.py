@@ -19,7 +19,7 @@ from torch import Tensor
 from hrzs.attacks import ATTACKS, Budget, sample_seeds
 from hrzs.data import Dataset, loader
 from hrzs.hierarchy.tree import Tree
-from hrzs.models.classifier import ZeroShotClassifier
+from hrzs.models.classifier import PROMPT, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.models.exact import exact_fp32
 from hrzs.results.metrics import balanced, constant_answer, node_weights, weights_over_levels
@@ -97,7 +97,7 @@ def validate(model: ClipModel, data: Dataset, tree: Tree, options: TrainOptions)
         seeds = sample_seeds(batch.ids, options.seed, "validation")
         truth = torch.stack([classifier.labels(labels, level) for level in range(tree.height)])
         with torch.no_grad():
-            correct = classifier.predict(model.encode_image(images, "fp32"))[0] == truth
+            correct = classifier.predict(model.encode_image(images, "fp32"))[PROMPT] == truth
         held = correct.clone()
         for level, objective in enumerate(objectives):
             rows = correct[level].nonzero().squeeze(1)
