@@ -122,7 +122,7 @@ def overall_of(evaluation: Evaluation) -> list[Overall]:
                 any_level_constant=metrics.constant_answer(labels),
                 any_level_constant_balanced=metrics.constant_answer(labels, weights),
                 severity={title: metrics.severity(tree, labels, one) for title, one in shown.items()},
-                consistency={title: tuple(metrics.consistency(tree, one.nodes[PROMPT])) for title, one in shown.items()},
+                consistency={t: tuple(metrics.consistency(tree, one.nodes[PROMPT])) for t, one in shown.items()},
                 **whole,
             )
         )  # fmt: skip
