@@ -28,7 +28,7 @@ test: lint ## Lint, types and every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 # One adversary before and after. PGD-10 on a fixed subset: a demonstration, not a result.
-ADVERSARY = --tree demo/tree.yaml --steps 10 --limit 192 --scoring prompt
+ADVERSARY = --tree demo/tree.yaml --steps 10 --limit 192 --scoring prompt --no-matrix --no-canaries
 demo: $(STAMP) ## The main job on embedded defaults: tree, eval, finetune, attack, eval, one table and a picture
 	rm -rf demo && mkdir demo
 	$(BIN)/hrzs build-tree --source wordnet --show -o demo/tree.yaml
