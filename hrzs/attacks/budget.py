@@ -44,11 +44,6 @@ def exact_eps(value: str | float | Fraction, *, option: str = "--eps", norm: str
     return parse_eps(str(value), option=option, norm=norm)
 
 
-def parse_eps_list(text: str, *, norm: str = "linf") -> tuple[Fraction, ...]:
-    """``1/255,2/255`` as exact rationals, in the order given, each once."""
-    return tuple(dict.fromkeys(parse_eps(part, norm=norm) for part in text.split(",")))
-
-
 def format_eps(eps: Fraction) -> str:
     """The way the field writes it: over 255 where that is exact (``2/255``), else as the fraction it is."""
     over_255 = eps * 255

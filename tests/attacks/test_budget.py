@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrzs.attacks.budget import Budget, default_step_size, format_eps, parse_eps, parse_eps_list
+from hrzs.attacks.budget import Budget, default_step_size, format_eps, parse_eps
 from hrzs.errors import UsageError
 
 radii = st.fractions(0, 1, max_denominator=10**9).filter(lambda eps: eps > 0)
@@ -77,17 +77,6 @@ def test_over_255_as_the_field_writes_it(k: int) -> None:
 
 def test_other_fractions_stay_as_they_are() -> None:
     assert format_eps(parse_eps("0.0039")) == "39/10000"
-
-
-@given(st.lists(radii, min_size=1, max_size=5))
-def test_lists_keep_order_and_drop_repeats(eps: list[Fraction]) -> None:
-    assert parse_eps_list(",".join(map(str, eps + eps))) == tuple(dict.fromkeys(eps))
-
-
-@pytest.mark.parametrize("text", ["1/255,", ",1/255", "1/255;2/255", "1/255,4"])
-def test_bad_lists(text: str) -> None:
-    with pytest.raises(UsageError):
-        parse_eps_list(text)
 
 
 @given(radii)

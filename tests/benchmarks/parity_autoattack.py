@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hrzs.attacks import ATTACKS, Budget, sample_seeds
 from hrzs.attacks.base import further_seeds
-from hrzs.attacks.budget import default_step_size, format_eps, parse_eps_list
+from hrzs.attacks.budget import default_step_size, format_eps, parse_eps
 from hrzs.attacks.objectives import LevelObjective
 from hrzs.data import loader
 from hrzs.models.classifier import ZeroShotClassifier
@@ -122,7 +122,7 @@ def main() -> None:
             return torch.cat([logits(x).argmax(1) == y for x, y in rows])
 
     clean = correct(images)
-    for eps in parse_eps_list(options.eps, norm=options.norm):
+    for eps in (parse_eps(text, norm=options.norm) for text in options.eps.split(",")):
         budget = Budget(eps, default_step_size(eps), steps_of(part, options.steps), options.norm)
 
         def ours(precision: str, budget: Budget = budget) -> Tensor:

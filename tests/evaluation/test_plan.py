@@ -7,6 +7,8 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hrzs.errors import UsageError
 from hrzs.evaluation.options import SUITE, EvalOptions
@@ -28,11 +30,11 @@ def names(units: list[Unit]) -> list[tuple[Any, ...]]:
 def test_texts_numbers_and_lists_come_to_the_same() -> None:
     wanted = EvalOptions(attack=("cw", "leaf-pgd"), level=1, eps=(Fraction(1, 255), Fraction(1, 2)), step_size=Fraction(1, 510),
                          steps=3)  # fmt: skip
-    for given in (
+    for said in (
         {"attack": "cw, leaf-pgd", "level": "1", "eps": "1/255,0.5,1/255", "step_size": "1/510", "steps": 3},
         {"attack": ["cw", "leaf-pgd"], "level": 1, "eps": (1 / 255, Fraction(1, 2)), "step_size": 1 / 510, "steps": 3},
     ):
-        assert settle({**given, "norm": None, "seed": None}) == wanted
+        assert settle({**said, "norm": None, "seed": None}) == wanted
     assert settle({}) == EvalOptions()
     assert settle({"level": "all"}).level == "all"
 
@@ -41,6 +43,17 @@ def test_a_configuration_is_read_back() -> None:
     for options in (EvalOptions(), settle({"attack": "none", "eps": "1/255,2/255", "step_size": "1/510", "level": 2})):
         config = {name.replace("-", "_"): value for name, value in options.as_config().items()}
         assert settle(config) == options
+
+
+@given(st.lists(st.fractions(Fraction(1, 10**6), 1), min_size=1, max_size=5))
+def test_radii_keep_their_order_and_come_once(eps: list[Fraction]) -> None:
+    assert settle({"eps": ",".join(map(str, eps + eps))}).eps == tuple(dict.fromkeys(eps))
+
+
+@pytest.mark.parametrize("text", ["1/255,", ",1/255", "1/255;2/255", "1/255,4"])
+def test_radii_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--eps"):
+        settle({"eps": text})
 
 
 @pytest.mark.parametrize("level", ["-1", "low", "", "²", "1.0", 1.5])
