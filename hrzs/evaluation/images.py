@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hrzs.attacks import Attack, Budget, attack_spec, sample_seeds
@@ -112,17 +112,17 @@ class AttackedImages:
         """What the images depend on beyond model, data and options."""
         return []
 
-    def source_of(self, unit: Unit) -> tuple[str, str] | None:  # noqa: ARG002
+    def source_of(self, unit: Unit) -> tuple[str, str] | None:  # noqa: ARG002 -- the same for all
         """Name and digest of the model that saved images were made against; None: against the one evaluated."""
         return None
 
-    def is_white_box(self, unit: Unit) -> bool:  # noqa: ARG002
+    def is_white_box(self, unit: Unit) -> bool:  # noqa: ARG002 -- the same for all
         """Were they made against the very model that is evaluated?"""
         return True
 
-    def adversarial_images(self, unit: Unit, batch: Batch, labels: Int[Tensor, "B"]) -> Float[Tensor, "B 3 H W"]:
+    def adversarial_images(self, unit: Unit, batch: Batch) -> Float[Tensor, "B 3 H W"]:
         """Those of a few images under one unit once more, as they were at every level."""
         attack, objective = self._attack(unit, early_stop=False)
         seeds = sample_seeds(batch.ids, self.options.seed)
         device = self.model.device
-        return attack(self.model, objective, batch.images.to(device), labels.to(device), seeds).images
+        return attack(self.model, objective, batch.images.to(device), batch.labels.to(device), seeds).images

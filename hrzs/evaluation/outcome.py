@@ -74,7 +74,7 @@ def gallery_of(evaluation: Evaluation, most: int = 8) -> Gallery | None:
         return None
     indices = most_instructive(labels, was, lost[unit], most)
     batch = next(loader(evaluation.task.data, len(indices), 0, indices))
-    found = evaluation.images.adversarial_images(unit, batch, labels[indices])
+    found = evaluation.images.adversarial_images(unit, batch)
     with torch.no_grad():
         after = evaluation.classifier.predict(evaluation.model.encode_image(found, "fp32"))[PROMPT].cpu()
     return Gallery(

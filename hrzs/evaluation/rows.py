@@ -31,13 +31,13 @@ def _rows(evaluation: Evaluation, unit: Unit) -> Iterator[Row]:
     adversarial = metrics.correct(tree, labels, found.nodes)
     for level in range(tree.height):
         for s, scoring in enumerate(SCORINGS):
-            # An attack may have won at its own aim although what is predicted now, in other company, is right.
             aimed = unit.level == level and unit.scoring == scoring
             if not _is_scored(evaluation, unit, level, scoring, aimed=aimed):
                 continue
             held = clean[s, level]
             if unit.eps is not None:
                 held = held & adversarial[s, level]
+                # The attack judged in batches of its own; where it saw a mistake, rounding must not undo it.
                 held = held & ~found.success if aimed else held
             about: dict[str, Any] = {"level": level, "classes": len(tree.levels[level]), "scoring": scoring,
                      "constant": metrics.constant_answer(truth[level]),

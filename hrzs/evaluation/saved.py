@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from safetensors import safe_open
 from torch import Tensor
 
@@ -182,10 +182,14 @@ class SavedImages:
     def parts(self, unit: Unit) -> list[_Read]:
         return [_Read(self, unit)]
 
-    def stops_early(self, unit: Unit) -> bool:  # noqa: ARG002
+    def stops_early(self, unit: Unit) -> bool:  # noqa: ARG002 -- the same for all
         return False
 
-    def worth(self, unit: Unit, correct: Bool[Tensor, "s levels n"]) -> Bool[Tensor, "n"]:  # noqa: ARG002
+    def worth(
+        self,
+        unit: Unit,  # noqa: ARG002 -- the same for all
+        correct: Bool[Tensor, "s levels n"],
+    ) -> Bool[Tensor, "n"]:
         """All, for every one is judged."""
         return torch.ones_like(correct[0, 0])
 
@@ -220,7 +224,7 @@ class SavedImages:
                   header["prompts_digest"], header["task"]["tree_digest"]]  # fmt: skip
         return bool(info.digest) and mine == theirs
 
-    def adversarial_images(self, unit: Unit, batch: Batch, labels: Int[Tensor, "B"]) -> Float[Tensor, "B 3 H W"]:  # noqa: ARG002
+    def adversarial_images(self, unit: Unit, batch: Batch) -> Float[Tensor, "B 3 H W"]:
         return self.sets[unit].read([self.places[name] for name in batch.ids], batch.images).to(self.model.device)
 
     def provenance(self) -> dict[str, dict[str, Any]]:
@@ -245,4 +249,4 @@ class _Read:
         Raises:
             HrzsError: one of them is not what it should be.
         """
-        return Made(self.source.adversarial_images(self.unit, batch, batch.labels))
+        return Made(self.source.adversarial_images(self.unit, batch))

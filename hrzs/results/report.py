@@ -5,14 +5,14 @@ Its JSON schema is docs/report.schema.json. A figure that a report does not hold
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
+from hrzs.attacks import Level
 from hrzs.errors import UsageError
 from hrzs.results.masking import Canary, Masking
 
@@ -28,7 +28,7 @@ SCHEMA = 2
 #: A 95% interval of a fraction: its lower and its upper end.
 Interval: TypeAlias = tuple[float, float]
 #: The level that an attack aims at; None where nothing was attacked.
-AttackLevel: TypeAlias = int | Literal["all"] | None
+AttackLevel: TypeAlias = Level | None
 
 
 class Figure(NamedTuple):
@@ -364,5 +364,8 @@ def _upgraded(found: dict[str, Any]) -> dict[str, Any]:
     return found | {name: config[name] for name in moved if name in config} | today
 
 
+_FORMER = {"right": "correct", "any_level_right": "any_level_correct"}
+
+
 def _renamed(row: dict[str, Any]) -> dict[str, Any]:
-    return {re.sub(r"\bright$|(?<=_)right$", "correct", name): value for name, value in row.items()}
+    return {_FORMER.get(name, name): value for name, value in row.items()}
