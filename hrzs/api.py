@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from hrzs.attacks import AttackResult, Level, attack_spec, sample_seeds
 from hrzs.attacks.budget import exact_eps
 from hrzs.classes.specs import ClassSpec
+from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
 from hrzs.evaluation.job import Job
-from hrzs.evaluation.plan import budget_of, listed
+from hrzs.evaluation.options import EvalOptions
+from hrzs.evaluation.plan import budget_of
 from hrzs.evaluation.plan import settle as evaluation_options
 from hrzs.evaluation.runner import Progress
 from hrzs.files import check_folder
@@ -34,12 +36,14 @@ from hrzs.models.clip import ClipModel
 from hrzs.models.encoder import ImageEncoder
 from hrzs.models.loading import load_model, wrap_model
 from hrzs.models.logits import LogitClassifier, LogitModel
+from hrzs.option import divide
 from hrzs.results.report import Report
 from hrzs.sources import SourceOptions
 from hrzs.sources.build import build_trees
 from hrzs.sources.classes import read_classes
 from hrzs.sources.file import classes_of
 from hrzs.training.job import LOOKS, begin, open_run, settle
+from hrzs.training.options import TrainOptions
 from hrzs.training.trainer import Progress as StepProgress
 from hrzs.training.trainer import is_finished
 
@@ -182,14 +186,6 @@ def attack(
 def evaluate(
     model: ClipModel,
     *,
-    data: str | Path | Sequence[str | Path] | None = None,
-    data_root: str | Path | None = None,
-    split: str | None = None,
-    tree: TreeLike | None = None,
-    classes: Sequence[str] | None = None,
-    limit: int | None = None,
-    skip: int = 0,
-    resize: str = "auto",
     adversarial: str | Path | None = None,
     canaries: bool = True,
     store: str | Path | None = None,
@@ -203,32 +199,25 @@ def evaluate(
         [0, 1, 1, 2, 2, 3, 3]
 
     Args:
-        data: one or several of what ``--data`` takes, by default ``shapes``.
         adversarial: a folder of ``hrzs attack``: its images are scored, and none attacked.
         canaries: check the set-up on 64 images, and say whether gradients are masked.
         store: a file for finished batches; the same call goes on from it, after whatever stopped it.
         progress: called with (work done, work in all, what is being done).
-        options: fields of `hrzs.evaluation.options.EvalOptions`, such as ``attack`` (names with commas or in a list),
-            ``eps`` (one radius or several), ``level``, ``steps``, ``norm``, ``template`` or ``batch_size``.
-
-    The other arguments are the options of ``hrzs eval`` of these names.
+        options: fields of `hrzs.data_options.DataOptions`, such as ``data`` (one or several of what ``--data`` takes),
+            ``tree`` or ``limit``; and of `hrzs.evaluation.options.EvalOptions`, such as ``attack`` (names with commas
+            or in a list), ``eps`` (one radius or several), ``level``, ``steps``, ``norm`` or ``batch_size``.
     """
     _check_model(model)
+    where, options = divide(options, "an evaluation", DataOptions, EvalOptions)
     if adversarial is not None:
         if options.get("attack", "none") not in ("none", ("none",)):
             raise UsageError("attack with adversarial: the images are given and none is attacked; leave out one")
         options["attack"] = "none"
-    settled = evaluation_options(options)
-    config = {
-        "data": data, "data-root": data_root, "split": split, "classes": classes, "limit": limit, "skip": skip,
-        "resize": resize, "tree": tree, **settled.as_config(), "adversarial": adversarial, "canaries": canaries,
-    }  # fmt: skip
-    job = Job(
-        model, settled, None if data is None else [str(spec) for spec in listed(data)],
-        data_root=_path(data_root), split=split, tree=_tree_spec(tree), classes=classes, limit=limit, skip=skip,
-        resize=resize, adversarial=_path(adversarial), canaries=canaries, store=_path(store),
-        config={name: _plain(value) for name, value in config.items()},
-    )  # fmt: skip
+    settled, data = evaluation_options(options), DataOptions.of(where)
+    config = {**data.as_config(), **settled.as_config(), "canaries": canaries,
+              "adversarial": None if adversarial is None else str(adversarial)}  # fmt: skip
+    job = Job(model, settled, data, adversarial=_path(adversarial), canaries=canaries, store=_path(store),
+              config=config)  # fmt: skip
     report = job.run(progress)
     if store is not None:
         Path(store).unlink(missing_ok=True)
@@ -239,14 +228,6 @@ def finetune(
     model: ClipModel,
     output: str | Path,
     *,
-    data: str | Path = "shapes",
-    data_root: str | Path | None = None,
-    split: str | None = None,
-    tree: TreeLike | Sequence[str | Path] | None = None,
-    classes: Sequence[str] | None = None,
-    limit: int | None = None,
-    skip: int = 0,
-    resize: str = "auto",
     recipe: str = "default",
     val_split: str = "val",
     licence: str | None = None,
@@ -265,16 +246,17 @@ def finetune(
 
     Args:
         output: the run folder: weights, log, checkpoints and a report.
-        tree: several files make a forest.
         recipe: what a paper sets; ``options`` go before it.
         resume: go on from the last checkpoint in ``output``, if there is one.
         progress: called after each step with (steps done, steps in all, the log of the step).
-        options: fields of `hrzs.training.options.TrainOptions`, such as ``method``, ``lr``, ``max_steps`` or ``eps``.
+        options: fields of `hrzs.data_options.DataOptions`, such as ``data``, ``classes`` or ``tree`` (several make a
+            forest); and of `hrzs.training.options.TrainOptions`, such as ``method``, ``lr``, ``max_steps`` or ``eps``.
 
     The other arguments are the options of ``hrzs finetune`` of these names.
     """
     _check_model(model)
-    folder = Path(output)
+    where, options = divide(options, "a run", DataOptions, TrainOptions)
+    data, folder = DataOptions.of(where), Path(output)
     radii = {name for name in ("eps", "step_size") if options.get(name) is not None}
     exact = {name: exact_eps(options[name], option=f"--{name.replace('_', '-')}") for name in radii}
     given = options | exact
@@ -283,40 +265,26 @@ def finetune(
         return folder
     if not resume:
         check_folder(folder)
-    files = () if tree is None or isinstance(tree, Tree) else (tree,) if isinstance(tree, str | Path) else tuple(tree)
     trainer, _ = open_run(
-        model, settled, folder, given=given, recipe=recipe, data=str(data), data_root=_path(data_root), split=split,
-        tree=tree if isinstance(tree, Tree) else [_file(each) for each in files] or None, classes=classes, limit=limit,
-        skip=skip, resize=resize, val_split=val_split, insist=bool({*given} & LOOKS), licence=licence, half=half,
-        save_every=save_every, workers=workers,
+        model, settled, folder, data, given=given, recipe=recipe, val_split=val_split, insist=bool({*given} & LOOKS),
+        licence=licence, half=half, save_every=save_every, workers=workers,
     )  # fmt: skip
     started = model.info.origin
-    config = {
-        "model": started[0], "pretrained": started[1], "data": data, "data-root": data_root, "split": split,
-        "classes": classes, "limit": limit, "skip": skip, "resize": resize, "tree": list(files) or None,
-        "recipe": recipe, "val-split": val_split, "licence": licence, "half": half, "save-every": save_every,
-    }  # fmt: skip
-    begin(trainer, {name: _plain(value) for name, value in config.items()})
+    config = {"model": started[0], "pretrained": started[1], **data.as_config(), "recipe": recipe,
+              "val-split": val_split, "licence": licence, "half": half, "save-every": save_every}  # fmt: skip
+    begin(trainer, config)
     if resume:
         trainer.resume()
     trainer.run(progress)
     return folder
 
 
-def _plain(value: Any) -> Any:
-    """As ``--config`` reads it back; a tree in memory has no name that could."""
-    if isinstance(value, Tree):
-        return None
-    if isinstance(value, Path | Fraction):
-        return str(value)
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
-
-
 def _tree_for(model: ImageEncoder, tree: TreeLike | None, images: Tensor) -> Tree:
     if isinstance(tree, Tree):
         return tree
     if tree is not None:
-        return load_tree(_file(tree))
+        # The published one, where ``tree`` is a dataset's name.
+        return load_tree(find_tree(str(tree)) or tree)
     if isinstance(model, ClipModel):
         raise UsageError("tree: a CLIP needs to know its classes; give a tree, its file, or a dataset's name")
     with torch.no_grad():
@@ -325,17 +293,8 @@ def _tree_for(model: ImageEncoder, tree: TreeLike | None, images: Tensor) -> Tre
     return Tree(Node("any class", "root", leaves, level=1))
 
 
-def _tree_spec(tree: TreeLike | None) -> str | Tree | None:
-    return tree if tree is None or isinstance(tree, Tree) else _file(tree)
-
-
 def _path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-def _file(tree: str | Path) -> str:
-    """The published one, where ``tree`` is a dataset's name."""
-    return str(find_tree(str(tree)) or tree)
 
 
 def _check_model(model: object) -> None:

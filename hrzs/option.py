@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -43,8 +43,8 @@ class Option:
         return f"{self.help} [{'|'.join(self.choices)}]" if self.choices else self.help
 
     def with_default(self, default: object) -> str:
-        """The help with its choices and its default, unless ``shown`` says that in other words."""
-        if self.shown is not None or default is False:
+        """The help with its choices and its default, unless there is none or ``shown`` says it in other words."""
+        if self.shown is not None or default is None or default is False:
             return self.text
         value = "on" if default is True else f"{default:g}" if isinstance(default, float) else default
         return f"{self.text} [default: {value}]"
@@ -72,16 +72,27 @@ def option(
     return said
 
 
-def refuse_unknown(kind: type, given: Iterable[str], what: str) -> None:
-    """
+def divide(given: Mapping[str, Any], what: str, *kinds: type) -> list[dict[str, Any]]:
+    """Options of ``what`` by the dataclass that holds each, a dictionary for each of ``kinds``.
+
     Raises:
-        UsageError: one of ``given`` is no field of ``kind``, which is the options of ``what``.
+        UsageError: one of ``given`` is a field of none.
     """
-    names = [f.name for f in fields(kind)]
-    for name in given:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
+    holder = {f.name: i for i, kind in enumerate(kinds) for f in fields(kind)}
+    parts: list[dict[str, Any]] = [{} for _ in kinds]
+    for name, value in given.items():
+        if name not in holder:
+            near = difflib.get_close_matches(name, holder, 1)
             raise UsageError(f"{name}: no option of {what}" + (f"; did you mean {near[0]}?" if near else ""))
+        parts[holder[name]][name] = value
+    return parts
+
+
+def listed(value: Any) -> tuple[Any, ...]:
+    """One thing, several with commas in a text, or a sequence of them."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(","))
+    return tuple(value) if isinstance(value, Sequence) else (value,)
 
 
 def check(options: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hrzs.data import Dataset, digest, open_dataset, pick, resize_to, subset
+from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
 from hrzs.hierarchy.namesakes import REMEDY, Namesakes, sentences
 from hrzs.hierarchy.published import find_tree
@@ -20,7 +21,7 @@ from hrzs.models.text import same_tokens
 
 logger = logging.getLogger(__name__)
 
-RESIZE = ("auto", "in-graph", "before")
+DEFAULTS = DataOptions()
 
 
 @dataclass(frozen=True)
@@ -58,26 +59,19 @@ class Task:
 def open_task(
     spec: str,
     model: ClipModel,
+    options: DataOptions = DEFAULTS,
     *,
     purpose: Literal["train", "eval"],
-    split: str | None = None,
-    root: Path | None = None,
-    tree: str | Tree | Sequence[str] | None = None,
-    classes: Sequence[str] | None = None,
-    limit: int | None = None,
-    skip: int = 0,
-    resize: str = "auto",
     size: int | None = None,
     ids: Sequence[str] | None = None,
     template: str = "photo",
 ) -> Task:
-    """Open one ``--data`` value with its tree (by default the published one of the dataset's name).
+    """Open the dataset ``spec`` as ``options`` say, with its tree.
 
     Nodes of one level with the same prompt are logged as a warning: of those, the model can predict one at most.
 
     Args:
         purpose: training takes every tree of every file that is named, evaluation the first; ``FILE#2`` is one tree.
-        tree: of the classes of the data; files or a tree.
         size: the side of images that are resized before; by default the model's.
         ids: only these images, in this order.
         template: the ``--template`` that the prompts will have; here it only serves to find the same ones.
@@ -86,22 +80,20 @@ def open_task(
         UsageError: no such data, no tree for it, a tree that does not belong to it, nothing left of it, or no such
             template.
     """
-    if resize not in RESIZE:
-        raise UsageError(f"--resize {resize!r}: one of {', '.join(RESIZE)}")
-    data = open_dataset(spec, split, root=root, purpose=purpose)
-    if limit is not None or skip or classes is not None:
-        data = subset(data, limit=limit, skip=skip, classes=classes)
+    data = open_dataset(spec, options.split, root=options.data_root, purpose=purpose)
+    if options.limit is not None or options.skip or options.classes is not None:
+        data = subset(data, limit=options.limit, skip=options.skip, classes=options.classes)
     if ids is not None:
         data = pick(data, ids)
-    if resize == "in-graph" and data.native_size is None:
+    if options.resize == "in-graph" and data.native_size is None:
         raise UsageError(
             f"--resize in-graph: the images of {spec} differ in size; they are resized before (--resize before)"
         )
     # Small data keeps its native pixels, so that ε means what it says; photographs of all sizes are cut to size first.
-    in_graph = resize == "in-graph" or (resize == "auto" and data.native_size is not None)
+    in_graph = options.resize == "in-graph" or (options.resize == "auto" and data.native_size is not None)
     if not in_graph:
         data = resize_to(data, size or model.image_size)
-    found, source = _find_trees(tree, data, spec)
+    found, source = _find_trees(options.tree, data, spec)
     whole, *more = found if purpose == "train" else found[:1]
     fitted = whole.restrict(data.classes)
     if len(fitted.classes) < len(whole.classes):
@@ -156,6 +148,7 @@ def _find_trees(tree: str | Tree | Sequence[str] | None, data: Dataset, spec: st
 
 
 def _read(spec: str) -> list[Tree]:
-    """All trees of ``FILE``, or the one that ``FILE#2`` names."""
+    """All trees of ``FILE``, or the one that ``FILE#2`` names, or those published for a dataset."""
+    spec = spec if Path(spec).is_file() else str(find_tree(spec) or spec)
     file, _ = parse_tree_spec(spec)
     return load_trees(file) if file == spec else [load_tree(spec)]

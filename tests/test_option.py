@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from hrzs.cli.options import takes
 from hrzs.errors import UsageError
-from hrzs.option import INSIDE, NOT_NEGATIVE, POSITIVE, SHARE, Range, check, option
+from hrzs.option import INSIDE, NOT_NEGATIVE, POSITIVE, SHARE, Range, check, divide, listed, option
 from hrzs.training.options import TrainOptions
 
 
@@ -31,6 +31,25 @@ class Some:
 def test_what_an_option_cannot_be_is_named(options: Some, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         check(options)
+
+
+@dataclass(frozen=True)
+class Others:
+    """Options beside `Some`."""
+
+    place: str | None = option(None, "Where.")
+
+
+def test_options_go_to_the_dataclass_that_holds_them() -> None:
+    given = {"size": 2.0, "place": None, "loud": True}
+    assert divide(given, "a thing", Some, Others) == [{"size": 2.0, "loud": True}, {"place": None}]
+    with pytest.raises(UsageError, match="colours: no option of a thing; did you mean colour"):
+        divide({"colours": "red"}, "a thing", Some, Others)
+
+
+@pytest.mark.parametrize("value", ["a, b", ["a", "b"], ("a", "b")])
+def test_several_are_a_text_with_commas_or_a_sequence(value: object) -> None:
+    assert listed(value) == ("a", "b")
 
 
 def test_a_default_of_none_is_no_value() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from hrzs.data import open_dataset
+from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
 from hrzs.models.clip import ClipModel
 from hrzs.tasks import open_task, open_validation
@@ -27,27 +28,27 @@ def test_defaults_are_the_data_and_its_published_tree(model: ClipModel) -> None:
 
 def test_purpose_chooses_the_split(model: ClipModel) -> None:
     assert open_task("shapes", model, purpose="train").data.split == "train"
-    assert open_task("shapes", model, purpose="train", split="val").data.split == "val"
+    assert open_task("shapes", model, DataOptions(split="val"), purpose="train").data.split == "val"
 
 
 def test_classes_cut_the_data_and_the_tree_alike(model: ClipModel) -> None:
     names = ("star", "square", "circle", "rectangle")
-    task = open_task("shapes", model, purpose="eval", classes=names, limit=10)
+    task = open_task("shapes", model, DataOptions(classes=names, limit=10), purpose="eval")
     assert task.data.classes == task.tree.classes == names
     assert task.data.labels == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
     assert [len(level) for level in task.tree.levels] == sorted({len(level) for level in task.tree.levels})[::-1]
 
 
 def test_limit_and_skip_are_disjoint_and_digests_tell(model: ClipModel) -> None:
-    first = open_task("shapes", model, purpose="eval", limit=48)
-    second = open_task("shapes", model, purpose="eval", limit=48, skip=48)
+    first = open_task("shapes", model, DataOptions(limit=48), purpose="eval")
+    second = open_task("shapes", model, DataOptions(limit=48, skip=48), purpose="eval")
     assert not set(first.data.ids) & set(second.data.ids)
     assert first.describe()["image_ids"] != second.describe()["image_ids"]
 
 
 def test_images_by_name_at_a_given_size(model: ClipModel) -> None:
-    ids = open_task("shapes", model, purpose="eval", limit=5).data.ids[::-1]
-    task = open_task("shapes", model, purpose="eval", ids=ids, resize="before", size=20)
+    ids = open_task("shapes", model, DataOptions(limit=5), purpose="eval").data.ids[::-1]
+    task = open_task("shapes", model, DataOptions(resize="before"), purpose="eval", ids=ids, size=20)
     assert task.data.ids == ids
     assert task.data[0].image.shape == (3, 20, 20)
     assert len(task.tree.classes) == 24
@@ -59,12 +60,12 @@ def test_resizing_before_brings_images_to_the_models_size(model: ClipModel, tmp_
     for i, name in enumerate(("circle", "star")):
         (tmp_path / name).mkdir()
         Image.new("RGB", (50 + 10 * i, 40)).save(tmp_path / name / "0.png")
-    task = open_task(str(tmp_path), model, purpose="eval", tree=str(PUBLISHED))
+    task = open_task(str(tmp_path), model, DataOptions(tree=str(PUBLISHED)), purpose="eval")
     assert task.resize == "before"
     assert {task.data[i].image.shape[1:] for i in range(2)} == {(model.image_size, model.image_size)}
     assert task.tree.classes == ("circle", "star")
     with pytest.raises(UsageError, match="--resize in-graph"):
-        open_task(str(tmp_path), model, purpose="eval", tree=str(PUBLISHED), resize="in-graph")
+        open_task(str(tmp_path), model, DataOptions(tree=str(PUBLISHED), resize="in-graph"), purpose="eval")
     with pytest.raises(UsageError, match=r"no tree is published .*`hrzs build-tree --classes"):
         open_task(str(tmp_path), model, purpose="eval")
 
@@ -81,19 +82,19 @@ def test_resizing_before_brings_images_to_the_models_size(model: ClipModel, tmp_
 )
 def test_refusals_name_the_option(model: ClipModel, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        open_task("shapes", model, purpose="eval", **options)
+        open_task("shapes", model, DataOptions.of(options), purpose="eval")
 
 
 def test_validation_images_are_held_out_and_of_the_same_classes(model: ClipModel) -> None:
     names = ("star", "square", "circle")
-    task = open_task("shapes", model, purpose="train", classes=names)
+    task = open_task("shapes", model, DataOptions(classes=names), purpose="train")
     held_out = open_validation("shapes", task, model, limit=9)
     assert (held_out.split, held_out.classes) == ("val", names)
     assert sorted(held_out.labels) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert not set(held_out.ids) & set(task.data.ids)
     assert held_out[0].image.shape == task.data[0].image.shape
     # What an evaluation of the same split has to leave out to see none of them.
-    rest = open_task("shapes", model, purpose="eval", split="val", classes=names, skip=9)
+    rest = open_task("shapes", model, DataOptions(split="val", classes=names, skip=9), purpose="eval")
     assert not set(held_out.ids) & set(rest.data.ids)
 
 
@@ -105,7 +106,7 @@ def test_a_folder_without_splits_gives_up_a_tenth(model: ClipModel, tmp_path: Pa
         for i in range(40):
             Image.new("RGB", (40 + i, 30), (i, 0, 0)).save(tmp_path / name / f"{i}.png")
     tree = str(PUBLISHED)
-    task = open_task(str(tmp_path), model, purpose="train", tree=tree)
+    task = open_task(str(tmp_path), model, DataOptions(tree=tree), purpose="train")
     held_out = open_validation(str(tmp_path), task, model, limit=100)
     assert 0 < len(held_out) < 20
     assert len(held_out) + len(task.data) == 80
@@ -120,8 +121,8 @@ def test_validation_on_what_is_trained_on_is_refused(model: ClipModel) -> None:
 
 def test_training_takes_all_trees_and_evaluation_the_first(model: ClipModel) -> None:
     files = [str(PUBLISHED), str(PUBLISHED)]
-    assert len(open_task("shapes", model, purpose="train", tree=files).more_trees) == 1
-    task = open_task("shapes", model, purpose="eval", tree=files)
+    assert len(open_task("shapes", model, DataOptions(tree=files), purpose="train").more_trees) == 1
+    task = open_task("shapes", model, DataOptions(tree=files), purpose="eval")
     assert task.more_trees == ()
     assert task.tree.digest == open_task("shapes", model, purpose="eval").tree.digest
 
@@ -146,7 +147,7 @@ def test_the_same_prompt_twice_is_warned_of_and_recorded(
 ) -> None:
     """Issue 14: two nodes of a level were called food, and nothing said so."""
     (tmp_path / "t.yaml").write_text(twice("figure", "Figure"))
-    task = open_task("shapes", model, purpose="eval", tree=str(tmp_path / "t.yaml"), classes=SHAPES)
+    task = open_task("shapes", model, DataOptions(tree=str(tmp_path / "t.yaml"), classes=SHAPES), purpose="eval")
     (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert "shapes: level 1: figure (a) and Figure (b) have the same prompt, 'a photo of a figure.'" in warning
     assert "prompts: [ANOTHER NAME]" in warning
@@ -156,7 +157,7 @@ def test_the_same_prompt_twice_is_warned_of_and_recorded(
 
 def test_nothing_is_said_of_other_trees(model: ClipModel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "t.yaml").write_text(twice("round figure", "figure with corners"))
-    task = open_task("shapes", model, purpose="eval", tree=str(tmp_path / "t.yaml"), classes=SHAPES)
+    task = open_task("shapes", model, DataOptions(tree=str(tmp_path / "t.yaml"), classes=SHAPES), purpose="eval")
     assert not [r for r in caplog.records if r.levelname == "WARNING"]
     assert "same_prompts" not in task.describe()
 
@@ -167,7 +168,9 @@ def test_prompts_are_compared_as_the_template_makes_them(
     """What stands behind the end of the context tells nothing apart."""
     (tmp_path / "t.yaml").write_text(twice("round figure", "figure with corners"))
     template = "one of very " + "many " * 80 + "pictures of a {}"
-    open_task("shapes", model, purpose="eval", tree=str(tmp_path / "t.yaml"), classes=SHAPES, template=template)
+    open_task(
+        "shapes", model, DataOptions(tree=str(tmp_path / "t.yaml"), classes=SHAPES), purpose="eval", template=template
+    )
     (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert "level 0: circle, ellipse, square and star have the same prompt" in warning
     assert "level 1: round figure (a) and figure with corners (b)" in warning
@@ -178,6 +181,6 @@ def test_all_trees_that_train_are_looked_at(model: ClipModel, tmp_path: Path, ca
     for name, names in (("one", ("round figure", "figure with corners")), ("two", ("figure", "figure"))):
         files.append(str(tmp_path / f"{name}.yaml"))
         Path(files[-1]).write_text(twice(*names))
-    task = open_task("shapes", model, purpose="train", tree=files, classes=SHAPES)
+    task = open_task("shapes", model, DataOptions(tree=files, classes=SHAPES), purpose="train")
     assert [r.levelname for r in caplog.records if "the same prompt" in r.getMessage()] == ["WARNING"]
     assert task.namesakes == ()

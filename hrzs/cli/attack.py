@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hrzs.cli import console, options
+from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
 from hrzs.evaluation.options import EvalOptions
 from hrzs.files import begin_folder, check_folder, dump_yaml
+from hrzs.option import divide
 
 if TYPE_CHECKING:
     from hrzs.evaluation.adversarial import AdversarialSet
@@ -20,20 +22,13 @@ if TYPE_CHECKING:
 
 
 @options.takes(EvalOptions, before="png", without=("attack", "scoring", "matrix"))
+@options.takes(DataOptions, before="attack")
 def attack(
     context: typer.Context,
     config: options.Config = None,
     model: options.Model = "tiny",
     pretrained: options.Pretrained = None,
     visual: options.Visual = None,
-    data: options.Data = "shapes",
-    data_root: options.DataRoot = None,
-    split: options.Split = None,
-    classes: options.Classes = None,
-    limit: options.Limit = None,
-    skip: options.Skip = 0,
-    resize: options.Resize = "auto",
-    tree: options.Tree = None,
     attack: Annotated[str, typer.Option("--attack", help="A name, or list.")] = "leaf-pgd",
     png: Annotated[bool, typer.Option("--png", help="Also write images/*.png, rounded to 8 bits.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder.", show_default="runs/ATTACK-MODEL-DATA")] = None,
@@ -48,10 +43,12 @@ def attack(
 ) -> None:  # fmt: skip
     """Write adversarial images against a model, aimed at the leaves, at a superclass level, or at all levels."""
     console.set_up(quiet=quiet, debug=debug)
-    if options.wants_list(model, data, attack, run["template"]):
-        _print_list(model, data, attack, run["template"])
+    if options.wants_list(model, run["data"], attack, run["template"]):
+        _print_list(model, run["data"], attack, run["template"])
         return
-    folder = output or options.default_folder(attack, model, visual, data)
+    where, run = divide(run, "an attack", DataOptions, EvalOptions)
+    data = DataOptions.of(where)
+    folder = output or options.default_folder(attack, model, visual, data.spec)
     if not resume and not dry_run:
         check_folder(folder)
     device = options.prepare_torch(device, precision, threads)
@@ -68,10 +65,8 @@ def attack(
     if settings.eps is not None and len(settings.eps) > 1:
         raise UsageError(f"--eps {run['eps']}: one radius, for the images of one attack")
     loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=settings.seed)
-    task = open_task(data, loaded, purpose="eval", split=split, root=data_root, tree=tree,
-                     classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize,
-                     template=settings.template)  # fmt: skip
-    units = plan(task, settings)[1:]
+    task = open_task(data.spec, loaded, data, purpose="eval", template=settings.template)
+    units = plan(task, settings)
     if dry_run:
         evaluation = Evaluation(loaded, task, settings)
         passes = sum(map(evaluation.cost, evaluation.units[1:]))
@@ -83,22 +78,20 @@ def attack(
             f"-o {folder}: holds the images of one level, and --level asks for {len(units)}; give another folder"
         )
     places = [folder if len(units) == 1 else folder / f"level-{unit.level}" for unit in units]
-    for where in places:
+    for place in places:
         if not resume:
-            check_folder(where)
-    origin = {"data": data, "data_root": None if data_root is None else str(data_root), "split": split, "tree": tree,
-              "classes": None if classes is None else list(task.data.classes)}  # fmt: skip
+            check_folder(place)
     made = [
-        AdversarialSet(loaded, task, settings, unit, where, origin=origin, resume=resume)
-        for unit, where in zip(units, places, strict=True)
+        AdversarialSet(loaded, task, settings, unit, place, origin=data, resume=resume)
+        for unit, place in zip(units, places, strict=True)
     ]
     for each in made:
         if not each.finished:
-            _write_set(each, png=png, quiet=quiet, config=options.saved_config(context, settings.as_config()))
+            _write_set(each, png=png, quiet=quiet, config=options.saved_config(context, data, settings))
     console.emit(str(folder))
 
 
-def _print_list(model: str, data: str, attack: str, template: str | None) -> None:
+def _print_list(model: str, data: str | None, attack: str, template: str | None) -> None:
     if attack == console.LIST:
         from hrzs.attacks import ATTACKS
 

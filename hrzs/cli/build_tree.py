@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hrzs.cli import console, options
+from hrzs.data_options import DataOptions
 from hrzs.errors import HrzsError, UsageError
 from hrzs.files import write_text
 
@@ -261,7 +262,8 @@ class _Judge:
         from hrzs.evaluation.tree_view import level_accuracy
         from hrzs.tasks import open_task
 
-        task = open_task(self.data, self.model, purpose="eval", root=self.data_root, tree=tree, limit=self.limit)
+        where = DataOptions(data_root=self.data_root, tree=tree, limit=self.limit)
+        task = open_task(self.data, self.model, where, purpose="eval")
         return {"zero_shot": level_accuracy(self.model, task)}
 
 

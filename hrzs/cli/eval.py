@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hrzs.cli import console, options
+from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
 from hrzs.evaluation.options import EvalOptions
 from hrzs.files import dump_yaml, write_text
+from hrzs.option import divide
 
 if TYPE_CHECKING:
     from hrzs.results.report import Report
@@ -37,7 +39,7 @@ def _apply_preset(context: typer.Context, name: str | None) -> str | None:
     return name
 
 
-@options.takes(EvalOptions, before="adversarial")
+@options.takes(DataOptions, EvalOptions, before="adversarial")
 def evaluate(
     context: typer.Context,
     config: options.Config = None,
@@ -45,14 +47,6 @@ def evaluate(
     model: options.Model = "tiny",
     pretrained: options.Pretrained = None,
     visual: options.Visual = None,
-    data: options.Data = "shapes",
-    data_root: options.DataRoot = None,
-    split: options.Split = None,
-    classes: options.Classes = None,
-    limit: options.Limit = None,
-    skip: options.Skip = 0,
-    resize: options.Resize = "auto",
-    tree: options.Tree = None,
     adversarial: Annotated[Path | None, typer.Option("--adversarial", metavar="DIR", help="Run no attack: score the images that `hrzs attack` wrote there, on their data.")] = None,
     canaries: Annotated[bool, typer.Option("--canaries/--no-canaries", help="Check the set-up on 64 images.")] = True,
     json_out: Annotated[str | None, typer.Option("--json", help="Write JSON to FILE, or to stdout with -.")] = None,
@@ -73,13 +67,14 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Evaluate a model: clean, and under attack at the leaves and at superclasses."""
     console.set_up(quiet=quiet, debug=debug)
-    if options.wants_list(model, data, run["attack"], preset, run["template"]):
-        _print_list(model, data, run["attack"], run["template"])
+    if options.wants_list(model, run["data"], run["attack"], preset, run["template"]):
+        _print_list(model, run["data"], run["attack"], run["template"])
         return
     device = options.prepare_torch(device, precision, threads)
 
     from msgspec.structs import replace
 
+    from hrzs.evaluation.adversarial import ORIGIN
     from hrzs.evaluation.job import Job
     from hrzs.evaluation.plan import settle
     from hrzs.models.loading import load_model
@@ -88,7 +83,10 @@ def evaluate(
     if adversarial is not None:
         _refuse_attacks(context)
         run["attack"] = "none"
-    settings = settle(run)
+    # Beside given images, only what somebody typed says where their clean ones are.
+    where, run = divide(run, "an evaluation", DataOptions, EvalOptions)
+    given = where if adversarial is None else {name: _given(context, name) for name in ORIGIN}
+    data, settings = DataOptions.of(given), settle(run)
     target = None if json_out in (None, "-") else Path(str(json_out))
     _check_outputs(json=target, report=report_out, csv=csv_out, latex=latex_out)
     if resume and target is None:
@@ -101,18 +99,8 @@ def evaluate(
             "go on with --resume, or delete it"
         )
     loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=settings.seed)
-    # Beside given images, only what somebody typed says where their clean ones are.
-    where = context.params if adversarial is None else {
-        name: _given(context, name) for name in ("data", "data_root", "split", "tree", "classes")
-    }  # fmt: skip
-    specs = where["data"]
-    job = Job(
-        loaded, settings, None if specs is None else [spec.strip() for spec in specs.split(",")],
-        data_root=where["data_root"], split=where["split"], tree=where["tree"],
-        classes=options.read_class_list(where["classes"]), limit=limit, skip=skip, resize=resize,
-        adversarial=adversarial, canaries=canaries, store=store,
-        config=options.saved_config(context, settings.as_config()),
-    )  # fmt: skip
+    job = Job(loaded, settings, data, adversarial=adversarial, canaries=canaries, store=store,
+              config=options.saved_config(context, data, settings))  # fmt: skip
     if dry_run:
         console.emit(dump_yaml(job.estimate()))
         return
@@ -177,7 +165,7 @@ def _finished(target: Path, report: Report) -> Report:
     return old
 
 
-def _print_list(model: str, data: str, attack: str | None, template: str | None) -> None:
+def _print_list(model: str, data: str | None, attack: str | None, template: str | None) -> None:
     if attack == console.LIST:
         from hrzs.attacks import ATTACKS
 
@@ -195,7 +183,7 @@ def _given(context: typer.Context, name: str) -> Any:
     """The value of an option that somebody gave, else None; the defaults in a saved configuration were not given."""
     value = context.params[name]
     default = next(p.default for p in context.command.params if p.name == name)
-    default = EvalOptions().as_config().get(name.replace("_", "-"), default)
+    default = (DataOptions().as_config() | EvalOptions().as_config()).get(name.replace("_", "-"), default)
     # By name: typer carries a click of its own.
     source = context.get_parameter_source(name)
     typed = source is not None and source.name == "COMMANDLINE"

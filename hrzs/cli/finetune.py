@@ -8,25 +8,21 @@ from typing import Annotated, Any
 import typer
 
 from hrzs.cli import console, options
+from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
 from hrzs.files import check_folder, dump_yaml
+from hrzs.option import divide
 from hrzs.training.options import METHOD, VALIDATION, TrainOptions
 
 
 @options.takes(TrainOptions, before="recipe")
+@options.takes(DataOptions, before="tree", without=("tree",))
 def finetune(
     context: typer.Context,
     config: options.Config = None,
     model: options.Model = "tiny",
     pretrained: options.Pretrained = None,
     visual: options.Visual = None,
-    data: options.Data = "shapes",
-    data_root: options.DataRoot = None,
-    split: options.Split = None,
-    classes: options.Classes = None,
-    limit: options.Limit = None,
-    skip: options.Skip = 0,
-    resize: options.Resize = "auto",
     tree: Annotated[list[str] | None, typer.Option("--tree", help="Tree or forest; may be given several times. FILE#2 is its second tree alone.")] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="default, paper, tecoa, fare, or list: what a paper sets.", rich_help_panel=METHOD)] = "default",
     no_hnsa: Annotated[bool, typer.Option("--no-hnsa", help="The same as --hnsa none.", rich_help_panel=METHOD)] = False,
@@ -47,15 +43,17 @@ def finetune(
 ) -> None:  # fmt: skip
     """Fine-tune a model against one universal hierarchical perturbation (or with a baseline)."""
     console.set_up(quiet=quiet, debug=debug)
-    if _listed(model, data, run["method"], recipe, run["template"]):
+    if _listed(model, run["data"], run["method"], recipe, run["template"]):
         return
     from hrzs.models.loading import load_model
     from hrzs.training.job import LOOKS, begin, estimate, open_run, settle
     from hrzs.training.trainer import is_finished
 
+    where, run = divide(run, "a run", DataOptions, TrainOptions)
+    data = DataOptions.of({**where, "tree": tree})
     given, typed = _given(context, run)
     settings = settle(recipe, given, typed)
-    folder = output or options.default_folder(settings.method, model, visual, data)
+    folder = output or options.default_folder(settings.method, model, visual, data.spec)
     if not resume and not dry_run:
         check_folder(folder)
     device = options.prepare_torch(device, precision, threads)
@@ -64,15 +62,13 @@ def finetune(
         return
     loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=settings.seed)
     trainer, task = open_run(
-        loaded, settings, folder, given=given, recipe=recipe, data=data, data_root=data_root, split=split, tree=tree,
-        classes=options.read_class_list(classes), limit=limit, skip=skip, resize=resize, val_split=val_split,
-        insist=bool(typed & LOOKS), workers=workers, save_every=save_every, licence=licence,
-        half=half,
+        loaded, settings, folder, data, given=given, recipe=recipe, val_split=val_split, insist=bool(typed & LOOKS),
+        workers=workers, save_every=save_every, licence=licence, half=half,
     )  # fmt: skip
     if dry_run:
         console.emit(dump_yaml(estimate(trainer, task)))
         return
-    begin(trainer, options.saved_config(context))
+    begin(trainer, options.saved_config(context, data))
     if resume and not trainer.resume():
         console.note(f"no checkpoint in {folder}: starting anew")
     with console.progress_bar(f"finetune {settings.method}", quiet=quiet) as update:
@@ -80,7 +76,7 @@ def finetune(
     console.emit(str(folder))
 
 
-def _listed(model: str, data: str, method: str | None, recipe: str, template: str | None) -> bool:
+def _listed(model: str, data: str | None, method: str | None, recipe: str, template: str | None) -> bool:
     """Print the names of the one option that was given as ``list``."""
     if not options.wants_list(model, data, method, recipe, template):
         return False

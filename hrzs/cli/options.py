@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -14,9 +14,10 @@ import typer
 import yaml
 from rich.markup import escape
 
-from hrzs.classes import specs
 from hrzs.cli.console import LIST, print_names
+from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
+from hrzs.evaluation.options import EvalOptions
 from hrzs.option import Option
 
 logger = logging.getLogger(__name__)
@@ -79,22 +80,10 @@ Visual = Annotated[
     Path | None,
     typer.Option("--visual", metavar="FILE", help="The image encoder's weights alone: a file of FARE, TeCoA, PMG-AFT."),
 ]
-Data = Annotated[str, typer.Option("--data", help="shapes, a dataset's name, a folder class/image, a .tar, or list.")]
 DataRoot = Annotated[
     Path | None, typer.Option("--data-root", help="Where named datasets lie.", show_default="$HRZS_DATA")
 ]
-Split = Annotated[str | None, typer.Option("--split", help="train, val or test.")]
-Classes = Annotated[
-    str | None, typer.Option("--classes", help="Only these classes of the data: a file with one per line, or a,b,c.")
-]
 Limit = Annotated[int | None, typer.Option("--limit", help="Only this many images, balanced over the classes.")]
-Skip = Annotated[
-    int,
-    typer.Option("--skip", help="Leave out the first N of that balanced order: --skip N and --limit N are disjoint."),
-]
-Resize = Annotated[
-    str, typer.Option("--resize", help="in-graph (ε in native pixels), before, or auto: in-graph for small images.")
-]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Precision = Annotated[
     str, typer.Option("--precision", help="fp32, or bf16 for the encoder's gradients (verdicts stay fp32).")
@@ -108,22 +97,21 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve everything, est
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what was interrupted.")]
 
 
-Tree = Annotated[str | None, typer.Option("--tree", help="Tree file; FILE#2 is its second tree.")]
-
-
-def takes(kind: type, *, before: str, without: Sequence[str] = ()) -> Callable[[Command], Command]:
-    """For a command with ``**run``: what these are, from the fields of ``kind`` (see `hrzs.option`).
+def takes(*kinds: type, before: str, without: Sequence[str] = ()) -> Callable[[Command], Command]:
+    """For a command with ``**run``: what these are, from the fields of ``kinds`` (see `hrzs.option`).
 
     Each is None, or False for a flag, where it was not given. In ``--help`` they stand before the parameter ``before``.
     """
 
     def decorate(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)
-        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        own = list(signature.parameters.values())
         at = next(i for i, p in enumerate(own) if p.name == before)
-        hints = get_type_hints(kind)
-        added = [_parameter(f, hints[f.name]) for f in fields(kind) if f.name not in without]
-        parameters = [*own[:at], *added, *own[at:]]
+        said = [
+            (f, hint) for kind in kinds for f, hint in zip(fields(kind), get_type_hints(kind).values(), strict=True)
+        ]
+        added = [_parameter(f, hint) for f, hint in said if f.name not in without]
+        parameters = [p for p in (*own[:at], *added, *own[at:]) if p.kind is not inspect.Parameter.VAR_KEYWORD]
         # Whatever asks for the signature gets this one.
         vars(command)["__signature__"] = signature.replace(parameters=parameters)
         command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -189,30 +177,18 @@ def default_folder(what: str, model: str, visual: Path | None, data: str) -> Pat
     return Path("runs") / "-".join(parts)
 
 
-def read_class_list(spec: str | None) -> tuple[str, ...] | None:
-    """``--classes`` of the data commands: a file with one class id per line, or ``a,b,c``."""
-    if spec is None:
-        return None
-    if Path(spec).is_file():
-        names = [known.class_id for known in specs.read_class_list(Path(spec))]
-    else:
-        names = [name.strip() for name in spec.split(",") if name.strip()]
-    if len(names) < 2:
-        raise UsageError(f"--classes {spec!r}: at least two classes are needed: a file with one per line, or a,b,c")
-    return tuple(names)
-
-
 def wants_list(*values: str | None) -> bool:
     """Did the user ask one of these options for its names?"""
     return LIST in values
 
 
-def saved_config(context: typer.Context, settled: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def saved_config(context: typer.Context, *settled: DataOptions | EvalOptions) -> dict[str, Any]:
     """Every option of this call, defaults included, as ``--config`` reads it back.
 
     Args:
         settled: what options came to, where the call leaves that open.
     """
+    came_to = {flag: value for options in settled for flag, value in options.as_config().items()}
     skip = {
         "config",
         "resume",
@@ -231,7 +207,7 @@ def saved_config(context: typer.Context, settled: Mapping[str, Any] | None = Non
         if parameter.name is None or parameter.name in skip or parameter.name not in context.params:
             continue
         flag = max(parameter.opts, key=len).lstrip("-")
-        config[flag] = _plain((settled or {}).get(flag, context.params[parameter.name]))
+        config[flag] = _plain(came_to.get(flag, context.params[parameter.name]))
     return config
 
 
@@ -243,7 +219,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def print_models_or_data(model: str, data: str, template: str | None = None) -> None:
+def print_models_or_data(model: str, data: str | None, template: str | None = None) -> None:
     """``--model list``, ``--data list`` or ``--template list``."""
     if model == LIST:
         from hrzs.models.loading import describe_models

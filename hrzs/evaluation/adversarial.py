@@ -19,6 +19,7 @@ from hrzs._version import __version__
 from hrzs.attacks import AttackResult, attack_spec, sample_seeds
 from hrzs.attacks.budget import format_eps
 from hrzs.data import Batch, loader
+from hrzs.data_options import DataOptions
 from hrzs.errors import HrzsError, UsageError
 from hrzs.evaluation.image_file import allocate, read_images, write_images
 from hrzs.evaluation.options import EvalOptions
@@ -39,6 +40,8 @@ TENSORS_FILE = "adversarial.safetensors"
 MANIFEST_FILE = "manifest.jsonl"
 SUMMARY_FILE = "summary.json"
 GALLERY_FILE = "gallery.png"
+#: What a set keeps of the options of its data, for whoever wants the clean images again.
+ORIGIN = ("data", "data_root", "split", "tree", "classes")
 
 
 def is_finished(folder: Path) -> bool:
@@ -64,7 +67,7 @@ class AdversarialSet:
 
     Args:
         folder: where all of it goes.
-        origin: where the clean images and the tree came from (``data``, ``split``, …), for whoever wants them again.
+        origin: the options that the clean images and the tree came from.
         resume: go on with what the folder holds.
 
     Raises:
@@ -79,14 +82,15 @@ class AdversarialSet:
         unit: Unit,
         folder: Path,
         *,
-        origin: Mapping[str, Any] | None = None,
+        origin: DataOptions | None = None,
         resume: bool = False,
     ) -> None:
         assert unit.eps is not None
         assert unit.level is not None
         options = replace(options, template=template_for(options.template, task.data.name))
         self.model, self.task, self.options, self.unit, self.folder = model, task, options, unit, folder
-        self.origin = dict(origin or {})
+        config = {} if origin is None else origin.as_config()
+        self.origin = {name: config.get(name.replace("_", "-")) for name in ORIGIN}
         self.spec = attack_spec(unit.attack)
         self.budget = budget_of(options, unit.eps, self.spec)
         # The images will be scored at other levels and on other models: stopped early, they would overstate robustness.

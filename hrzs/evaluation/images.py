@@ -70,7 +70,7 @@ class AttackedImages:
         self, model: ClipModel, task: Task, options: EvalOptions, classifier: ZeroShotClassifier, *, lenient: bool
     ) -> None:
         self.model, self.task, self.options, self.classifier = model, task, options, classifier
-        self.units = plan(task, options, lenient=lenient)[1:]
+        self.units = plan(task, options, lenient=lenient)
 
     def budget(self, unit: Unit) -> Budget:
         """What the attack may spend."""

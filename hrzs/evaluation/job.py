@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace as replaced
 
 from hrzs._version import __version__
+from hrzs.data_options import DataOptions
 from hrzs.errors import DataMissingError, UsageError
 from hrzs.estimate import seconds_per_image
 from hrzs.evaluation.canaries import run_canaries
@@ -23,7 +24,6 @@ from hrzs.evaluation.rows import overall_of, rows_of, truth_of
 from hrzs.evaluation.runner import Evaluation, Progress
 from hrzs.evaluation.saved import SavedImages, find_saved, task_of
 from hrzs.evaluation.tree_view import level_depth
-from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.loading import describe
 from hrzs.results.average import mean_over_datasets
@@ -45,8 +45,7 @@ class Job:
     Names, data and options are checked here; nothing is computed before `run`.
 
     Args:
-        data: what ``--data`` names; with ``adversarial`` None stands for the data that the images come from.
-        tree: a file, or a tree over the classes of the data; None for the published one.
+        data: where the images and the tree are; with ``adversarial`` what it does not say is as it was for the attack.
         adversarial: a folder of ``hrzs attack``, whose images are scored and none attacked.
         canaries: check the set-up, and say whether gradients are masked.
         store: where finished batches are kept, so that an interrupted job goes on.
@@ -60,15 +59,8 @@ class Job:
         self,
         model: ClipModel,
         options: EvalOptions,
-        data: Sequence[str] | None,
+        data: DataOptions,
         *,
-        data_root: Path | None = None,
-        split: str | None = None,
-        tree: str | Tree | None = None,
-        classes: Sequence[str] | None = None,
-        limit: int | None = None,
-        skip: int = 0,
-        resize: str = "auto",
         adversarial: Path | None = None,
         canaries: bool = True,
         store: Path | None = None,
@@ -76,24 +68,21 @@ class Job:
     ) -> None:
         suite = options.attack == SUITE
         # The default suite, and several datasets, skip what a flat tree has no level for, and say so.
-        lenient = suite or (data is not None and len(data) > 1)
+        lenient = suite or len(data.specs) > 1
         options = replace(options, level="all") if suite and options.level is None else options
         self.model, self.options, self.canaries = model, options, canaries
         self.config = dict(config or {})
         self.missing: dict[str, str] = {}
         self.evaluations: list[Evaluation] = []
         if adversarial is not None:
-            asked = {"data": ",".join(data or ()) or None, "data_root": None if data_root is None else str(data_root),
-                     "split": split, "tree": tree, "classes": classes}  # fmt: skip
-            self._open_saved(adversarial, asked, store)
+            self._open_saved(adversarial, data, store)
             return
-        for spec in data or ("shapes",):
+        for spec in data.specs:
             try:
-                task = open_task(spec, model, purpose="eval", split=split, root=data_root, tree=tree, classes=classes,
-                                 limit=limit, skip=skip, resize=resize, template=options.template)  # fmt: skip
+                task = open_task(spec, model, data, purpose="eval", template=options.template)
             except DataMissingError as error:
                 # Of several datasets the others go on, and no average passes over this one in silence.
-                if data is None or len(data) == 1:
+                if len(data.specs) == 1:
                     raise
                 self.missing[spec] = str(error)
             else:
@@ -101,11 +90,11 @@ class Job:
         if not self.evaluations:
             raise UsageError("\n".join(self.missing.values()))
 
-    def _open_saved(self, folder: Path, asked: Mapping[str, Any], store: Path | None) -> None:
+    def _open_saved(self, folder: Path, given: DataOptions, store: Path | None) -> None:
         sets = find_saved(folder)
-        source = sets[0].source(asked)
-        self.config |= {"attack": "none", **{name.replace("_", "-"): value for name, value in source.items()}}
-        task = task_of(sets[0], self.model, **source, template=self.options.template)
+        source = sets[0].source(given)
+        self.config |= {"attack": "none", **source.as_config()}
+        task = task_of(sets[0], self.model, source, self.options.template)
         self.evaluations.append(Evaluation(self.model, task, self.options, store, sets))
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -11,7 +11,7 @@ from hrzs.attacks import AttackSpec, Budget, Level, attack_spec
 from hrzs.attacks.budget import default_step_size, exact_eps, format_eps
 from hrzs.errors import UsageError
 from hrzs.evaluation.options import EvalOptions
-from hrzs.option import refuse_unknown
+from hrzs.option import listed
 from hrzs.tasks import Task
 
 DEFAULT_EPS = Fraction(1, 255)
@@ -24,9 +24,8 @@ def settle(given: Mapping[str, Any]) -> EvalOptions:
         given: options by the names of `EvalOptions`; None is not given.
 
     Raises:
-        UsageError: an unknown option, or a value that is none.
+        UsageError: a value is none of its option.
     """
-    refuse_unknown(EvalOptions, given, "an evaluation")
     values = {name: value for name, value in given.items() if value is not None}
     norm = values.get("norm", "linf")
     if "attack" in values:
@@ -41,13 +40,6 @@ def settle(given: Mapping[str, Any]) -> EvalOptions:
     if "step_size" in values:
         values["step_size"] = exact_eps(values["step_size"], option="--step-size", norm=norm)
     return EvalOptions(**values)
-
-
-def listed(value: Any) -> tuple[Any, ...]:
-    """One thing, several with commas in a text, or a sequence of them."""
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(","))
-    return tuple(value) if isinstance(value, Sequence) else (value,)
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,7 @@ class Unit:
 
 
 def plan(task: Task, options: EvalOptions, *, lenient: bool = False) -> list[Unit]:
-    """The units of one dataset, the clean pass first.
+    """The attacks on one dataset: ε by ε, attack by attack, level by level.
 
     Args:
         lenient: leave out superclass attacks where the tree has no superclass, instead of refusing.
@@ -81,7 +73,7 @@ def plan(task: Task, options: EvalOptions, *, lenient: bool = False) -> list[Uni
         UsageError: an unknown attack or norm, a level that no attack of the list concerns, or superclass attacks on a
             tree that has no superclass.
     """
-    units = [Unit("none")]
+    units: list[Unit] = []
     eps = options.eps or (task.data.default_eps or DEFAULT_EPS,)
     missing = not_applicable(task, options)
     if missing and not lenient:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from torch import Tensor
 from hrzs.attacks import Budget
 from hrzs.attacks.ball import Ball
 from hrzs.data import Batch
+from hrzs.data_options import DataOptions
 from hrzs.errors import HrzsError, UsageError
-from hrzs.evaluation.adversarial import MANIFEST_FILE, TENSORS_FILE, is_begun, is_finished
+from hrzs.evaluation.adversarial import MANIFEST_FILE, ORIGIN, TENSORS_FILE, is_begun, is_finished
 from hrzs.evaluation.image_file import read_images
 from hrzs.evaluation.images import Made
 from hrzs.evaluation.plan import Unit
@@ -76,23 +77,21 @@ class SavedSet:
         header = self.header
         return Budget(Fraction(header["eps"]), Fraction(header["step_size"]), header["steps"], header["norm"])
 
-    def source(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Where the clean images are: options of the command line, as for the attack where they are not given.
+    def source(self, given: DataOptions) -> DataOptions:
+        """Where the clean images are: as for the attack, but for what is ``given``.
 
-        Args:
-            given: ``data``, ``data_root``, ``split``, ``tree`` and ``classes``, None for one that is not given. Data
-                that is given has no root or split but its own.
+        Data that is given has no root or split but its own.
 
         Raises:
-            UsageError: the set does not say what its data is, and neither does anybody else.
+            UsageError: the set does not say what its data is, and neither does ``given``.
         """
-        source: dict[str, Any] = dict.fromkeys(given) | self.header["origin"]
-        if given["data"] is not None:
-            source |= {"data_root": None, "split": None}
-        source |= {name: value for name, value in given.items() if value is not None}
-        if source["data"] is None:
+        origin = {name: self.header["origin"].get(name) for name in ORIGIN}
+        if given.data is not None:
+            origin |= {"data_root": None, "split": None}
+        origin |= {name: value for name in ORIGIN if (value := getattr(given, name)) is not None}
+        if origin["data"] is None:
             raise UsageError(f"--data: needed, {self.folder} does not say which data its images come from")
-        return source
+        return DataOptions.of(origin)
 
     def read(self, rows: Sequence[int], clean: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         """The images at ``rows``, judged against their ``clean`` ones.
@@ -136,26 +135,15 @@ def find_saved(path: Path) -> list[SavedSet]:
     return found
 
 
-def task_of(
-    saved: SavedSet,
-    model: ClipModel,
-    *,
-    data: str,
-    data_root: str | None = None,
-    split: str | None = None,
-    tree: str | None = None,
-    classes: Sequence[str] | None = None,
-    template: str = "photo",
-) -> Task:
-    """The clean images of a saved set, in its order and at its size (see `SavedSet.source`).
+def task_of(saved: SavedSet, model: ClipModel, source: DataOptions, template: str = "photo") -> Task:
+    """The clean images of a saved set, in its order and at its size; for ``source`` see `SavedSet.source`.
 
     Raises:
         UsageError: the data lacks one of the images, has it under another class or in another size.
     """
-    resize = saved.header["task"]["resize"]
-    root = None if data_root is None else Path(data_root)
-    task = open_task(data, model, purpose="eval", split=split, root=root, tree=tree, classes=classes,
-                     resize=resize, size=saved.shape[-1], ids=saved.ids, template=template)  # fmt: skip
+    data = source.spec
+    source = replace(source, resize=saved.header["task"]["resize"])
+    task = open_task(data, model, source, purpose="eval", size=saved.shape[-1], ids=saved.ids, template=template)
     for name, label, there in zip(saved.ids, saved.labels, task.data.labels, strict=True):
         if task.data.classes[there] != label:
             raise UsageError(

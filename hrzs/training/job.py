@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hrzs.attacks.budget import default_step_size, parse_eps
 from hrzs.data import Dataset
+from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
 from hrzs.estimate import seconds_per_image
 from hrzs.files import begin_folder
-from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.templates import template_for
-from hrzs.option import refuse_unknown
 from hrzs.tasks import Task, open_task, open_validation
 from hrzs.training.methods import check_options, method_class
 from hrzs.training.options import PUBLISHED, RECIPES, TrainOptions, about_recipe
@@ -36,14 +35,13 @@ def settle(recipe: str, given: Mapping[str, Any], typed: set[str] | None = None)
         typed: those that the method has to read; by default all that are given.
 
     Raises:
-        UsageError: an unknown recipe or option, a value that is none, or an option that the method does not read.
+        UsageError: an unknown recipe, a value that is none of its option, or an option that the method does not read.
     """
     if recipe not in RECIPES:
         raise UsageError(f"--recipe {recipe!r}: one of {', '.join(RECIPES)}")
     if recipe in PUBLISHED:
         logger.info("--recipe %s: %s", recipe, about_recipe(recipe))
     values: dict[str, Any] = dict(RECIPES[recipe])
-    refuse_unknown(TrainOptions, given, "a run")
     values |= {name: value for name, value in given.items() if value is not None and value is not False}
     for name in ("eps", "step_size"):
         if isinstance(values.get(name), str):
@@ -59,17 +57,10 @@ def open_run(
     model: ClipModel,
     options: TrainOptions,
     folder: Path,
+    data: DataOptions,
     *,
     given: Mapping[str, Any],
     recipe: str = "default",
-    data: str = "shapes",
-    data_root: Path | None = None,
-    split: str | None = None,
-    tree: str | Tree | Sequence[str] | None = None,
-    classes: Sequence[str] | None = None,
-    limit: int | None = None,
-    skip: int = 0,
-    resize: str = "auto",
     val_split: str = "val",
     insist: bool = False,
     **of_trainer: Any,
@@ -84,13 +75,13 @@ def open_run(
     Raises:
         UsageError: an option, or what it names, is not there or does not fit.
     """
-    task = open_task(data, model, purpose="train", split=split, root=data_root, tree=tree, classes=classes,
-                     limit=limit, skip=skip, resize=resize, template=options.template)  # fmt: skip
+    spec, root = data.spec, data.data_root
+    task = open_task(spec, model, data, purpose="train", template=options.template)
     options = _for_data(options, given, recipe, task)
     held_out: Dataset | None = None
     if options.validate_every:
         try:
-            held_out = open_validation(data, task, model, split=val_split, root=data_root, limit=options.val_limit)
+            held_out = open_validation(spec, task, model, split=val_split, root=root, limit=options.val_limit)
         except UsageError as error:
             if insist:
                 raise

@@ -22,6 +22,7 @@ from hrzs.attacks.base import further_seeds
 from hrzs.attacks.budget import default_step_size, format_eps, parse_eps
 from hrzs.attacks.objectives import LevelObjective
 from hrzs.data import loader
+from hrzs.data_options import DataOptions
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel, frozen
 from hrzs.models.loading import load_model
@@ -106,8 +107,8 @@ def main() -> None:
     part = "autoattack" if options.part == "standard" else options.part
 
     model = load_model(options.model, options.pretrained, device=options.device)
-    task = open_task(options.data, model, purpose="eval", split=options.split, root=options.data_root,
-                     tree=options.tree, limit=options.n)  # fmt: skip
+    where = DataOptions(split=options.split, data_root=options.data_root, tree=options.tree, limit=options.n)
+    task = open_task(options.data, model, where, purpose="eval")
     batch = next(loader(task.data, len(task.data)))
     classifier = ZeroShotClassifier(model, task.tree)
     images, labels = batch.images.to(model.device), batch.labels.to(model.device)

@@ -18,6 +18,7 @@ from PIL import Image
 from hrzs.classes.specs import dataset_classes
 from hrzs.data import open_dataset
 from hrzs.data.named import NAMED, open_named
+from hrzs.data_options import DataOptions
 from hrzs.errors import HrzsError, UsageError
 from hrzs.models.clip import ClipModel
 from hrzs.tasks import open_task
@@ -228,7 +229,7 @@ def test_miniature(name: str, tmp_path: Path, model: ClipModel) -> None:
     classes = ids(name)
     MINIATURES[name](tmp_path, classes)
 
-    task = open_task(name, model, purpose="eval", root=tmp_path)
+    task = open_task(name, model, DataOptions(data_root=tmp_path), purpose="eval")
     split = "all" if name in UNDIVIDED else "val" if name == "imagenet" else "test"
     data = open_dataset(name, root=tmp_path)
     assert (data.name, data.split, data.native_size) == (name, split, SIZES.get(name))

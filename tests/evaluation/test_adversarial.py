@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torchvision.transforms.functional import pil_to_tensor
 
 from hrzs.data import loader
+from hrzs.data_options import DataOptions
 from hrzs.errors import HrzsError, UsageError
 from hrzs.evaluation import adversarial
 from hrzs.evaluation.adversarial import AdversarialSet, is_finished
@@ -41,7 +42,7 @@ def make(evaluate: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch) -
         options = EvalOptions(**{"steps": 3, "batch_size": 9, **overrides})
         unit = Unit("leaf-pgd", 0, "prompt", eps)
         folder.mkdir(exist_ok=True)
-        origin = {"data": "shapes"}
+        origin = DataOptions(split="val")
         made = AdversarialSet(evaluation.model, evaluation.task, options, unit, folder, origin=origin, resume=resume)
         made.classifier.prepared.copy_(evaluation.classifier.prepared)
         return made
@@ -126,7 +127,7 @@ def test_header_says_what_the_images_are(make: Make, task: Task, tmp_path: Path)
         "norm": "linf", "restarts": 1, "random_start": True, "early_stop": False, "seed": 7, "precision": "fp32", "head": "cosine", "template": "tecoa",
         "prompts_digest": made.classifier.prompts.digest, "model_digest": "random:0",
         "model": made.model.info.source, "model_config": made.model.info.config, "task": json.loads(json.dumps(task.describe())),
-        "origin": {"data": "shapes"},
+        "origin": {"data": "shapes", "data_root": None, "split": "val", "tree": None, "classes": None},
     }  # fmt: skip
     assert {key: header.get(key) for key in expected} == expected
     assert not (tmp_path / "images").exists()

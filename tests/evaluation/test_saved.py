@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hrzs.data import loader
+from hrzs.data_options import DataOptions
 from hrzs.errors import HrzsError, UsageError
 from hrzs.evaluation import adversarial
 from hrzs.evaluation.adversarial import AdversarialSet
@@ -31,14 +32,14 @@ from hrzs.tasks import Task, open_task
 
 EPS = Fraction(8, 255)
 OPTIONS = EvalOptions(steps=3, batch_size=9)
-GIVEN = {"data": None, "data_root": None, "split": None, "tree": None, "classes": None}
+NOTHING = DataOptions()
 Change = Callable[[Tensor, Tensor], Tensor]
 
 
 def make(model: ClipModel, task: Task, folder: Path, unit: Unit, **overrides: Any) -> AdversarialSet:
     folder.mkdir(parents=True)
     options = replace(OPTIONS, **overrides)
-    made = AdversarialSet(model, task, options, unit, folder, origin={"data": "shapes"})
+    made = AdversarialSet(model, task, options, unit, folder, origin=NOTHING)
     made.run(lambda *_: None)
     return made
 
@@ -51,7 +52,7 @@ def _nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def plain(small: ClipModel) -> Task:
     """24 shapes with their own tree."""
-    return open_task("shapes", small, purpose="eval", limit=24)
+    return open_task("shapes", small, DataOptions(limit=24), purpose="eval")
 
 
 @pytest.fixture
@@ -62,10 +63,10 @@ def folder(small: ClipModel, plain: Task, tmp_path: Path) -> Path:
 
 
 def evaluate(
-    model: ClipModel, folder: Path, store: Path | None = None, given: dict[str, Any] | None = None, **overrides: Any
+    model: ClipModel, folder: Path, store: Path | None = None, given: DataOptions = NOTHING, **overrides: Any
 ) -> Evaluation:
     sets = find_saved(folder)
-    task = task_of(sets[0], model, **sets[0].source(GIVEN | (given or {})))
+    task = task_of(sets[0], model, sets[0].source(given))
     return Evaluation(model, task, replace(OPTIONS, **overrides), store, sets)
 
 
@@ -162,7 +163,7 @@ def test_white_box_is_the_very_same(folder: Path, small: ClipModel, other: str |
         header["task"]["tree_digest"] = "another"
     elif other is not None:
         header[other] = "another"
-    task = task_of(saved, small, **saved.source(GIVEN))
+    task = task_of(saved, small, saved.source(NOTHING))
     rows = run(Evaluation(small, task, OPTIONS, saved=[replace(saved, header=header)]))
     at_aim = next(row for row in rows if row.attack == "leaf-pgd" and row.level == 0)
     assert at_aim.transfer is (other is not None)
@@ -290,7 +291,7 @@ def test_l2_is_judged_as_l2(small: ClipModel, plain: Task, tmp_path: Path) -> No
 
 def test_data_must_hold_the_images(folder: Path, small: ClipModel) -> None:
     with pytest.raises(UsageError, match=r"--data shapes \(val\): it has no image 'shapes/test/.*24 of the 24"):
-        evaluate(small, folder, given={"data": "shapes", "split": "val"})
+        evaluate(small, folder, given=DataOptions(("shapes",), split="val"))
 
 
 def test_labels_must_agree(folder: Path, small: ClipModel, plain: Task) -> None:
@@ -304,18 +305,18 @@ def test_labels_must_agree(folder: Path, small: ClipModel, plain: Task) -> None:
 
 def test_classes_may_be_more_or_in_another_order(small: ClipModel, tmp_path: Path) -> None:
     names = ["star", "square", "circle", "rectangle"]
-    few = open_task("shapes", small, purpose="eval", classes=names, limit=8)
+    few = open_task("shapes", small, DataOptions(classes=names, limit=8), purpose="eval")
     make(small, few, tmp_path / "few", Unit("leaf-pgd", 0, "prompt", EPS))
     rows = run(evaluate(small, tmp_path / "few"))
     assert {row.n for row in rows} == {8}
     assert next(row.classes for row in rows if row.level == 0) == 24
     assert {row.transfer for row in rows if row.attack != "none"} == {True}
-    rows = run(evaluate(small, tmp_path / "few", given={"classes": names[::-1]}))
+    rows = run(evaluate(small, tmp_path / "few", given=DataOptions(classes=names[::-1])))
     assert next(row.classes for row in rows if row.level == 0) == 4
 
 
 def test_size_is_that_of_the_saved_images(small: ClipModel, model: ClipModel, tmp_path: Path) -> None:
-    before = open_task("shapes", small, purpose="eval", limit=6, resize="before")
+    before = open_task("shapes", small, DataOptions(limit=6, resize="before"), purpose="eval")
     assert before.data.native_size != model.image_size
     make(small, before, tmp_path / "adv", Unit("leaf-pgd", 0, "prompt", EPS))
     evaluate(model, tmp_path / "adv").run()  # judged: the clean images are resized as they were for the attack
@@ -324,12 +325,12 @@ def test_size_is_that_of_the_saved_images(small: ClipModel, model: ClipModel, tm
 def test_origin_is_followed_unless_given() -> None:
     origin = {"data": "d", "data_root": "r", "split": "train", "tree": "t.yaml", "classes": ["a", "b"]}
     saved = SavedSet(Path("f"), {"origin": origin}, (), (), ())
-    assert saved.source(GIVEN) == origin
-    assert saved.source(GIVEN | {"split": "val"}) == origin | {"split": "val"}
-    elsewhere = {"data": "e", "data_root": None, "split": None}
-    assert saved.source(GIVEN | elsewhere) == origin | elsewhere
+    there = DataOptions(("d",), Path("r"), "train", ("a", "b"), tree="t.yaml")
+    assert saved.source(NOTHING) == there
+    assert saved.source(DataOptions(split="val")) == replace(there, split="val")
+    assert saved.source(DataOptions(("e",))) == replace(there, data=("e",), data_root=None, split=None)
     with pytest.raises(UsageError, match="--data: needed"):
-        replace(saved, header={"origin": {}}).source(GIVEN)
+        replace(saved, header={"origin": {}}).source(NOTHING)
 
 
 def test_folders_that_will_not_do(folder: Path, small: ClipModel, plain: Task, tmp_path: Path) -> None:
@@ -338,7 +339,7 @@ def test_folders_that_will_not_do(folder: Path, small: ClipModel, plain: Task, t
         with pytest.raises(UsageError, match=rf"--adversarial .*{nothing}: not a folder that `hrzs attack -o` wrote"):
             find_saved(tmp_path / nothing)
     for level, limit in ((0, 24), (1, 12)):
-        cut = open_task("shapes", small, purpose="eval", limit=limit)
+        cut = open_task("shapes", small, DataOptions(limit=limit), purpose="eval")
         make(small, cut, tmp_path / "mixed" / f"level-{level}", Unit("cw", level, "prompt", EPS))
     with pytest.raises(UsageError, match="level-0 and level-1 hold different images"):
         find_saved(tmp_path / "mixed")

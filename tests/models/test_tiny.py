@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hrzs.data import open_dataset
+from hrzs.data_options import DataOptions
 from hrzs.evaluation.options import EvalOptions
 from hrzs.evaluation.plan import Unit
 from hrzs.evaluation.rows import rows_of
@@ -32,7 +33,7 @@ def test_file_is_small_and_says_where_it_comes_from() -> None:
 
 
 def test_tiny_is_accurate_at_every_level_and_breaks(model: ClipModel) -> None:
-    task = open_task("shapes", model, purpose="eval", limit=192)
+    task = open_task("shapes", model, DataOptions(limit=192), purpose="eval")
     options = EvalOptions(attack=("leaf-pgd", "superclass-pgd"), steps=10, scoring="prompt", matrix=False)
     evaluation = Evaluation(model, task, options)
     evaluation.run()
@@ -51,7 +52,7 @@ def test_test_images_are_not_training_images() -> None:
 
 
 def test_clean_predictions_agree_with_plain_argmax(model: ClipModel) -> None:
-    task = open_task("shapes", model, purpose="eval", limit=24)
+    task = open_task("shapes", model, DataOptions(limit=24), purpose="eval")
     evaluation = Evaluation(model, task, EvalOptions(attack=("none",)))
     evaluation.run()
     labels = torch.tensor(list(task.data.labels))
