@@ -40,9 +40,9 @@ def _section(name: str, command: Any) -> str:
 def _row(option: Any) -> str:
     help_text = (option.help or "").replace("\\[", "[")
     text, default = re.fullmatch(r"(.*?)(?: \[default: (.*)\])?", help_text, re.S).groups()  # type: ignore[union-attr]
-    text, choices = re.fullmatch(r"(.*?)(?: \[([^ \]]+\|[^ \]]+)\])?", text, re.S).groups()  # type: ignore[union-attr]
+    text, choices = re.fullmatch(r"(.*?)(?: \[([^\]]+ \| [^\]]+)\])?", text, re.S).groups()  # type: ignore[union-attr]
     if choices:
-        text += " " + ", ".join(f"`{choice}`" for choice in choices.split("|"))
+        text += " " + ", ".join(f"`{choice}`" for choice in choices.split(" | "))
     if default is None:
         default = option.show_default if isinstance(option.show_default, str) else _shown(option)
     flags = " ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts))

@@ -39,8 +39,8 @@ class Option:
 
     @property
     def text(self) -> str:
-        """The help with its choices."""
-        return f"{self.help} [{'|'.join(self.choices)}]" if self.choices else self.help
+        """The help with its choices, which a narrow terminal can break between."""
+        return f"{self.help} [{' | '.join(self.choices)}]" if self.choices else self.help
 
     def with_default(self, default: object) -> str:
         """The help with its choices and its default, unless there is none or ``shown`` says it in other words."""

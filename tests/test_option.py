@@ -84,7 +84,7 @@ def test_a_command_takes_them() -> None:
         {"first": "a", "last": "b", "colour": "blue", "size": 2.0, "loud": True},
     ]
     shown = run(app, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
-    assert "Of the [thing]. [red|blue] [default: red]" in shown
+    assert "Of the [thing]. [red | blue] [default: red]" in shown
     assert "[default: (its own)]" in shown
     assert shown.index("--first") < shown.index("--colour") < shown.index("--last")
     assert run(app, ["--size", "much"]).exit_code == 2

@@ -26,7 +26,7 @@ class EvalOptions:
     """
 
     # fmt: off
-    attack: tuple[str, ...] = option(SUITE, "Names with commas, none, or list.", shown=",".join(SUITE))
+    attack: tuple[str, ...] = option(SUITE, "Names with commas, none, or list.", shown=", ".join(SUITE))
     level: int | Literal["all"] | None = option(None, "Level attacked: a number or all.", shown="all for the default attacks, else 1 for superclass attacks")
     scoring: str = option("both", "Superclasses scored by their own prompt, by the sum of their leaves, or both.", choices=("prompt", "leaves", "both"))
     matrix: bool = option(True, "Score every attack at every level; without, at its own only: fooled images leave the batch.")
