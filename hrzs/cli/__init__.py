@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
+from signal import Signals
 from typing import Annotated, Any
 
 import typer
 
 from hrzs._version import __version__
 from hrzs.errors import HrzsError, UsageError
+from hrzs.stopping import Stopped, listen
 
 app = typer.Typer(
     name="hrzs",
@@ -53,11 +56,15 @@ _register()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: runs a subcommand and turns its end into the exit status.
 
-    0: done; 1: it failed; 2: the call was wrong.
+    0: done; 1: it failed; 2: the call was wrong; 128 + n: signal n stopped it.
     """
     given: list[str] = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(args=given, standalone_mode=True)
+        with listen():
+            app(args=given, standalone_mode=True)
+    except Stopped as stop:
+        _say(f"stopped by {Signals(stop.signum).name}. {_how_to_go_on(given)}")
+        sys.exit(stop.status)
     except UsageError as error:
         _fail(error, 2, given)
     except HrzsError as error:
@@ -74,6 +81,16 @@ def _fail(error: Exception, status: int, given: Sequence[str]) -> Any:
     else:
         _say(f"{type(error).__name__}: {error} (a fault of hrzs? --debug shows where)")
     sys.exit(status)
+
+
+def _how_to_go_on(given: Sequence[str]) -> str:
+    """The whole command, where what was done is kept."""
+    words = [] if given[:1] == ["build-tree"] else list(given)
+    if words[:1] == ["eval"] and not any(word == "--json" or word.startswith("--json=") for word in words):
+        return "Nothing is kept of an evaluation without --json FILE, beside which finished batches are kept"
+    if not words:
+        return "Nothing was written"
+    return f"To go on: {shlex.join(['hrzs', *words, *([] if '--resume' in words else ['--resume'])])}"
 
 
 def _say(message: str) -> None:

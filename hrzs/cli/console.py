@@ -14,8 +14,6 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hrzs.errors import HrzsError
-
 stderr = Console(stderr=True)
 
 #: What a listing option is given to print the names it takes.
@@ -50,24 +48,17 @@ def set_up(*, quiet: bool, debug: bool) -> None:
 
 @contextmanager
 def progress_bar(title: str, *, quiet: bool) -> Iterator[Update]:
-    """A bar with an ETA on a terminal; without one, a plain line at each tenth of the way.
-
-    Raises:
-        HrzsError: the user interrupted what goes on inside.
-    """
-    try:
-        if quiet:
-            yield lambda *_: None
-        elif stderr.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                       TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
-            with Progress(*columns, console=stderr, transient=True) as bar:
-                task = bar.add_task(title, total=None, note="")
-                yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
-        else:
-            yield _PlainProgress(title)
-    except KeyboardInterrupt:
-        raise HrzsError("interrupted; the same command with --resume goes on where it stopped") from None
+    """A bar with an ETA on a terminal; without one, a plain line at each tenth of the way."""
+    if quiet:
+        yield lambda *_: None
+    elif stderr.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                   TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
+        with Progress(*columns, console=stderr, transient=True) as bar:
+            task = bar.add_task(title, total=None, note="")
+            yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+    else:
+        yield _PlainProgress(title)
 
 
 class _PlainProgress:

@@ -34,6 +34,7 @@ from hrzs.models.templates import template_for
 from hrzs.results.metrics import correct
 from hrzs.results.outcome import Example, most_instructive
 from hrzs.results.pages.gallery import draw_gallery
+from hrzs.stopping import stop_here, unbroken
 from hrzs.tasks import Task
 
 TENSORS_FILE = "adversarial.safetensors"
@@ -174,6 +175,7 @@ class AdversarialSet:
     # -- making it ------------------------------------------------------------------------------------------------
 
     @exact_fp32()
+    @unbroken()
     def run(self, progress: Callable[[int, int], None], *, png: bool = False) -> None:
         """Attack everything, images that are wrong when clean too; then write what is asked for beside it.
 
@@ -199,6 +201,7 @@ class AdversarialSet:
                     fsync(file)
             self.done += len(batch.ids)
             progress(self.done, len(data))
+            stop_here()
         with self._writing():
             self._finish(png=png)
 

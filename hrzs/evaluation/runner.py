@@ -32,6 +32,7 @@ from hrzs.models.exact import exact_fp32
 from hrzs.models.templates import template_for
 from hrzs.results import metrics
 from hrzs.results.metrics import Predictions
+from hrzs.stopping import stop_here, unbroken
 from hrzs.tasks import Task
 
 #: Called after each batch with (work done, work in all, what is being done).
@@ -114,6 +115,7 @@ class Evaluation:
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     @exact_fp32()
+    @unbroken()
     def run(self, progress: Progress | None = None) -> None:
         """Every unit, part by part and batch by batch; finished batches are read back from the store.
 
@@ -181,6 +183,7 @@ class Evaluation:
             self.store.write(f"{unit.key}|{part}", record)
             yield self._take(unit, record, rows[start : start + len(batch.ids)])
             start += len(batch.ids)
+            stop_here()
 
     def _take(self, unit: Unit, record: dict[str, Any], rows: Int[Tensor, "b"]) -> tuple[Tensor, Predictions]:
         self.seconds[unit.key] += record["seconds"]

@@ -29,6 +29,7 @@ from hrzs.models.loading import WEIGHTS_FILE, save_model
 from hrzs.models.recompute import recompute_activations
 from hrzs.results.pages.training import FILE as REPORT_FILE
 from hrzs.results.pages.training import write_report
+from hrzs.stopping import Stopped, stop_here, unbroken
 from hrzs.training.checkpoints import has_checkpoint, load_checkpoint, save_checkpoint
 from hrzs.training.methods import Method, method_class
 from hrzs.training.methods.base import Loss
@@ -118,24 +119,47 @@ class Trainer:
         self.step = 0
         self._optimizer_state: dict[str, Any] | None = None
         self._mid_step = False
+        #: The log of the last step, until it was looked at the validation images and written.
+        self._unlogged: dict[str, float] | None = None
 
     # -- the run --------------------------------------------------------------------------------------------------
 
     @exact_fp32()
+    @unbroken()
     def run(self, progress: Progress | None = None) -> None:
         """Train to the end from wherever the trainer stands; interrupted, it leaves a checkpoint.
 
         Raises:
-            HrzsError: the loss is not finite; the state is saved and the message names step and images.
+            HrzsError: the loss or its gradient is not finite; the state before the step is saved, and the message
+                names step and images.
         """
         order = self._order()[self.step * self.batch_size :]
         metrics_path = self.folder / METRICS_FILE
-        _keep_lines(metrics_path, self.step)
+        _keep_lines(metrics_path, self.step if self._unlogged is None else self.step - 1)
         board = open_writer(self.folder, self.step)
         optimizer: torch.optim.Optimizer | None = None
         started = time.monotonic()
+
+        def finish_step(log: dict[str, Any]) -> None:
+            if self._is_time_to_validate():
+                log["validation"] = self._validate()
+            log["seconds"] = time.monotonic() - started
+            metrics.write(json.dumps({"step": self.step, **log}) + "\n")
+            metrics.flush()
+            if board is not None:
+                board.write(self.step, log)
+            self._unlogged = None
+            if optimizer is not None and self.step % self.save_every == 0:
+                self.save_checkpoint(optimizer)
+            if progress is not None:
+                progress(self.step, self.steps, log)
+            stop_here()
+
         try:
             with metrics_path.open("a") as metrics:
+                if self._unlogged is not None:
+                    optimizer = self._optimizer()
+                    finish_step(self._unlogged)
                 for batch in loader(self.data, self.batch_size, self.workers, order):
                     images, labels = batch.images.to(self.model.device), batch.labels.to(self.model.device)
                     if self.options.augment != "none":
@@ -145,20 +169,10 @@ class Trainer:
                         if self.step == 0:
                             self.method.begin(images)
                         optimizer = self._optimizer()
-                    log: dict[str, Any] = dict(self._step(optimizer, images, labels, batch.ids))
-                    if self._is_time_to_validate():
-                        log["validation"] = self._validate()
-                    log["seconds"] = time.monotonic() - started
-                    metrics.write(json.dumps({"step": self.step, **log}) + "\n")
-                    metrics.flush()
-                    if board is not None:
-                        board.write(self.step, log)
+                    self._unlogged = self._step(optimizer, images, labels, batch.ids)
                     self._mid_step = False
-                    if self.step % self.save_every == 0:
-                        self.save_checkpoint(optimizer)
-                    if progress is not None:
-                        progress(self.step, self.steps, log)
-        except KeyboardInterrupt:
+                    finish_step(dict(self._unlogged))
+        except (KeyboardInterrupt, Stopped):
             # Half of an update is no state to go on from: then the checkpoint before it stands.
             if optimizer is not None and not self._mid_step:
                 self.save_checkpoint(optimizer)
@@ -203,8 +217,8 @@ class Trainer:
             row = validate(self.model, self.validation, self.tree, self.options).as_row(self.options.best_by)
         row["best"] = self.best is None or row["criterion"] > self.best["criterion"]
         if row["best"]:
-            self.best = {"step": self.step, "criterion": row["criterion"]}
             self._save(self.folder / BEST)
+            self.best = {"step": self.step, "criterion": row["criterion"]}
         return row
 
     @contextmanager
@@ -253,13 +267,12 @@ class Trainer:
         for share, here, loss in found:
             value += share * next(numbers)
             if not math.isfinite(value):
-                path = save_checkpoint(self.folder, self._state(optimizer), name="nonfinite")
-                raise HrzsError(
-                    f"the loss is {value} at step {self.step + 1} (images {', '.join(ids[here][:4])}, …); the state "
-                    f"before it is in {path}. A smaller --lr or --precision fp32 may help"
-                )
+                raise self._nonfinite(optimizer, f"the loss is {value}", ids[here])
             for key in loss.log:
                 parts[key] = parts.get(key, 0.0) + share * next(numbers)
+        norm_value = next(numbers)
+        if not math.isfinite(norm_value):
+            raise self._nonfinite(optimizer, f"the norm of the gradient is {norm_value}", ids)
         self._mid_step = True
         optimizer.step()
         self.step += 1
@@ -267,13 +280,20 @@ class Trainer:
             # At first the mean follows more quickly: otherwise the first weights would stay in it for long.
             decay = min(self.options.ema, self.step / (self.step + 9))
             torch._foreach_lerp_(self._mean, [p.detach() for p in self._tuned], 1 - decay)
-        log = {"loss": value, "lr": self.options.lr * factor, "grad_norm": next(numbers)}
+        log = {"loss": value, "lr": self.options.lr * factor, "grad_norm": norm_value}
         # NaN stands for what this batch has nothing of.
         log |= {key: number for key, number in parts.items() if not math.isnan(number)} | self.method.after_step()
         if log.get("cap_share", 0.0) > 0.01:
             logger.warning("%.1f%% of the image embeddings are at the ball's boundary, where gradients vanish: "
                            "robustness may be masked; lower --radius", 100 * log["cap_share"])  # fmt: skip
         return log
+
+    def _nonfinite(self, optimizer: torch.optim.Optimizer, what: str, ids: Sequence[str]) -> HrzsError:
+        path = save_checkpoint(self.folder, self._state(optimizer), name="nonfinite")
+        return HrzsError(
+            f"{what} at step {self.step + 1} (images {', '.join(ids[:4])}, …); the state before it is in {path}. "
+            "A smaller --lr or --precision fp32 may help"
+        )
 
     def _optimizer(self) -> torch.optim.Optimizer:
         o = self.options
@@ -323,6 +343,7 @@ class Trainer:
             "optimizer": optimizer.state_dict(),
             "mean": self._mean,
             "best": self.best,
+            "unlogged": self._unlogged,
         }
 
     def resume(self) -> bool:
@@ -349,6 +370,7 @@ class Trainer:
         self.step, self.best = state["step"], state["best"]
         self._mean = [mean.to(self.model.device) for mean in state["mean"]]
         self._optimizer_state = state["optimizer"]
+        self._unlogged = state.get("unlogged")
         return True
 
 

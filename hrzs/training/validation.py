@@ -23,6 +23,7 @@ from hrzs.models.classifier import PROMPT, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.models.exact import exact_fp32
 from hrzs.results.metrics import balanced, constant_answer, node_weights, weights_over_levels
+from hrzs.stopping import stop_here
 from hrzs.training.options import TrainOptions
 
 
@@ -107,4 +108,5 @@ def validate(model: ClipModel, data: Dataset, tree: Tree, options: TrainOptions)
         clean.append(correct.cpu())
         robust.append(held.cpu())
         nodes.append(truth.cpu())
+        stop_here()
     return Validation(torch.cat(clean, 1), torch.cat(robust, 1), torch.cat(nodes, 1))

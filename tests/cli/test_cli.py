@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -347,29 +348,32 @@ def test_attack_at_every_level_has_a_folder_each(hrzs: Hrzs, small: Options, tmp
     assert files(tmp_path / "adv").keys() == before.keys()
 
 
-def test_interrupted_eval_goes_on(hrzs: Hrzs, small: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_stopped_eval_goes_on(
+    hrzs: Hrzs, small: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int, status: int
+) -> None:
     from hrzs.evaluation.images import Search
 
     target = tmp_path / "report.json"
     attack, calls = Search.__call__, 0
 
-    def interrupted(self: Search, *arguments: Any) -> Any:
+    def stopped(self: Search, *arguments: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
+        if calls == 2:
+            os.kill(os.getpid(), signum)
         return attack(self, *arguments)
 
     command = (*EVAL, *small, "--batch-size", "8", "--json", target)
     with monkeypatch.context() as patched:
-        patched.setattr(Search, "__call__", interrupted)
+        patched.setattr(Search, "__call__", stopped)
         ended = hrzs(*command)
-        assert ended.status == 1
-        assert "--resume goes on" in ended.err
+        assert ended.status == status
+        assert f"To go on: hrzs {' '.join(map(str, command))} --resume" in ended.err
         assert not target.exists()
         assert hrzs(*command, "--dry-run").status == 0
         assert hrzs(*command, "--resume").status == 0
-    assert calls == 4  # two batches before, the third twice
+    assert calls == 3  # the batch that the signal came in was kept
     assert json.loads(target.read_text())["results"]
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,10 +20,12 @@ from hrzs.errors import HrzsError, UsageError
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.loading import load_model, read_header
+from hrzs.stopping import Stopped
 from hrzs.training.checkpoints import save_checkpoint
 from hrzs.training.methods import METHODS, Loss
 from hrzs.training.options import TrainOptions
 from hrzs.training.trainer import Progress, Trainer, augment, by_class, is_finished, lr_factor, total_steps
+from hrzs.training.validation import validate
 
 MakeTrainer = Callable[..., Trainer]
 OPTIONS = TrainOptions(steps=1, batch_size=8, epochs=1.0, lr=1e-3, warmup=0.2, augment="dihedral")
@@ -187,6 +190,49 @@ def test_interrupted_within_an_update_goes_on_from_the_checkpoint_before(
     assert resumed.resume()
     resumed.run()
     assert_same(whole.model, resumed.model)
+
+
+@pytest.mark.parametrize("look", [1, 2, 3])
+def test_stopped_in_a_validation_goes_on_with_it(
+    make_trainer: MakeTrainer, shapes: Dataset, monkeypatch: pytest.MonkeyPatch, look: int
+) -> None:
+    options: dict[str, Any] = {"validation": shapes, "validate_every": 2, "val_limit": 8, "val_steps": 1}
+    uninterrupted = make_trainer("whole", **options)
+    uninterrupted.run()
+    looked = 0
+
+    def stopped(*arguments: Any) -> Any:
+        nonlocal looked
+        looked += 1
+        if looked == look:
+            raise Stopped(signal.SIGTERM)
+        return validate(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("hrzs.training.trainer.validate", stopped)
+        with pytest.raises(Stopped):
+            make_trainer(**options).run()
+    resumed = make_trainer(**options)
+    assert resumed.resume()
+    assert resumed.step == 2 * look
+    resumed.run()
+    assert_same(uninterrupted.model, resumed.model)
+    assert metrics(uninterrupted.folder) == metrics(resumed.folder)
+    assert_same(load_model(str(uninterrupted.folder / "best")), load_model(str(resumed.folder / "best")))
+
+
+def test_a_gradient_that_is_not_finite_takes_no_step(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer()
+    before = weights(trainer.model)
+    infinite = torch.tensor(torch.inf)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: infinite)
+    with pytest.raises(HrzsError, match="the norm of the gradient is inf at step 1"):
+        trainer.run()
+    (kept,) = (trainer.folder / "checkpoint").glob("nonfinite-*.pt")
+    state = torch.load(kept, weights_only=True)["model"]
+    assert all(torch.equal(value, before[f"clip.{name}"]) for name, value in state.items())
 
 
 #: What a run's state is made of besides the model: each has to survive.
