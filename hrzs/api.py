@@ -42,10 +42,9 @@ from hrzs.sources import SourceOptions
 from hrzs.sources.build import build_trees
 from hrzs.sources.classes import read_classes
 from hrzs.sources.file import classes_of
-from hrzs.training.job import LOOKS, begin, open_run, settle
+from hrzs.training.job import LOOKS, open_run, run, settle
 from hrzs.training.options import TrainOptions
 from hrzs.training.trainer import Progress as StepProgress
-from hrzs.training.trainer import is_finished
 
 #: A radius or a step: ``"1/255"``, ``Fraction(1, 255)``, or the float ``1 / 255``, which is taken for that fraction.
 Eps: TypeAlias = "str | float | Fraction"
@@ -218,9 +217,9 @@ def evaluate(
               "adversarial": None if adversarial is None else str(adversarial)}  # fmt: skip
     job = Job(model, settled, data, adversarial=_path(adversarial), canaries=canaries, store=_path(store),
               config=config)  # fmt: skip
-    report = job.run(progress)
-    if store is not None:
-        Path(store).unlink(missing_ok=True)
+    with job.store.opened():
+        report = job.run(progress)
+        job.store.remove()
     return report
 
 
@@ -261,8 +260,6 @@ def finetune(
     exact = {name: exact_eps(options[name], option=f"--{name.replace('_', '-')}") for name in radii}
     given = options | exact
     settled = settle(recipe, given)
-    if resume and is_finished(folder):
-        return folder
     if not resume:
         check_folder(folder)
     trainer, _ = open_run(
@@ -272,10 +269,7 @@ def finetune(
     started = model.info.origin
     config = {"model": started[0], "pretrained": started[1], **data.as_config(), "recipe": recipe,
               "val-split": val_split, "licence": licence, "half": half, "save-every": save_every}  # fmt: skip
-    begin(trainer, config)
-    if resume:
-        trainer.resume()
-    trainer.run(progress)
+    run(trainer, config, resume=resume, progress=progress)
     return folder
 
 

@@ -54,7 +54,7 @@ class DataOptions:
         values = {name: value for name, value in given.items() if value is not None}
         if "data" in values:
             whole = isinstance(values["data"], str) and Path(values["data"]).exists()  # a comma may be part of a name
-            values["data"] = (values["data"],) if whole else tuple(map(str, listed(values["data"])))
+            values["data"] = (values["data"],) if whole else tuple(dict.fromkeys(map(str, listed(values["data"]))))
         if "data_root" in values:
             values["data_root"] = Path(values["data_root"])
         if "classes" in values:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from hrzs.errors import HrzsError, UsageError
 
@@ -48,6 +50,52 @@ def write_text(path: Path, text: str, called: str = "") -> None:
         aside.write_bytes(text.encode())
 
 
+def whole_lines(path: Path) -> Iterator[tuple[Any, int]]:
+    """The JSON lines of a file that were written whole, each with the place where it ends; none without the file.
+
+    What comes after a torn line is no part: it was being written when the power went.
+    """
+    if not path.is_file():
+        return
+    end = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                found = json.loads(line)
+            except ValueError:
+                return
+            if not line.endswith(b"\n"):
+                return
+            end += len(line)
+            yield found, end
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Inside, no other process has the file or folder. The system frees a lock when its process ends, however it ends.
+
+    Raises:
+        UsageError: another process has it.
+        HrzsError: no lock can be made there.
+    """
+    lock = FileLock(path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+        while not Path(lock.lock_file).exists():  # whoever had it before took it away between our two steps
+            lock.release()
+            lock.acquire()
+    except Timeout:
+        raise UsageError(f"{path}: another hrzs is at work on it; wait for its end, or give another place") from None
+    except OSError as error:
+        raise HrzsError(f"{path}: cannot be written ({error.strerror or error})") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows keeps open files
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
 def fsync(file: Any) -> None:
     """See what was written to an open ``file`` through to the disk."""
     file.flush()
@@ -83,14 +131,27 @@ def check_folder(folder: Path) -> None:
         raise UsageError(f"-o {folder}: holds a run already; go on with --resume, or give another folder")
 
 
-def begin_folder(folder: Path, config: dict[str, Any]) -> None:
-    """Make an output folder, and write ``config.yaml`` into it.
+@contextmanager
+def output_folder(folder: Path, *, resume: bool) -> Iterator[None]:
+    """Inside, the output folder is there, and this process alone writes to it.
+
+    Args:
+        resume: it may hold a run.
 
     Raises:
+        UsageError: another process is at work in it, or it holds a run already.
         HrzsError: it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HrzsError(f"-o {folder}: cannot be written ({error.strerror}); give another folder") from error
+    with locked(folder):
+        if not resume:
+            check_folder(folder)
+        yield
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """``config.yaml``, which ``--config`` reads back."""
     write_text(folder / "config.yaml", dump_yaml(config))

@@ -117,10 +117,11 @@ def evaluate(small: ClipModel, task: Task) -> Callable[..., Evaluation]:
     from hrzs.data import loader
     from hrzs.evaluation.options import EvalOptions
     from hrzs.evaluation.runner import Evaluation
+    from hrzs.evaluation.store import Store
 
     def make(store: Path | None = None, **overrides: Any) -> Evaluation:
         options = EvalOptions(**{"steps": 3, "batch_size": 9, **overrides})
-        evaluation = Evaluation(small, task, options, store)
+        evaluation = Evaluation(small, task, options, Store(store))
         classifier = evaluation.classifier
         images = next(iter(loader(task.data, N))).images
         with torch.no_grad():

@@ -12,7 +12,7 @@ from hrzs.cli import console, options
 from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
 from hrzs.evaluation.options import EvalOptions
-from hrzs.files import begin_folder, check_folder, dump_yaml
+from hrzs.files import check_folder, dump_yaml, output_folder, write_config
 from hrzs.option import divide
 
 if TYPE_CHECKING:
@@ -78,16 +78,17 @@ def attack(
             f"-o {folder}: holds the images of one level, and --level asks for {len(units)}; give another folder"
         )
     places = [folder if len(units) == 1 else folder / f"level-{unit.level}" for unit in units]
-    for place in places:
-        if not resume:
-            check_folder(place)
-    made = [
-        AdversarialSet(loaded, task, settings, unit, place, origin=data, resume=resume)
-        for unit, place in zip(units, places, strict=True)
-    ]
-    for each in made:
-        if not each.finished:
-            _write_set(each, png=png, quiet=quiet, config=options.saved_config(context, data, settings))
+    with output_folder(folder, resume=resume):
+        for place in places:
+            if not resume:
+                check_folder(place)
+        made = [
+            AdversarialSet(loaded, task, settings, unit, place, origin=data, resume=resume)
+            for unit, place in zip(units, places, strict=True)
+        ]
+        for each in made:
+            if not each.finished:
+                _write_set(each, png=png, quiet=quiet, config=options.saved_config(context, data, settings))
     console.emit(str(folder))
 
 
@@ -117,7 +118,8 @@ def _estimate(
 
 
 def _write_set(made: AdversarialSet, *, png: bool, quiet: bool, config: dict[str, Any]) -> None:
-    begin_folder(made.folder, config)
+    made.folder.mkdir(exist_ok=True)
+    write_config(made.folder, config)
     with console.progress_bar(made.unit.title, quiet=quiet) as update:
         made.run(lambda done, total: update(done, total, ""), png=png)
     console.note(json.dumps({k: [round(v, 4) for v in vs] for k, vs in made.summary().items() if k != "n"}))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hrzs.cli import console, options
 from hrzs.data_options import DataOptions
-from hrzs.errors import UsageError
+from hrzs.errors import HrzsError, UsageError
 from hrzs.evaluation.options import EvalOptions
 from hrzs.files import dump_yaml, write_text
 from hrzs.option import divide
@@ -110,23 +110,26 @@ def evaluate(
     finished = resume and target is not None and target.is_file() and (report_out is None or report_out.is_file())
     if finished:
         assert target is not None
-        report, report_out = _finished(target, report), None
-    else:
-        with console.progress_bar("eval", quiet=quiet) as update:
-            report = job.run(update, (lambda _: None) if quiet else console.note)
-    if other is not None:
-        report = replace(report, summary=replace(report.summary, against=report.against(other)))
-    for file, name, text in (
-        (target, "json", report.to_json), (csv_out, "csv", report.to_csv), (latex_out, "latex", report.to_latex),
-        (report_out, "report", lambda: report.to_html(job.pictures())),
-    ):  # fmt: skip
-        if file is not None:
-            write_text(file, text(), f"--{name} {file}")
+        report, report_out, job.store.path = _finished(target, report), None, None
+    with job.store.opened():
+        if not finished:
+            with console.progress_bar("eval", quiet=quiet) as update:
+                report = job.run(update, (lambda _: None) if quiet else console.note)
+        if other is not None:
+            report = replace(report, summary=replace(report.summary, against=report.against(other)))
+        if target is not None:
+            write_text(target, report.to_json(), f"--json {target}")
+        # Shown before anything else can fail.
+        console.emit(report.to_json() if json_out == "-" and not finished else str(report))
+        for file, name, text in (
+            (csv_out, "csv", report.to_csv), (latex_out, "latex", report.to_latex),
+            (report_out, "report", lambda: report.to_html(job.pictures())),
+        ):  # fmt: skip
+            if file is not None:
+                write_text(file, text(), f"--{name} {file}")
+        job.store.remove()
     if report_out is not None:
         console.note(f"report: {report_out}")
-    console.emit(report.to_json() if json_out == "-" and not finished else str(report))
-    if store is not None and not finished:
-        store.unlink(missing_ok=True)
 
 
 def _check_outputs(**files: Path | None) -> None:
@@ -136,6 +139,11 @@ def _check_outputs(**files: Path | None) -> None:
             raise UsageError(f"--{name} {file}: the folder {file.parent} does not exist")
         if file is not None and file.is_dir():
             raise UsageError(f"--{name} {file}: is a folder; give a file" + (", or - for stdout" * (name == "json")))
+        if file is not None:
+            try:
+                TemporaryFile(dir=file.parent).close()
+            except OSError as error:
+                raise HrzsError(f"--{name} {file}: cannot be written ({error.strerror}); give another place") from error
 
 
 def _read(option: str, file: Path) -> Report:
@@ -150,13 +158,8 @@ def _read(option: str, file: Path) -> Report:
 def _finished(target: Path, report: Report) -> Report:
     """The report in ``target``, if it is that of this very call."""
     old = _read("--resume: give another --json FILE;", target)
-    was, now = (
-        {"model": r.model.digest, "tasks": r.tasks, "prompts-digest": r.prompts_digest,
-         **json.loads(json.dumps(r.config))}
-        for r in (old, report)
-    )  # fmt: skip
-    loose = {"batch-size", "workers", "threads", "device"}
-    if differing := [key for key in now if key not in loose and was.get(key) != now[key]]:
+    was, now = old.call, report.call
+    if differing := [key for key in now if was.get(key) != now[key]]:
         raise UsageError(
             f"--resume: {target} is the finished report of another call, which differs in {', '.join(differing)}; "
             "give another --json FILE, or leave out --resume to replace it"

@@ -46,33 +46,28 @@ def finetune(
     if _listed(model, run["data"], run["method"], recipe, run["template"]):
         return
     from hrzs.models.loading import load_model
-    from hrzs.training.job import LOOKS, begin, estimate, open_run, settle
-    from hrzs.training.trainer import is_finished
+    from hrzs.training import job
 
     where, run = divide(run, "a run", DataOptions, TrainOptions)
     data = DataOptions.of({**where, "tree": tree})
     given, typed = _given(context, run)
-    settings = settle(recipe, given, typed)
+    settings = job.settle(recipe, given, typed)
     folder = output or options.default_folder(settings.method, model, visual, data.spec)
     if not resume and not dry_run:
         check_folder(folder)
     device = options.prepare_torch(device, precision, threads)
-    if resume and is_finished(folder):
-        console.emit(str(folder))
-        return
     loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=settings.seed)
-    trainer, task = open_run(
-        loaded, settings, folder, data, given=given, recipe=recipe, val_split=val_split, insist=bool(typed & LOOKS),
+    trainer, task = job.open_run(
+        loaded, settings, folder, data, given=given, recipe=recipe, val_split=val_split, insist=bool(typed & job.LOOKS),
         workers=workers, save_every=save_every, licence=licence, half=half,
     )  # fmt: skip
     if dry_run:
-        console.emit(dump_yaml(estimate(trainer, task)))
+        console.emit(dump_yaml(job.estimate(trainer, task)))
         return
-    begin(trainer, options.saved_config(context, data))
-    if resume and not trainer.resume():
-        console.note(f"no checkpoint in {folder}: starting anew")
+    said = options.saved_config(context, data)
     with console.progress_bar(f"finetune {settings.method}", quiet=quiet) as update:
-        trainer.run(lambda done, total, log: update(done, total, f"loss {log['loss']:.3f}"))
+        job.run(trainer, said, resume=resume,
+                progress=lambda done, total, log: update(done, total, f"loss {log['loss']:.3f}"))  # fmt: skip
     console.emit(str(folder))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
@@ -148,6 +149,8 @@ def prepare_torch(device: str, precision: str, threads: int | None) -> str:
     """
     import torch
 
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise UsageError(f"WORLD_SIZE {os.environ['WORLD_SIZE']}: hrzs works in one process; start it without torchrun")
     if precision not in ("fp32", "bf16"):
         raise UsageError(f"--precision {precision!r}: one of fp32, bf16")
     kind = device.split(":")[0]

@@ -24,7 +24,7 @@ from hrzs.errors import HrzsError, UsageError
 from hrzs.evaluation.image_file import allocate, read_images, write_images
 from hrzs.evaluation.options import EvalOptions
 from hrzs.evaluation.plan import Unit, budget_of
-from hrzs.files import fsync, write_text
+from hrzs.files import fsync, whole_lines, write_text
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.classifier import PROMPT, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
@@ -145,9 +145,11 @@ class AdversarialSet:
         """
         n = len(self.task.data)
         if is_finished(self.folder):
-            self._check(self.folder / TENSORS_FILE, [record["id"] for record, _ in _lines(self.folder / MANIFEST_FILE)])
+            self._check(
+                self.folder / TENSORS_FILE, [record["id"] for record, _ in whole_lines(self.folder / MANIFEST_FILE)]
+            )
             return n
-        lines = [(record["id"], end) for record, end in _lines(self._manifest)]
+        lines = [(record["id"], end) for record, end in whole_lines(self._manifest)]
         if not lines:
             return 0
         # Between the two renames at the end, the tensors have their name already.
@@ -221,7 +223,7 @@ class AdversarialSet:
         allocate(self._tensors, torch.tensor(list(self.task.data.labels)), self.shape, self.header())
 
     def _go_on(self) -> None:
-        end = [end for _, end in _lines(self._manifest)][self.done - 1]
+        end = [end for _, end in whole_lines(self._manifest)][self.done - 1]
         os.truncate(self._manifest, end)
 
     @torch.no_grad()
@@ -266,7 +268,7 @@ class AdversarialSet:
     def _predictions(self, manifest: Path) -> _Predictions:
         places = [{_name(node): i for i, node in enumerate(nodes)} for nodes in self.task.tree.levels]
         stages: dict[str, list[list[int]]] = {"before": [], "after": [], "after_8_bit": []}
-        for record, _ in _lines(manifest):
+        for record, _ in whole_lines(manifest):
             for stage, rows in stages.items():
                 rows.append([places[level][name] for level, name in enumerate(record[stage])])
         return _Predictions(*(torch.tensor(rows).T for rows in stages.values()))
@@ -306,23 +308,6 @@ class _Predictions:
     before: Int[Tensor, "levels n"]
     after: Int[Tensor, "levels n"]
     after_8_bit: Int[Tensor, "levels n"]
-
-
-def _lines(manifest: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """The records of a manifest, each with the place where its line ends; what comes after a torn line is no part."""
-    if not manifest.exists():
-        return
-    end = 0
-    with manifest.open("rb") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                return
-            if not line.endswith(b"\n"):
-                return
-            end += len(line)
-            yield record, end
 
 
 def _name(node: Node) -> str:

@@ -23,6 +23,7 @@ from hrzs.evaluation.plan import not_applicable
 from hrzs.evaluation.rows import overall_of, rows_of, truth_of
 from hrzs.evaluation.runner import Evaluation, Progress
 from hrzs.evaluation.saved import SavedImages, find_saved, task_of
+from hrzs.evaluation.store import Store
 from hrzs.evaluation.tree_view import level_depth
 from hrzs.models.clip import ClipModel
 from hrzs.models.loading import describe
@@ -48,7 +49,8 @@ class Job:
         data: where the images and the tree are; with ``adversarial`` what it does not say is as it was for the attack.
         adversarial: a folder of ``hrzs attack``, whose images are scored and none attacked.
         canaries: check the set-up, and say whether gradients are masked.
-        store: where finished batches are kept, so that an interrupted job goes on.
+        store: where finished batches are kept, so that an interrupted job goes on; whoever has written the report
+            removes it (`Store.remove`).
         config: options to keep in the report, as ``--config`` reads them back.
 
     Raises:
@@ -71,13 +73,12 @@ class Job:
         lenient = suite or len(data.specs) > 1
         options = replace(options, level="all") if suite and options.level is None else options
         self.model, self.options, self.canaries = model, options, canaries
-        self.config = dict(config or {})
+        self.config, self.store = dict(config or {}), Store(store)
         self.missing: dict[str, str] = {}
         self.evaluations: list[Evaluation] = []
         if adversarial is not None:
-            self._open_saved(adversarial, data, store)
-            return
-        for spec in data.specs:
+            self._open_saved(adversarial, data)
+        for spec in data.specs if adversarial is None else ():
             try:
                 task = open_task(spec, model, data, purpose="eval", template=options.template)
             except DataMissingError as error:
@@ -86,16 +87,17 @@ class Job:
                     raise
                 self.missing[spec] = str(error)
             else:
-                self.evaluations.append(Evaluation(model, task, options, store, lenient=lenient))
+                self.evaluations.append(Evaluation(model, task, options, self.store, lenient=lenient))
         if not self.evaluations:
             raise UsageError("\n".join(self.missing.values()))
+        self.store.about = self.head().call
 
-    def _open_saved(self, folder: Path, given: DataOptions, store: Path | None) -> None:
+    def _open_saved(self, folder: Path, given: DataOptions) -> None:
         sets = find_saved(folder)
         source = sets[0].source(given)
         self.config |= {"attack": "none", **source.as_config()}
         task = task_of(sets[0], self.model, source, self.options.template)
-        self.evaluations.append(Evaluation(self.model, task, self.options, store, sets))
+        self.evaluations.append(Evaluation(self.model, task, self.options, self.store, sets))
 
     @property
     def saved(self) -> SavedImages | None:
@@ -136,7 +138,8 @@ class Job:
             logger.warning("%s is left out: %s", name, reason)
         for name, skipped in report.summary.not_applicable.items():
             logger.info("%s: not applicable, its tree has no superclass: %s", name, ", ".join(skipped))
-        self._run(progress or (lambda *_: None))
+        with self.store.opened():
+            self._run(progress or (lambda *_: None))
         found: dict[str, Any] = {
             "levels": tuple(overall for e in self.evaluations for overall in overall_of(e)),
             "truth": _named(self.evaluations, truth_of),

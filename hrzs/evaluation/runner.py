@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from hrzs.evaluation.images import AttackedImages, Made, Part
 from hrzs.evaluation.options import EvalOptions
 from hrzs.evaluation.plan import Unit
 from hrzs.evaluation.saved import SavedImages, SavedSet
-from hrzs.files import write_text
+from hrzs.evaluation.store import Store
 from hrzs.models.classifier import SCORINGS, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.models.exact import exact_fp32
@@ -64,7 +63,7 @@ class Evaluation:
         model: ClipModel,
         task: Task,
         options: EvalOptions,
-        store: Path | None = None,
+        store: Store | None = None,
         saved: Sequence[SavedSet] = (),
         *,
         lenient: bool = False,
@@ -82,7 +81,7 @@ class Evaluation:
         self.labels = torch.tensor(list(task.data.labels))
         #: Places of the images in the order of their ids: in that order reports speak of single images.
         self.by_id = torch.tensor(sorted(range(len(task.data)), key=lambda i: task.data.ids[i]), dtype=torch.long)
-        self.store = _Store(store, self.identity())
+        self.store, self._identity = store or Store(None), self.identity()
         self.predictions: dict[str, Predictions] = {}
         self.seconds: dict[str, float] = {}
         self.gradients: dict[str, dict[str, int]] = {}
@@ -132,11 +131,12 @@ class Evaluation:
         before = self.model.at_once
         self.model.at_once = self.options.batch_size
         try:
-            for unit in self.units:
-                later -= len(self.labels) * self.cost(unit)
-                self.seconds[unit.key] = 0.0
-                self.gradients[unit.key] = dict.fromkeys(GRADIENTS, 0)
-                self._run(unit, tick)
+            with self.store.opened():
+                for unit in self.units:
+                    later -= len(self.labels) * self.cost(unit)
+                    self.seconds[unit.key] = 0.0
+                    self.gradients[unit.key] = dict.fromkeys(GRADIENTS, 0)
+                    self._run(unit, tick)
         finally:
             self.model.at_once = before
 
@@ -168,21 +168,29 @@ class Evaluation:
         work: Callable[[Batch], tuple[Predictions, Sequence[int]]],
     ) -> Iterator[tuple[Int[Tensor, "b"], Predictions]]:
         """What ``work`` makes of these images, batch by batch, or what the store kept of it."""
-        start = 0
-        for record in self.store.read(f"{unit.key}|{part}"):
-            yield self._take(unit, record, rows[start : start + len(record["success"])])
-            start += len(record["success"])
+        name, start = f"{unit.key}|{part}", 0
+        for record in self.store.read(self._identity, name):
+            here = rows[start : start + len(record["success"])]
+            if record["rows"] != here.tolist():
+                raise HrzsError(
+                    f"{self.store.path}: batch {start} of {unit.title} is of other images than those that come next; "
+                    "two evaluations may have written it. Delete it, and evaluate anew"
+                )
+            yield self._take(unit, record, here)
+            start += len(here)
         rest = rows[start:]
         for batch in loader(self.task.data, size, self.options.workers, rest.tolist()):
             began = time.monotonic()
             found, gradients = work(batch)
+            here = rows[start : start + len(batch.ids)]
             record = {
+                "rows": here.tolist(),
                 "nodes": found.nodes.tolist(), "success": found.success.tolist(), "distances": found.distances.tolist(),
                 "gradients": list(gradients), "seconds": time.monotonic() - began,
             }  # fmt: skip
-            self.store.write(f"{unit.key}|{part}", record)
-            yield self._take(unit, record, rows[start : start + len(batch.ids)])
-            start += len(batch.ids)
+            self.store.write(self._identity, name, record)
+            yield self._take(unit, record, here)
+            start += len(here)
             stop_here()
 
     def _take(self, unit: Unit, record: dict[str, Any], rows: Int[Tensor, "b"]) -> tuple[Tensor, Predictions]:
@@ -220,35 +228,3 @@ class _Look:
 
 
 _JUST_LOOK: Sequence[Part] = [_Look()]
-
-
-class _Store:
-    """Finished batches, a JSON line each, under the digest of what they depend on."""
-
-    def __init__(self, path: Path | None, identity: str) -> None:
-        self.path, self.identity = path, identity
-        self.kept: dict[str, list[dict[str, Any]]] = {}
-        if path is None or not path.is_file():
-            return
-        whole = []
-        for line in path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break  # the line that was being written when the power went
-            whole.append(line)
-            if record["identity"] == identity:
-                self.kept.setdefault(record["unit"], []).append(record)
-        write_text(path, "".join(f"{line}\n" for line in whole))
-
-    def read(self, unit: str) -> list[dict[str, Any]]:
-        return self.kept.get(unit, [])
-
-    def write(self, unit: str, record: dict[str, Any]) -> None:
-        if self.path is None:
-            return
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"identity": self.identity, "unit": unit, **record}) + "\n")
-        except OSError as error:
-            raise HrzsError(f"{self.path} could not be written ({error}); what it held is untouched") from error

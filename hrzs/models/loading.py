@@ -405,9 +405,25 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping
     try:
         with replacing(path) as aside:
             save_file(dict(tensors), aside, pack_header(header))
+            _sort_header(aside)
             aside.chmod(0o644)  # safetensors makes it the owner's alone
     except SafetensorError as error:
         raise HrzsError(f"{path}: cannot be written ({error}); what was there is untouched") from error
+
+
+def _sort_header(path: Path) -> None:
+    """Put the metadata in the order of their names: safetensors writes them in a random one, and digests would differ.
+
+    The file begins with the length of a JSON object in 8 bytes and that object, which blanks may follow.
+    """
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def pack_header(header: Mapping[str, Any]) -> dict[str, str]:

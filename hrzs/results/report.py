@@ -31,6 +31,10 @@ Interval: TypeAlias = tuple[float, float]
 AttackLevel: TypeAlias = Level | None
 
 
+# Options that change no figure, for all that a batch of another size may round the last bit otherwise.
+_OF_SPEED = ("batch-size", "workers", "threads", "device")
+
+
 class Figure(NamedTuple):
     """An accuracy, per image and balanced over the nodes of its level, each with its interval."""
 
@@ -294,6 +298,13 @@ class Report(Struct, frozen=True, kw_only=True):
             return msgspec.convert(_upgraded(found), cls)
         except msgspec.ValidationError as error:
             raise UsageError(f"{name}: no report of `hrzs eval --json`: {error}") from error
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """What the figures depend on, as JSON has it: model, data and options, but for those of speed alone."""
+        about = {"model": self.model.digest, "tasks": self.tasks, "prompts-digest": self.prompts_digest}
+        found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(about | self.config))
+        return {name: value for name, value in found.items() if name not in _OF_SPEED}
 
     def to_json(self) -> str:
         """As ``hrzs eval --json`` writes it; `from_json` reads it back the same."""

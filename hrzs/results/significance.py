@@ -145,11 +145,15 @@ def _bits(correct: str | None, n: int, dataset: str) -> Bool[Tensor, "n"]:
 
 
 def check_same_images(report: Report, other: Report) -> None:
-    """Are both about the same images under the same tree? Can be asked before anything is evaluated.
+    """Are both about the same images under the same tree, and does ``other`` say what became of each of them?
+
+    Can be asked before anything is evaluated.
 
     Raises:
-        UsageError: they are not.
+        UsageError: no.
     """
+    for row in other.results:
+        _bits(row.correct, row.n, row.dataset)
     mine, theirs = ({task.dataset: task for task in one.tasks} for one in (report, other))
     if not mine.keys() & theirs.keys():
         raise UsageError(f"--against: that report is about {', '.join(theirs)}, this one about {', '.join(mine)}")

@@ -8,18 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from hrzs.attacks.budget import default_step_size, parse_eps
 from hrzs.data import Dataset
 from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
 from hrzs.estimate import seconds_per_image
-from hrzs.files import begin_folder
+from hrzs.files import output_folder, write_config
 from hrzs.models.clip import ClipModel
 from hrzs.models.templates import template_for
 from hrzs.tasks import Task, open_task, open_validation
+from hrzs.training.checkpoints import has_checkpoint
 from hrzs.training.methods import check_options, method_class
 from hrzs.training.options import PUBLISHED, RECIPES, TrainOptions, about_recipe
-from hrzs.training.trainer import Trainer, options_as_config, total_steps
+from hrzs.training.trainer import Progress, Trainer, is_finished, options_as_config, total_steps
 
 logger = logging.getLogger(__name__)
 
@@ -101,14 +104,39 @@ def _for_data(options: TrainOptions, given: Mapping[str, Any], recipe: str, task
     return replace(options, eps=own, step_size=step)
 
 
-def begin(trainer: Trainer, config: Mapping[str, Any]) -> None:
-    """Make the run folder, with ``config.yaml``: what was settled on means the same when defaults have moved on.
+def run(trainer: Trainer, config: Mapping[str, Any], *, resume: bool = False, progress: Progress | None = None) -> None:
+    """Train in the run folder, or go on with what it holds; of a finished run, mend what is damaged.
+
+    Args:
+        config: options for ``config.yaml``; what was settled on means the same when defaults have moved on.
 
     Raises:
+        UsageError: another process is at work in the folder, or it holds a run, with ``resume`` one of other options.
         HrzsError: it cannot be written.
     """
+    folder = trainer.folder
     settled = {name.replace("_", "-"): value for name, value in options_as_config(trainer.options).items()}
-    begin_folder(trainer.folder, {**config, **settled})
+    with output_folder(folder, resume=resume):
+        if resume and is_finished(folder) and not has_checkpoint(folder):
+            _check_config(folder / "config.yaml", settled)
+            return
+        if resume and not trainer.resume():
+            logger.info("no checkpoint in %s: starting anew", folder)
+        write_config(folder, {**config, **settled})
+        trainer.run(progress)
+
+
+def _check_config(file: Path, settled: Mapping[str, Any]) -> None:
+    """Was a run that is finished, and whose checkpoints are gone, made with these options?"""
+    try:
+        was = yaml.safe_load(file.read_text(encoding="utf-8"))
+        other = [
+            f"{name} {was[name]} (now {value})" for name, value in settled.items() if was.get(name, value) != value
+        ]
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        raise UsageError(f"--resume: {file} cannot be read ({error}); give another folder") from error
+    if other:
+        raise UsageError(f"--resume: {file.parent} is finished, with {', '.join(other)}; give another folder")
 
 
 def estimate(trainer: Trainer, task: Task) -> dict[str, Any]:

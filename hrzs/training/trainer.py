@@ -100,6 +100,7 @@ class Trainer:
             **options_as_config(options), "total_steps": self.steps, "images": digest(data), "tree": tree.digest,
             "more_trees": [t.digest for t in more_trees], "start": model.info.digest, "precision": model.precision,
             "validation": None if self.validation is None else digest(self.validation),
+            "image_size": list(data[0].image.shape[1:]),
         }  # fmt: skip
         self._forest = {"more_trees": self.plan["more_trees"]} if more_trees else {}
         if options.accumulate > self.batch_size:
@@ -357,7 +358,8 @@ class Trainer:
         if state is None:
             return False
         plan: dict[str, Any] = state["plan"]
-        other = [f"{k} {plan.get(k)} (now {v})" for k, v in self.plan.items() if plan.get(k) != v]
+        # What an older hrzs did not note cannot be compared.
+        other = [f"{k} {plan[k]} (now {v})" for k, v in self.plan.items() if k in plan and plan[k] != v]
         if other:
             raise UsageError(
                 f"--resume: {self.folder} belongs to other options: it has {', '.join(other)}; resume with its own"

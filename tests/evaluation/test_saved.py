@@ -25,6 +25,7 @@ from hrzs.evaluation.plan import Unit
 from hrzs.evaluation.rows import overall_of, rows_of
 from hrzs.evaluation.runner import Evaluation
 from hrzs.evaluation.saved import SavedImages, SavedSet, find_saved, task_of
+from hrzs.evaluation.store import Store
 from hrzs.models.classifier import SCORINGS
 from hrzs.models.clip import ClipModel
 from hrzs.results.report import Row
@@ -67,7 +68,7 @@ def evaluate(
 ) -> Evaluation:
     sets = find_saved(folder)
     task = task_of(sets[0], model, sets[0].source(given))
-    return Evaluation(model, task, replace(OPTIONS, **overrides), store, sets)
+    return Evaluation(model, task, replace(OPTIONS, **overrides), Store(store), sets)
 
 
 def run(evaluation: Evaluation) -> list[Row]:
