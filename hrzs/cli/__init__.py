@@ -94,4 +94,6 @@ def _how_to_go_on(given: Sequence[str]) -> str:
 
 
 def _say(message: str) -> None:
-    print(f"Error: {message}", file=sys.stderr)  # noqa: T201
+    from hrzs.cli.console import printable
+
+    print(printable(f"Error: {message}"), file=sys.stderr)  # noqa: T201

@@ -35,9 +35,10 @@ def set_up(*, quiet: bool, debug: bool) -> None:
     handler: logging.Handler
     if stderr.is_terminal:
         handler = RichHandler(console=stderr, show_time=False, show_path=debug, show_level=True)
+        handler.setFormatter(_Printable("%(message)s"))
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
     ours.handlers = [handler]
     ours.propagate = False
     logging.captureWarnings(True)
@@ -52,11 +53,12 @@ def progress_bar(title: str, *, quiet: bool) -> Iterator[Update]:
     if quiet:
         yield lambda *_: None
     elif stderr.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+                   TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+                   TextColumn("{task.fields[note]}", markup=False))  # fmt: skip
         with Progress(*columns, console=stderr, transient=True) as bar:
-            task = bar.add_task(title, total=None, note="")
-            yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+            task = bar.add_task(printable(title), total=None, note="")
+            yield lambda done, total, note: bar.update(task, completed=done, total=total, note=printable(note))
     else:
         yield _PlainProgress(title)
 
@@ -75,12 +77,27 @@ class _PlainProgress:
             new = done - self.before
             left = f", {elapsed * (total - done) / new:.0f} s left" if new else ""
             line = f"{self.title}: {done}/{total}, {elapsed:.0f} s{left}  {note}"
-            print(line, file=sys.stderr, flush=True)  # noqa: T201
+            print(printable(line), file=sys.stderr, flush=True)  # noqa: T201
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def printable(text: str) -> str:
+    """``text`` with its control characters escaped, but for line breaks and tabs: no file can command a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def emit(text: str) -> None:
-    """The result, on stdout."""
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    """The result, on stdout; in UTF-8 where the stream's own encoding lacks a character."""
+    text = text if text.endswith("\n") else text + "\n"
+    try:
+        sys.stdout.write(text)
+    except UnicodeEncodeError:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode(errors="backslashreplace"))
     sys.stdout.flush()
 
 

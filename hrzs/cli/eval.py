@@ -120,7 +120,7 @@ def evaluate(
         if target is not None:
             write_text(target, report.to_json(), f"--json {target}")
         # Shown before anything else can fail.
-        console.emit(report.to_json() if json_out == "-" and not finished else str(report))
+        console.emit(report.to_json() if json_out == "-" and not finished else console.printable(str(report)))
         for file, name, text in (
             (csv_out, "csv", report.to_csv), (latex_out, "latex", report.to_latex),
             (report_out, "report", lambda: report.to_html(job.pictures())),

@@ -198,6 +198,8 @@ def _call_out(rows: Sequence[Row]) -> None:
         where = f"{row.dataset}, {row.attack} at level {row.attack_level}, level {row.level}"
         if row.transfer is False and row.robust == row.clean > 0:
             logger.warning("%s: robust equals clean accuracy (%.3f): is the attack blocked?", where, row.clean)
-        if row.attack == "none" and row.clean <= 1.5 / row.classes:
-            logger.warning("%s: clean accuracy %.3f is near chance: prompts, tree or weights may not belong to the "
-                           "data", row.dataset, row.clean)  # fmt: skip
+    poor = [row for row in rows if row.attack == "none" and row.clean <= 1.5 / row.classes]
+    for dataset in dict.fromkeys(row.dataset for row in poor):
+        levels = {row.level: f"{row.clean:.3f} at level {row.level}" for row in poor if row.dataset == dataset}
+        logger.warning("%s: clean accuracy is near chance, %s: prompts, tree or weights may not belong to the data",
+                       dataset, ", ".join(levels.values()))  # fmt: skip

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import logging
+import os
 import socket
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -406,9 +407,15 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping
         with replacing(path) as aside:
             save_file(dict(tensors), aside, pack_header(header))
             _sort_header(aside)
-            aside.chmod(0o644)  # safetensors makes it the owner's alone
+            aside.chmod(0o666 & ~_umask())  # safetensors makes it the owner's alone
     except SafetensorError as error:
         raise HrzsError(f"{path}: cannot be written ({error}); what was there is untouched") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # there is no way to ask without setting it
+    os.umask(mask)
+    return mask
 
 
 def _sort_header(path: Path) -> None:

@@ -19,14 +19,18 @@ def to_csv(report: Report) -> str:
     """One line per row under a header; a null is an empty cell.
 
     An interval ``X_ci95`` becomes ``X_low`` and ``X_high``; the bits of single images are left out. Numbers are written
-    in full, so they read back unchanged.
+    in full, so they read back unchanged. A text that a spreadsheet would take for a formula gets an apostrophe.
     """
     rows = [flat(row) for row in report.results]
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0] if rows else (), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _no_formula(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def flat(row: Row) -> dict[str, Any]:

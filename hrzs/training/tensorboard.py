@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "tensorboard"
 
 
 class Board:
-    """Writes rows of the log as scalars; lists (accuracies by level) become one curve for each entry."""
+    """Writes rows of the log as scalars; lists (accuracies by level) become one curve for each entry.
+
+    A curve is no reason to lose a run: what cannot be written is said once, and no more is written.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils import tensorboard
@@ -19,18 +26,36 @@ class Board:
         writer: Any = tensorboard.SummaryWriter
         # What was logged after the step that a resumed run goes on from is hidden.
         self._writer = writer(str(folder / FOLDER), purge_step=step + 1)
+        self._failed = False
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
-        for name, value in scalars(row):
-            self._writer.add_scalar(name, value, step)
+        with self._forgiving():
+            for name, value in scalars(row) if not self._failed else ():
+                self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._writer.close()
+        with self._forgiving():
+            self._writer.close()
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # its writer has a thread of its own, which raises what went wrong there
+            if not self._failed:
+                logger.warning("TensorBoard: nothing more is written (%s: %s)", type(error).__name__, error)
+            self._failed = True
 
 
 def open_writer(folder: Path, step: int) -> Board | None:
-    """None where tensorboard is not installed (``pip install hrzs[tensorboard]``)."""
-    return Board(folder, step) if find_spec("tensorboard") else None
+    """None where tensorboard is not installed (``pip install hrzs[tensorboard]``), or cannot write."""
+    if not find_spec("tensorboard"):
+        return None
+    try:
+        return Board(folder, step)
+    except OSError as error:
+        logger.warning("TensorBoard: nothing is written (%s)", error)
+        return None
 
 
 def scalars(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
