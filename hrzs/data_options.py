@@ -55,6 +55,8 @@ class DataOptions:
         if "data" in values:
             whole = isinstance(values["data"], str) and Path(values["data"]).exists()  # a comma may be part of a name
             values["data"] = (values["data"],) if whole else tuple(dict.fromkeys(map(str, listed(values["data"]))))
+        if not all(name.strip() for name in values.get("data", ("shapes",))):
+            raise UsageError(f"--data {given['data']!r}: a name is missing")
         if "data_root" in values:
             values["data_root"] = Path(values["data_root"])
         if "classes" in values:

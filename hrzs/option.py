@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -106,6 +107,8 @@ def check(options: Any) -> None:
         value, flag = getattr(options, f.name), f"--{f.name.replace('_', '-')}"
         if value is None:
             continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{flag} {value}: must be a finite number")
         if said.choices and value not in said.choices:
             raise UsageError(f"{flag} {value!r}: one of {', '.join(said.choices)}")
         if said.range is not None and not said.range.holds(value):

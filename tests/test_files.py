@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hrzs.errors import HrzsError
-from hrzs.files import replacing, write_text
+from hrzs.errors import HrzsError, UsageError
+from hrzs.files import locked, output_folder, replacing, whole_lines, write_config, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -61,3 +61,36 @@ def test_many_processes_write_the_same_file(tmp_path: Path) -> None:
         assert len(set(text)) == 1
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     assert names(tmp_path) == ["a"]
+
+
+def test_a_lock_is_for_one_at_a_time_and_leaves_nothing(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "file"):
+        with locked(path), pytest.raises(UsageError, match="another hrzs is at work on it"), locked(path):
+            pytest.fail("it was taken twice")
+        with locked(path):
+            pass
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    with pytest.raises(HrzsError, match=r"plain/file: cannot be written"), locked(tmp_path / "plain" / "file"):
+        pytest.fail("it was taken")
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"b": 2', b'{"b": 2}', b"\0\0\n"])
+def test_lines_are_read_up_to_a_torn_one(tmp_path: Path, torn: bytes) -> None:
+    file = tmp_path / "lines"
+    assert list(whole_lines(file)) == []
+    file.write_bytes(b'{"a": 1}\n[2]\n' + torn)
+    assert list(whole_lines(file)) == [({"a": 1}, 9), ([2], 13)]
+
+
+def test_a_folder_with_a_run_is_taken_only_to_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    with output_folder(folder, resume=False):
+        write_config(folder, {"lr": 0.1})
+    with pytest.raises(UsageError, match="holds a run already"), output_folder(folder, resume=False):
+        pytest.fail("it was taken")
+    with output_folder(folder, resume=True):
+        assert (folder / "config.yaml").read_text() == "lr: 0.1\n"

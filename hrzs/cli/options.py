@@ -6,6 +6,7 @@ import difflib
 import inspect
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from hrzs.cli.console import LIST, print_names
 from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
 from hrzs.evaluation.options import EvalOptions
+from hrzs.hierarchy.safe_yaml import BadYamlError, Map, Scalar, parse
 from hrzs.option import Option
 
 logger = logging.getLogger(__name__)
@@ -33,14 +35,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     """``--config FILE.yaml``: defaults for every option of this subcommand; the command line wins."""
     if path is None:
         return None
-    try:
-        given = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror or error}") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"--config {path}: not valid YAML: {error}") from error
-    if not isinstance(given, dict):
-        raise UsageError(f"--config {path}: a mapping of option names to values is needed")
+    given = _read_config(path)
     flags = {flag.lstrip("-").replace("-", "_"): p for p in context.command.params for flag in p.opts}
     values: dict[str, Any] = {}
     for key, value in given.items():
@@ -54,6 +49,8 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
         parameter = flags[name]
         if value is None:
             continue
+        if isinstance(value, bool) and not getattr(parameter, "is_flag", False):
+            raise UsageError(f"--config {path}: {key}: {str(value).lower()} is no value of --{key}")
         if parameter.multiple and not isinstance(value, list):
             value = [value]
         elif not parameter.multiple and isinstance(value, list):
@@ -61,6 +58,33 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
         values[parameter.name or name] = value
     context.default_map = {**(context.default_map or {}), **values}
     return path
+
+
+def _read_config(path: Path) -> dict[Any, Any]:
+    """A mapping, within the bounds that files of strangers have (`hrzs.hierarchy.safe_yaml`), each key once."""
+
+    def refuse(line: int, message: str) -> None:
+        raise BadYamlError(line, message)
+
+    try:
+        data = path.read_bytes()
+        data.decode()
+        top = parse(data, 10, refuse)
+        given = yaml.safe_load(data)
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--config {path}: the text is not UTF-8") from error
+    except BadYamlError as error:
+        raise UsageError(f"--config {path}:{error.line}: not valid YAML: {error.message}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none
+        raise UsageError(f"--config {path}: not valid YAML: {error}") from error
+    if not isinstance(given, dict) or not isinstance(top, Map):
+        raise UsageError(f"--config {path}: a mapping of option names to values is needed")
+    names = Counter(key.value for key, _ in top.pairs if isinstance(key, Scalar))
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise UsageError(f"--config {path}: {twice[0]!r} is there {names[twice[0]]} times; write it once")
+    return given
 
 
 Config = Annotated[
@@ -91,7 +115,9 @@ Precision = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed")]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that read images ahead.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads.", show_default="all cores")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no notes on stderr, only warnings.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks and a verbose log.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve everything, estimate time and memory, and stop.")]

@@ -67,7 +67,7 @@ class TrainOptions:
     momentum: float = option(0.9, "Of sgd.", OPTIMISER, range=SHARE)
     weight_decay: float = option(1e-4, "Share of the weights that a step of rate 1 takes away.", OPTIMISER, range=NOT_NEGATIVE)
     clip_grad: float = option(10.0, "Largest norm of the whole gradient; 0: any.", OPTIMISER, range=NOT_NEGATIVE)
-    warmup: float = option(0.05, "Share of all steps.", OPTIMISER, range=NOT_NEGATIVE)
+    warmup: float = option(0.05, "Share of all steps.", OPTIMISER, range=SHARE)
     schedule: str = option("cosine", "After the warm-up: down to zero, or level.", OPTIMISER, choices=("cosine", "constant"))
     per_class: int = option(1, "N > 1: a batch has N images each of random classes, so that class means average something; 1: any images.", OPTIMISER, range=POSITIVE)
     accumulate: int = option(1, "Work through a batch in N parts: less memory, the same gradient of per-image losses.", OPTIMISER, range=POSITIVE)

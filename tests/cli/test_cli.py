@@ -406,6 +406,64 @@ def test_nodes_with_the_same_prompt_are_named(hrzs: Hrzs, small: Options, tmp_pa
     assert (same["level"], [node["node"] for node in same["nodes"]]) == (1, ["a", "b"])
 
 
+@pytest.mark.parametrize("command", [FINETUNE, ATTACK, EVAL], ids=["finetune", "attack", "eval"])
+def test_many_processes_are_refused(
+    hrzs: Hrzs, small: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Options
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.chdir(tmp_path)
+    ended = hrzs(*command, *small)
+    assert ended.status == 2
+    assert "start it without torchrun" in ended.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [FINETUNE, ATTACK, EVAL], ids=["finetune", "attack", "eval"])
+def test_a_second_process_at_the_same_output_is_refused(
+    hrzs: Hrzs, small: Options, tmp_path: Path, command: Options
+) -> None:
+    from hrzs.files import locked
+
+    place = ("--json", tmp_path / "r.json") if command == EVAL else ("-o", tmp_path)
+    with locked(tmp_path / "r.json.partial" if command == EVAL else tmp_path):
+        before = sorted(tmp_path.iterdir())
+        for resume in ((), ("--resume",)):
+            ended = hrzs(*command, *small, *place, *resume)
+            assert ended.status == 2
+            assert "another hrzs is at work on it" in ended.err
+        assert sorted(tmp_path.iterdir()) == before
+
+
+def test_resumed_with_other_options_nothing_is_touched(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert hrzs(*FINETUNE, *small, "-o", run).status == 0
+    before = files(run)
+    other = hrzs(*FINETUNE, *small, "-o", run, "--resume", "--lr", "0.5")
+    assert other.status == 2
+    assert "belongs to other options: it has lr" in other.err
+    assert files(run) == before
+    resized = hrzs(*FINETUNE, *small, "-o", run, "--resume", "--resize", "before")
+    assert "it has image_size [64, 64] (now [32, 32])" in resized.err
+    again = hrzs(*FINETUNE, *small, "-o", run, "--resume")
+    assert again.status == 0, again.err
+    assert files(run) == before
+    weights = run / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert hrzs(*FINETUNE, *small, "-o", run, "--resume").status == 0
+    assert files(run) == before
+    shutil.rmtree(run / "checkpoint")
+    assert hrzs(*FINETUNE, *small, "-o", run, "--resume").status == 0
+    other = hrzs(*FINETUNE, *small, "-o", run, "--resume", "--lr", "0.5")
+    assert "is finished, with lr" in other.err
+
+
+def test_names_command_no_terminal(hrzs: Hrzs, tmp_path: Path) -> None:
+    ended = hrzs("eval", "--data", tmp_path / "\x1b[31mred[/red]")
+    assert ended.status == 2
+    assert "\x1b" not in ended.err
+    assert "\\x1b[31mred[/red]" in ended.err
+
+
 # -- another project's image encoder -----------------------------------------------------------------------------
 
 
@@ -495,11 +553,21 @@ def test_the_command_line_wins_over_the_configuration(hrzs: Hrzs, small: Options
         ("- lr", "a mapping of option names to values is needed"),
         ("lr: [", "not valid YAML"),
         ("batch-size: many", "batch-size"),
+        ("limit: true", "limit: true is no value of --limit"),
+        ("lr: .inf", "--lr inf: must be a finite number"),
+        ("warmup: 9", "--warmup 9.0: at least 0 and less than 1"),
+        ("lr: 0.1\nseed: 1\nlr: 0.2", "'lr' is there 2 times; write it once"),
+        ("data: ''", "--data '': a name is missing"),
+        ("threads: 1000000", "--threads"),
+        ("template: caf\xe9".encode("latin-1"), "the text is not UTF-8"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\ndata: *c", ":1: not valid YAML: anchors and aliases"),
+        ("data: " + "[" * 1000 + "]" * 1000, "nested too deep"),
+        ("seed: 2001-99-99", "not valid YAML"),
     ],
 )
-def test_faulty_configuration(hrzs: Hrzs, tmp_path: Path, text: str, message: str) -> None:
+def test_faulty_configuration(hrzs: Hrzs, tmp_path: Path, text: str | bytes, message: str) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text(text)
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
     ended = hrzs("finetune", "--config", file, "--dry-run")
     assert ended.status == 2
     assert message in ended.err

@@ -71,6 +71,12 @@ def test_csv_reads_back_the_same() -> None:
                 assert type(value)(line[name]) == value or str(value) == line[name]
 
 
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)"])
+def test_csv_holds_no_formula(name: str) -> None:
+    (first,) = csv.DictReader(io.StringIO(to_csv(report(row(name, "none", None, 0, 0.5)))))
+    assert first["dataset"] == f"'{name}"
+
+
 def test_csv_leaves_out_what_became_of_each_image() -> None:
     assert "ffff" not in to_csv(report({**SUITE[0], "right": "ffff"}))
 
