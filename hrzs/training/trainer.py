@@ -137,7 +137,7 @@ class Trainer:
         order = self._order()[self.step * self.batch_size :]
         metrics_path = self.folder / METRICS_FILE
         _keep_lines(metrics_path, self.step if self._unlogged is None else self.step - 1)
-        board = open_writer(self.folder, self.step)
+        board = open_writer(self.folder, self.step) if order or self._unlogged else None
         optimizer: torch.optim.Optimizer | None = None
         started = time.monotonic()
 
@@ -358,8 +358,8 @@ class Trainer:
         if state is None:
             return False
         plan: dict[str, Any] = state["plan"]
-        # What an older hrzs did not note cannot be compared.
-        other = [f"{k} {plan[k]} (now {v})" for k, v in self.plan.items() if k in plan and plan[k] != v]
+        plan.setdefault("image_size", self.plan["image_size"])  # an older hrzs did not note it
+        other = [f"{k} {plan.get(k)} (now {v})" for k, v in self.plan.items() if plan.get(k) != v]
         if other:
             raise UsageError(
                 f"--resume: {self.folder} belongs to other options: it has {', '.join(other)}; resume with its own"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -108,8 +109,8 @@ def test_killed_eval_goes_on(hrzs: Hrzs, tmp_path: Path) -> None:
     partial = tmp_path / "report.json.partial"
     command = [sys.executable, "-m", "hrzs", "eval", *quick, "--json", target]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
-        # Eight batches of clean images, then those under attack.
-        while not (partial.is_file() and len(partial.read_text().splitlines()) >= 10):
+        # What it is about, eight batches of clean images, then those under attack.
+        while not (partial.is_file() and len(partial.read_text().splitlines()) >= 11):
             assert running.poll() is None, "it finished before it could be killed"
             time.sleep(0.01)
         running.kill()
@@ -243,6 +244,7 @@ def test_dry_run(hrzs: Hrzs, model: Options, adversarial: Path) -> None:
 
 def test_kept_batches_are_used(hrzs: Hrzs, model: Options, adversarial: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from hrzs.evaluation.saved import SavedSet
+    from hrzs.stopping import Stopped
 
     read, calls = SavedSet.read, 0
 
@@ -250,12 +252,12 @@ def test_kept_batches_are_used(hrzs: Hrzs, model: Options, adversarial: Path, tm
         nonlocal calls
         calls += 1
         if calls == 3:
-            raise KeyboardInterrupt
+            raise Stopped(signal.SIGINT)
         return read(self, *arguments)
 
     command = ("eval", *model, "--adversarial", adversarial, "--batch-size", "8", "--json", tmp_path / "r.json")
     monkeypatch.setattr(SavedSet, "read", interrupted)
-    assert hrzs(*command).status == 1
+    assert hrzs(*command).status == 130
     assert hrzs(*command, "--resume").status == 0
     assert calls == 4  # two batches before, the third twice
 
