@@ -17,7 +17,7 @@ class Board:
         from torch.utils import tensorboard
 
         writer: Any = tensorboard.SummaryWriter
-        # What was logged after the step that a resumed run goes on from is hidden.
+        # Hides what was logged after the step from which a resumed run goes on.
         self._writer = writer(str(folder / FOLDER), purge_step=step + 1)
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
@@ -29,7 +29,7 @@ class Board:
 
 
 def open_writer(folder: Path, step: int) -> Board | None:
-    """None where tensorboard is not installed (``pip install hrzs[tensorboard]``)."""
+    """A `Board`; None where tensorboard is not installed (``pip install hrzs[tensorboard]``)."""
     return Board(folder, step) if find_spec("tensorboard") else None
 
 
