@@ -36,25 +36,25 @@ __all__ = ["ATTACKS", "Attack", "AttackResult", "AttackSpec", "Budget", "Level",
 class AttackSpec:
     """A named attack: which levels it may aim at, what it maximises there and by which optimiser.
 
-    ``optimiser`` is called with a budget and ``early_stop``; ``steps`` is its number of steps where none is given.
-    ``target_set`` chooses, for a tree and a level, the mistakes that count; None means that any mistake does.
+    ``optimiser`` is called with a budget and ``early_stop``; ``steps`` is its default number of steps.
+    ``target_set`` gives, for a tree and a level, the mistakes that count as a win; None: every mistake counts.
     """
 
     name: str
     description: str
-    aim: str  # leaf, superclass, level (any of them) or all (at once)
+    aim: str  # leaf, superclass, level (any one level) or all (all levels at once)
     optimiser: Callable[..., Attack]
     steps: int = 20
     loss: str = "ce"
     target_set: Callable[[Tree, int], TargetSet] | None = None
 
     def levels(self, tree: Tree, level: Level | None) -> tuple[Level, ...]:
-        """The levels that ``--level`` (a number, ``all``, or None for the default) means for this attack.
+        """The levels that this attack aims at for a ``--level``: a number, ``all``, or None for the attack's default.
 
-        Empty where the tree has no superclass, or where a number does not concern this attack.
+        Empty where the attack cannot aim at that level, or needs a superclass level and the tree has none.
 
         Raises:
-            UsageError: not a level of this tree.
+            UsageError: the number is no level of this tree below the root.
         """
         if isinstance(level, int) and not 0 <= level < tree.height:
             raise UsageError(f"--level {level}: this tree has levels 0 … {tree.height - 1} to attack; or `all`")
@@ -68,7 +68,7 @@ class AttackSpec:
         return (chosen,) if chosen in possible else ()
 
     def objective(self, classifier: Classifier, level: Level, scoring: str = "prompt") -> Objective:
-        """What this attack maximises when aimed at ``level``."""
+        """The objective that this attack maximises when it aims at ``level``."""
         if isinstance(level, str):
             return HierarchicalObjective(classifier, scoring)
         if self.target_set is not None:
@@ -76,7 +76,7 @@ class AttackSpec:
         return LevelObjective(classifier, level, scoring, self.loss)
 
     def stands_in(self, tree: Tree, level: Level) -> str | None:
-        """What to say of the loss that stands in at ``level``: too few classes for DLR. None where none does."""
+        """A note that another loss replaces targeted DLR, for which ``level`` has too few classes; else None."""
         if self.optimiser not in DLR or isinstance(level, str):
             return None
         classes, needed = len(tree.levels[level]), LOSSES["dlr"].classes_towards
@@ -101,7 +101,7 @@ ATTACKS: dict[str, AttackSpec] = {
             "square", "Square Attack on the margin: random search, no gradients", "level", Square,
             steps=5000, loss="margin",
         ),
-        AttackSpec("aa-2", "apgd-ce, then apgd-t on what is left", "level", AA2, steps=100),
+        AttackSpec("aa-2", "apgd-ce, then apgd-t on the images that are left", "level", AA2, steps=100),
         AttackSpec("autoattack", "AutoAttack standard: apgd-ce, apgd-t, fab-t, square", "level", AutoAttack, steps=100),
         AttackSpec(
             "targeted-pgd", "PGD towards the nearest other class, or towards NAME (`targeted-pgd:NAME`)", "level", PGD,
@@ -120,10 +120,10 @@ ATTACKS: dict[str, AttackSpec] = {
 
 
 def attack_spec(name: str) -> AttackSpec:
-    """The attack called ``name``; ``targeted-pgd:NAME`` names the class (by name or id) it drives towards.
+    """The attack called ``name``; in ``targeted-pgd:NAME``, NAME is the name or the id of the target class.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no attack has this name.
     """
     known, colon, goal = name.partition(":")
     if known not in ATTACKS or (colon and known != "targeted-pgd"):
@@ -137,7 +137,7 @@ def _towards(goal: str, tree: Tree, level: int) -> TargetSet:
     found = [i for i, node in enumerate(nodes) if goal in (node.id, node.class_id)]
     found = found or [i for i, node in enumerate(nodes) if node.name == goal]
     if len(found) != 1:
-        fault = "names several nodes; give the id of one" if found else "names none"
+        fault = "give an id, since several nodes have this name at" if found else "no node has this name or id at"
         shown = ", ".join(node.name for node in nodes[:5]) + (", …" if len(nodes) > 5 else "")
-        raise UsageError(f"--attack targeted-pgd:{goal}: {fault} of level {level} ({shown}); --level picks another")
+        raise UsageError(f"--attack targeted-pgd:{goal}: {fault} level {level} ({shown}); --level picks another level")
     return named(found[0])

@@ -21,7 +21,7 @@ TARGETS = 9
 
 
 def checkpoints(steps: int) -> list[int]:
-    """After which steps the step size is looked at: ``⌈p_j N⌉``, ever closer (section 3.1).
+    """The steps after which step sizes are checked, at ever shorter intervals: ``⌈p_j N⌉`` (section 3.1).
 
     ``p_0 = 0``, ``p_1 = 0.22``, ``p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06)``.
     """
@@ -34,7 +34,7 @@ def checkpoints(steps: int) -> list[int]:
 
 @dataclass
 class _Climb:
-    """Where each image of the batch stands; every field has one entry per image."""
+    """The state of the search; every field has one entry per image."""
 
     x: Float[Tensor, "b 3 H W"]
     before: Float[Tensor, "b 3 H W"]
@@ -44,7 +44,7 @@ class _Climb:
     best_x: Float[Tensor, "b 3 H W"]
     best_gradient: Float[Tensor, "b 3 H W"]
     best_loss: Float[Tensor, "b"]
-    # Since the last checkpoint: how many steps raised the loss; at it: the best loss, and whether the size was halved.
+    # Steps that raised the loss since the last checkpoint; the best loss there; was the step size halved there?
     rises: Int[Tensor, "b"]
     checked_loss: Float[Tensor, "b"]
     halved: Bool[Tensor, "b"]
@@ -53,7 +53,7 @@ class _Climb:
         return _Climb(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def note(self, loss: Float[Tensor, "b"], gradient: Float[Tensor, "b 3 H W"]) -> None:
-        """Loss and gradient at ``x``, which may be the best so far."""
+        """Store the loss and the gradient at ``x``; where the loss is the highest so far, ``x`` is the best point."""
         better = loss > self.best_loss
         self.rises = self.rises + (loss > self.loss)
         self.loss, self.gradient = loss, gradient
@@ -62,10 +62,10 @@ class _Climb:
         self.best_gradient = torch.where(_wide(better), gradient, self.best_gradient)
 
     def check(self, steps: int) -> None:
-        """At a checkpoint, ``steps`` after the one before: halve the size and go back to the best point, or go on.
+        """At a checkpoint, halve the step size of images whose search stalls, and return them to their best point.
 
-        Halved where too few steps raised the loss (condition 1), or where the best has not changed although the size
-        was left as it was at the checkpoint before (condition 2).
+        A search stalls if too few of the ``steps`` since the last checkpoint raised the loss (condition 1), or if the
+        best loss is unchanged although the last checkpoint did not halve the step size (condition 2).
         """
         unchanged = ~self.halved & (self.best_loss <= self.checked_loss)
         self.halved = (self.rises < RHO * steps) | unchanged
@@ -82,10 +82,10 @@ def _wide(rows: Bool[Tensor, "b"]) -> Bool[Tensor, "b 1 1 1"]:
 
 
 class APGD(Attack):
-    """Momentum, and a step size per image: 2ε at first, halved at a checkpoint where the loss stopped rising.
+    """PGD with momentum and a step size per image: 2ε at first, halved at checkpoints where the loss stopped rising.
 
-    An image whose step size is halved goes on from its best point. An image's result is its last winning iterate, or,
-    where none won, the one of the highest loss. ``step_size`` of the budget has no say.
+    An image whose step size is halved goes on from its best point. An image's result is its last winning iterate, or
+    its iterate with the highest loss if none won. The budget's ``step_size`` is not used.
     """
 
     def run(self, search: Search, seeds: Sequence[int]) -> AttackResult:
@@ -126,16 +126,16 @@ class APGD(Attack):
 
 
 class APGDT(Composite):
-    """APGD on the targeted DLR loss, towards one class after another (section 4.2): the most likely others first.
+    """APGD on the targeted DLR loss, towards the likeliest other class, the second likeliest, … (section 4.2).
 
-    The objective is taken at its level, whatever its loss.
+    The objective gives the level and the scoring; its own loss is not used.
     """
 
     def parts(self, objective: Objective) -> list[tuple[Attack, Objective]]:
-        """One for each class.
+        """One part for each target class.
 
         Raises:
-            UsageError: the objective is not about one level.
+            UsageError: the objective spans all levels, or is targeted itself.
         """
         attack = APGD(replace(self.budget, restarts=1), early_stop=self.early_stop)
         return [(attack, aim) for aim in of_level(objective, "apgd-t").with_loss("dlr").likeliest(TARGETS)]

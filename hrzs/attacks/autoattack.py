@@ -1,4 +1,4 @@
-"""Attacks in a row, each on the images that are left: `aa-2`, and AutoAttack "standard" (Croce & Hein, ICML 2020)."""
+"""Attacks in turn, each on the images not yet fooled: ``aa-2`` and AutoAttack "standard" (Croce & Hein, ICML 2020)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hrzs.attacks.square import Square
 
 
 class InTurn(Composite):
-    """One attack after the other; a fooled image goes to none of the following.
+    """One attack after the other; a fooled image goes to none of the attacks that follow.
 
-    ``turns`` says which, on what loss, and how many of its own steps stand for one step of the budget. Without
-    ``early_stop`` an attack takes a fooled image to the end of its run.
+    An entry of ``turns`` is an attack, its loss, and how many of its steps stand for one step of the budget. Without
+    ``early_stop`` an attack still finishes its own run on an image that it has fooled.
     """
 
     turns: ClassVar[tuple[tuple[type[Attack], str, int], ...]]
@@ -25,7 +25,7 @@ class InTurn(Composite):
         """The parts of each turn.
 
         Raises:
-            UsageError: the objective is not about one level.
+            UsageError: the objective spans all levels, or is targeted itself.
         """
         aim = of_level(objective, type(self).__name__)
         budgets = [replace(self.budget, steps=scale * self.budget.steps, restarts=1) for _, _, scale in self.turns]
@@ -37,12 +37,12 @@ class InTurn(Composite):
 
 
 class AA2(InTurn):
-    """APGD on the cross-entropy, then APGD-T: the two that find nearly all. Never to be called AutoAttack."""
+    """APGD on the cross-entropy, then APGD-T: they find nearly all that AutoAttack finds, but are not AutoAttack."""
 
     turns = ((APGD, "ce", 1), (APGDT, "dlr", 1))
 
 
 class AutoAttack(InTurn):
-    """The "standard" version: 100 steps are 100 iterations each of APGD-CE, APGD-T and FAB-T, and 5,000 of Square."""
+    """The "standard" version: 100 steps mean 100 iterations each of APGD-CE, APGD-T and FAB-T, and 5,000 of Square."""
 
     turns = (*AA2.turns, (FABT, "ce", 1), (Square, "margin", 50))

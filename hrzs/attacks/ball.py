@@ -17,7 +17,7 @@ from torch import Tensor
 from hrzs.attacks.budget import Budget
 from hrzs.attacks.counter import normal, uniform
 
-#: The same draws where there are no fast generators.
+#: What replaces torch's draws on devices without fast generators.
 _ON_DEVICE = {torch.rand: uniform, torch.randn: normal}
 
 
@@ -53,12 +53,12 @@ class Ball(ABC):
 
     @abstractmethod
     def random(self, seeds: Sequence[int]) -> Float[Tensor, "B 3 H W"]:
-        """A uniform start inside the ball; one seed per image, so that it does not depend on the batch."""
+        """Uniform random points of the ball; one seed per image, so that a point does not depend on the batch."""
 
     @staticmethod
     @abstractmethod
     def direction(gradient: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-        """Of length 1 in this norm: the one along which a loss with this gradient rises most."""
+        """The direction, of length 1 in this norm, in which a loss with this gradient rises most."""
 
     def step(
         self, x: Float[Tensor, "B 3 H W"], gradient: Float[Tensor, "B 3 H W"], size: float
@@ -68,10 +68,10 @@ class Ball(ABC):
 
     @abstractmethod
     def distance(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
-        """``‖x - centre‖`` in float64: what the judge compares with ε."""
+        """``‖x - centre‖`` in float64, which `contains` compares with ε."""
 
     def contains(self, x: Float[Tensor, "B 3 H W"]) -> Bool[Tensor, "B"]:
-        """Within ε and within [0, 1], without tolerance."""
+        """Does each image lie within ε and within [0, 1]? Without tolerance."""
         in_range = ((x >= 0) & (x <= 1)).flatten(1).all(1)
         return in_range & (self.distance(x) <= float_below(self.eps))
 
@@ -125,11 +125,11 @@ class L2Ball(Ball):
         x = x.clamp(0, 1)
         centre, distance = self.centre.double(), self.distance(x)
         outside = (distance > float_below(self.eps)).view(-1, 1, 1, 1)
-        # A hair short of ε, for the rounding of the sum of squares in float64.
+        # A little less than ε, since the sum of squares in float64 is rounded.
         shrink = float(self.eps) * (1 - 1e-9) / distance.clamp_min(torch.finfo(torch.float64).tiny)
         delta = (x.double() - centre) * shrink.view(-1, 1, 1, 1)
         near = (centre + delta).float()
-        # Rounding to fp32 may have gone outward: one ulp back in where it did. The others must not move at all.
+        # Rounding to fp32 may have gone outward: one ulp back in where it did. Other pixels must not move.
         near = torch.where((near.double() - centre).abs() > delta.abs(), torch.nextafter(near, self.centre), near)
         return torch.where(outside, near, x)
 
@@ -153,9 +153,9 @@ class L2Ball(Ball):
 
 
 def _noise(like: Tensor, seeds: Sequence[int], draw: Callable[..., Tensor]) -> Tensor:
-    """As many numbers as ``like`` has, each image's from its own seed.
+    """Random numbers in the shape of ``like``, each image's from its own seed.
 
-    On a CPU a generator per image is the fastest there is; an accelerator would wait for it at every step.
+    On a CPU one generator per image is fastest; an accelerator would wait for these generators at every step.
     """
     if like.device.type != "cpu":
         return _ON_DEVICE[draw](seeds, like.shape[1:], like.device).to(like.dtype)

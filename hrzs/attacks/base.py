@@ -1,4 +1,4 @@
-"""The contract of every attack: a subclass writes `run`, the base judges what comes out."""
+"""The contract of every attack: a subclass writes `run`, the base judges the images. An image *wins* if it succeeds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Same = TypeVar("Same", bound="Attack")
 
 
 def further_seeds(seeds: Sequence[int], run: int) -> list[int]:
-    """Seeds for the ``run``-th run of the same attack: those given for the first, fresh ones for the others."""
+    """Seeds for run number ``run`` (from 0) of an attack: ``seeds`` for the first, fresh ones for the others."""
     return list(seeds) if run == 0 else sample_seeds([str(s) for s in seeds], run, "run")
 
 
@@ -38,10 +38,10 @@ def sample_seeds(ids: Sequence[str], seed: int, salt: str = "") -> list[int]:
 
 @dataclass
 class AttackResult:
-    """Adversarial ``images``, for which of them the attack is a ``success`` (in fp32), and how gradients looked.
+    """Adversarial ``images``, which of them are a ``success`` (judged in fp32), and counts of gradients.
 
     ``gradients``, ``zero_gradients`` and ``bad_gradients`` count per-image gradients: all of them, those that were
-    exactly zero (a masked model) and those that were not finite.
+    exactly zero (a sign of gradient masking) and those that were not finite.
     """
 
     images: Float[Tensor, "B 3 H W"]
@@ -52,18 +52,18 @@ class AttackResult:
 
     @classmethod
     def of(cls, images: Float[Tensor, "B 3 H W"]) -> AttackResult:
-        """What an attack starts from: these images, none of which has won."""
+        """The result before an attack begins: these images, none of which has won."""
         return cls(images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device))
 
     def record(self, rows: Int[Tensor, "b"], images: Float[Tensor, "b 3 H W"], success: Bool[Tensor, "b"]) -> None:
-        """Take these for ``rows``: a later image replaces an earlier one unless that would turn a win into a loss."""
+        """Store ``images`` at ``rows``: a new image replaces the stored one unless only the stored one wins."""
         before = self.success[rows]
         better = success | ~before
         self.images[rows] = torch.where(better.view(-1, 1, 1, 1), images, self.images[rows])
         self.success[rows] = before | success
 
     def count(self, gradient: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
-        """Note what these gradients look like; what is not finite comes back as 0, and the attack goes on."""
+        """Count these gradients; return them with 0 for every value that is not finite, so that the attack goes on."""
         flat = gradient.flatten(1)
         self.gradients += len(flat)
         zero, bad = torch.stack([(flat == 0).all(1).sum(), (~flat.isfinite().all(1)).sum()]).tolist()
@@ -81,13 +81,13 @@ class AttackResult:
 
 @dataclass(frozen=True)
 class Search:
-    """Some images of a batch, and all that an optimiser needs to move them: one entry per image in each field.
+    """Some images of a batch, with everything that an optimiser needs to move them.
 
     Args:
-        objective: bound to these images.
-        ball: around the clean ones.
-        labels: of the leaves.
-        rows: their places in the batch, where `AttackResult.record` wants them.
+        objective: the objective bound to these images.
+        ball: the balls around the clean images.
+        labels: the images' leaf labels.
+        rows: the images' places in the batch, at which `AttackResult.record` stores them.
     """
 
     model: ImageEncoder
@@ -98,7 +98,7 @@ class Search:
 
     @classmethod
     def of(cls, model: ImageEncoder, objective: Objective, ball: Ball, labels: Int[Tensor, "b"]) -> Search:
-        """Of a whole batch."""
+        """The search over a whole batch."""
         return cls(model, objective, ball, labels, torch.arange(len(labels), device=labels.device))
 
     def __len__(self) -> int:
@@ -106,35 +106,35 @@ class Search:
 
     @property
     def clean(self) -> Float[Tensor, "b 3 H W"]:
-        """The images to start from."""
+        """The clean images."""
         return self.ball.centre
 
     def select(self, keep: Bool[Tensor, "b"]) -> Search:
-        """These images only."""
+        """The search over the images of the mask ``keep`` only."""
         return Search(
             self.model, self.objective.select(keep), self.ball.select(keep), self.labels[keep], self.rows[keep]
         )
 
     @torch.no_grad()
     def outcome(self, x: Float[Tensor, "b 3 H W"], precision: str | None = "fp32") -> Outcome:
-        """Loss and wins at ``x`` by a forward, in fp32 unless told otherwise (None: as the model has it)."""
+        """Loss and wins at ``x`` by a forward pass; a ``precision`` of None is the model's own."""
         return self.objective(features_of(self.model, x, precision), self.labels)
 
     def judge(self, x: Float[Tensor, "b 3 H W"]) -> Bool[Tensor, "b"]:
-        """Does each image win, by an fp32 forward?"""
+        """Does each image win, by an fp32 forward pass?"""
         return judge(self.model, self.objective, x, self.labels)
 
     def confirm(self, x: Float[Tensor, "b 3 H W"], success: Bool[Tensor, "b"]) -> Bool[Tensor, "b"]:
-        """Those of the wins at ``x`` that an fp32 forward confirms, where they were not found by one."""
+        """The wins at ``x`` that an fp32 forward pass confirms; all of them if the model computes in fp32 anyway."""
         if self.model.precision == "fp32" or not success.any():
             return success
         found = judge(self.model, self.objective.select(success), x[success], self.labels[success])
         return success.index_put((success,), found)
 
     def probe(self, x: Float[Tensor, "b 3 H W"], result: AttackResult) -> tuple[Outcome, Float[Tensor, "b 3 H W"]]:
-        """Loss, wins and gradient at ``x``, in the model's own precision; a win is one by an fp32 forward.
+        """Loss, wins and gradient at ``x`` in the model's own precision; an fp32 forward pass confirms the wins.
 
-        ``result`` counts the gradients; those that are not finite come back as 0.
+        ``result`` counts the gradients; values that are not finite come back as 0.
         """
         x = x.detach()
         slices = _at_once(self.model, len(x))
@@ -154,11 +154,11 @@ class Attack(ABC):
 
     Args:
         budget: ε, step size, steps and norm.
-        early_stop: a fooled image leaves the batch. Off where the image is scored at other levels too, or
-            transfer would be overstated (docs/evaluation.md).
+        early_stop: a fooled image leaves the batch. Off where images are scored at other levels too, since an
+            image that stops at the boundary of one level fools no other (docs/evaluation.md).
     """
 
-    #: What a step costs: in forward and backward passes of one image, a forward alone counting a third.
+    #: The cost of a step, in forward-backward passes of one image; a forward pass alone counts a third.
     step_cost: ClassVar[float] = 1.0
 
     def __init__(self, budget: Budget, *, early_stop: bool = True) -> None:
@@ -173,7 +173,7 @@ class Attack(ABC):
         labels: Int[Tensor, "B"],
         seeds: Sequence[int],
     ) -> AttackResult:
-        """Attack every image. ``model`` comes out as it went in, and no parameter gets a gradient.
+        """Attack every image; ``model`` is unchanged afterwards, and no parameter gets a gradient.
 
         Raises:
             UsageError: pixels outside [0, 1].
@@ -202,24 +202,24 @@ class Attack(ABC):
         return result
 
     def parts(self, objective: Objective) -> list[tuple[Attack, Objective]]:
-        """The searches that make up this attack: each is for the images that none before has fooled.
+        """The searches that make up this attack, with their objectives; each gets the images not yet fooled.
 
-        Each is an attack of a single part itself, so an evaluation may run one over all its images before the next.
+        A search is itself an attack of one part, so an evaluation may run it over all images before the next search.
 
         Raises:
-            UsageError: the attack cannot have this objective.
+            UsageError: the attack does not work on this objective.
         """
         return [(self.with_budget(restarts=1), objective)] * self.budget.restarts
 
     def with_budget(self: Same, **change: object) -> Same:
-        """The same attack with another budget."""
+        """The same attack with these fields of its budget changed."""
         other = copy.copy(self)
         other.budget = replace(self.budget, **change)  # type: ignore[arg-type]  # the names of its fields
         return other
 
     @property
     def cost(self) -> float:
-        """What a search costs for an image that it does not fool: see ``step_cost``."""
+        """The cost of a search on an image that it does not fool, in units of ``step_cost``."""
         return self.step_cost * self.budget.steps
 
     @abstractmethod
@@ -228,7 +228,7 @@ class Attack(ABC):
 
 
 class Composite(Attack):
-    """An attack that is nothing but its parts."""
+    """An attack that consists of other attacks, its parts."""
 
     @abstractmethod
     def parts(self, objective: Objective) -> list[tuple[Attack, Objective]]:
@@ -242,7 +242,7 @@ class Composite(Attack):
 def features_of(
     model: ImageEncoder, images: Float[Tensor, "B 3 H W"], precision: str | None = "fp32"
 ) -> Float[Tensor, "B D"]:
-    """Image features without a graph, in fp32 unless told otherwise (None: as the model has it)."""
+    """Image features without an autograd graph; a ``precision`` of None is the model's own."""
     slices = _at_once(model, len(images))
     if len(slices) == 1:
         return model.encode_image(images, precision)
@@ -250,7 +250,7 @@ def features_of(
 
 
 def _at_once(model: ImageEncoder, images: int) -> list[slice]:
-    """The batches that go through the model one after the other."""
+    """The slices of a batch that go through the model one after the other."""
     size = model.at_once or max(images, 1)
     return [slice(start, min(start + size, images)) for start in range(0, max(images, 1), size)]
 
@@ -259,7 +259,7 @@ def _at_once(model: ImageEncoder, images: int) -> list[slice]:
 def judge(
     model: ImageEncoder, objective: Objective, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"]
 ) -> Bool[Tensor, "B"]:
-    """Does each image win, by an fp32 forward?"""
+    """Does each image win, by an fp32 forward pass?"""
     return objective(features_of(model, images), labels).success
 
 

@@ -19,7 +19,7 @@ def parse_eps(text: str, *, option: str = "--eps", norm: str = "linf") -> Fracti
         UsageError: not a number, not positive, or (L∞) more than the whole pixel range.
     """
     try:
-        # An exponent of many digits would be worked out as an exact number of as many places.
+        # `Fraction` writes out every digit, so a huge exponent would fill the memory.
         eps = Fraction(text.strip() if len(text) <= 100 and not re.search(r"e[+-]?\d{3}", text, re.I) else "")
     except (ValueError, ZeroDivisionError):
         raise UsageError(f"{option} {text!r}: not a number; write 1/255 or 0.0039") from None
@@ -31,7 +31,7 @@ def parse_eps(text: str, *, option: str = "--eps", norm: str = "linf") -> Fracti
 
 
 def exact_eps(value: str | float | Fraction, *, option: str = "--eps", norm: str = "linf") -> Fraction:
-    """The rational that a number from Python stands for: the float ``1 / 255`` is that fraction, ``0.3`` is 3/10.
+    """The rational that a number from Python stands for: 1/255 for the float ``1 / 255``, 3/10 for ``0.3``.
 
     Raises:
         UsageError: as `parse_eps`.
@@ -45,7 +45,7 @@ def exact_eps(value: str | float | Fraction, *, option: str = "--eps", norm: str
 
 
 def format_eps(eps: Fraction) -> str:
-    """The way the field writes it: over 255 where that is exact (``2/255``), else as the fraction it is."""
+    """ε as papers write it: over 255 where that is exact (``2/255``), else as a reduced fraction."""
     over_255 = eps * 255
     return f"{over_255.numerator}/255" if over_255.denominator == 1 else str(eps)
 
@@ -57,10 +57,10 @@ def default_step_size(eps: Fraction) -> Fraction:
 
 @dataclass(frozen=True)
 class Budget:
-    """``eps`` and ``step_size`` in units of pixels in [0, 1] (L2: of the whole image's norm).
+    """The adversary's budget; ``eps`` and ``step_size`` are in pixels of [0, 1] (L2: the norm over the whole image).
 
-    ``steps`` counts the steps of one run, ``restarts`` the runs from a random start, for attacks that have such;
-    without ``random_start`` PGD sets out from the clean image.
+    ``steps`` is the number of steps of one run. ``restarts`` is the number of runs from random starts, for attacks
+    that have them. Without ``random_start`` PGD starts from the clean image.
     """
 
     eps: Fraction

@@ -1,4 +1,4 @@
-"""Random numbers for many images in one call, on any device: a counter is hashed, no generator keeps a state.
+"""Random numbers for many images in one call, on any device: hashes of a counter, without a generator.
 
 Each image has a seed of its own, so that its numbers depend on neither batch size nor order. The hash is SplitMix64
 (Steele, Lea & Flood, OOPSLA 2014), on 64-bit integers: the same bits on every device.
@@ -38,5 +38,5 @@ def _mix(z: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
 
 
 def _shift(z: Int64[Tensor, "..."], places: int) -> Int64[Tensor, "..."]:
-    """To the right, zeros from the left: torch's own shift repeats the sign."""
+    """``z`` shifted right, with zeros from the left; torch's own shift repeats the sign bit."""
     return (z >> places) & ((1 << (64 - places)) - 1)

@@ -15,18 +15,18 @@ from hrzs.attacks.objectives import Objective, of_level
 
 #: Targets of the targeted form: the most likely other classes.
 TARGETS = 9
-#: Largest share of a step that is taken from the clean image, overshoot, backward step (section 3.1).
+#: Largest weight of the clean image in a step, overshoot, and backward step (section 3.1).
 ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
-# A weight this far below an image's largest counts as none: dividing by it says nothing but overflow.
+# A weight below this share of an image's largest counts as 0: dividing by it would overflow.
 _NEGLIGIBLE = 1e-8
 
 
 @dataclass
 class _Place:
-    """Where each image of the batch stands; every field has one entry per image."""
+    """The state of the search; every field has one entry per image."""
 
     x: Float[Tensor, "b 3 H W"]
-    # The nearest image found beyond the boundary, and how far it is from the clean one.
+    # The nearest image found beyond the boundary, and its distance from the clean image.
     nearest: Float[Tensor, "b 3 H W"]
     distance: Float[Tensor, "b"]
 
@@ -38,24 +38,24 @@ class FABT(Composite):
     """FAB towards one class after another, the most likely others first, as in AutoAttack."""
 
     def parts(self, objective: Objective) -> list[tuple[Attack, Objective]]:
-        """One for each class.
+        """One part for each target class.
 
         Raises:
-            UsageError: the objective is not about one level.
+            UsageError: the objective spans all levels, or is targeted itself.
         """
         attack = FAB(replace(self.budget, restarts=1), early_stop=self.early_stop)
         return [(attack, aim) for aim in of_level(objective, "fab-t").with_loss("margin").likeliest(TARGETS)]
 
 
 class FAB(Attack):
-    """One search, where the boundary lies where the objective's loss is 0.
+    """A search for the nearest image beyond the decision boundary, on which the objective's loss is 0.
 
-    A search looks for the nearest image beyond the decision boundary: ε steers nothing, it says what is near enough.
-    It starts from the clean image and has nothing random, so seeds have no say, nor has ``step_size``. An image that
-    wins as it is stays as it is.
+    ε does not steer the search: it only decides whether an image found is near enough. The search starts from the
+    clean image and has nothing random, so neither seeds nor ``step_size`` are used. An image that wins when clean
+    stays as it is.
 
-    The paper's final search asks where the way back from the nearest image meets the boundary. At a given ε one point
-    of that way answers, and only this one is looked at: the nearest image projected onto the ball.
+    The paper ends with a search for the boundary on the way back from the nearest image to the clean one. At a given
+    ε one point of that way decides, and only this point is checked: the nearest image projected onto the ball.
     """
 
     step_cost = 4 / 3
@@ -76,7 +76,7 @@ class FAB(Attack):
             at.distance = torch.where(closer, distance, at.distance)
             at.nearest = torch.where(_wide(closer), at.x, at.nearest)
             success = search.confirm(at.x, closer & (distance <= float_below(search.ball.eps)))
-            if success.any():  # a mask makes an accelerator wait
+            if success.any():  # indexing by a mask makes an accelerator wait
                 result.record(search.rows[success], at.x[success], success[success])
             at.x = torch.where(_wide(beyond), search.clean + BETA * (at.x - search.clean), at.x)
             if self.early_stop and success.any():
@@ -88,10 +88,10 @@ class FAB(Attack):
 
 
 def step(search: Search, x: Float[Tensor, "b 3 H W"], result: AttackResult) -> Float[Tensor, "b 3 H W"]:
-    """From ``x`` beyond the boundary, which lies where the objective's loss is 0 (algorithm 1, lines 5 to 9).
+    """A step from ``x`` to beyond the boundary, on which the objective's loss is 0 (algorithm 1, lines 5 to 9).
 
-    ``x`` and the clean image are both projected onto the linearised boundary, and go a little farther; the step is a
-    mixture of the two, with more of the clean image the farther off the boundary is from ``x``.
+    ``x`` and the clean image are both projected onto the linearised boundary, and moved a little beyond it. The result
+    is a mixture of the two; the farther ``x`` is from the boundary, the larger the share of the clean image.
     """
     (loss, _), gradient = search.probe(x, result)
     l2 = isinstance(search.ball, L2Ball)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def cross_entropy(logits: Float[Tensor, "B N"], truth: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
-    """``-log p_y``."""
+    """Cross-entropy: ``-log p_y``."""
     return F.cross_entropy(logits, truth, reduction="none")
 
 
@@ -24,12 +24,12 @@ def cross_entropy_towards(
     truth: Int[Tensor, "B"],  # noqa: ARG001 -- one signature for all targeted losses
     towards: Int[Tensor, "B"],
 ) -> Float[Tensor, "B"]:
-    """``log p_t``."""
+    """Targeted cross-entropy: ``log p_t``."""
     return -F.cross_entropy(logits, towards, reduction="none")
 
 
 def margin(logits: Float[Tensor, "B N"], truth: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
-    """``max_{j≠y} z_j - z_y``: positive when the prediction is wrong (Carlini & Wagner, S&P 2017, f₆ without κ)."""
+    """Margin ``max_{j≠y} z_j - z_y``, positive for a wrong prediction (Carlini & Wagner, S&P 2017, f₆ without κ)."""
     others = logits.scatter(1, truth[:, None], -torch.inf)
     return others.amax(1) - _at(logits, truth)
 
@@ -37,7 +37,7 @@ def margin(logits: Float[Tensor, "B N"], truth: Int[Tensor, "B"]) -> Float[Tenso
 def margin_towards(
     logits: Float[Tensor, "B N"], truth: Int[Tensor, "B"], towards: Int[Tensor, "B"]
 ) -> Float[Tensor, "B"]:
-    """``z_t - z_y``."""
+    """Targeted margin: ``z_t - z_y``."""
     return _at(logits, towards) - _at(logits, truth)
 
 
@@ -51,7 +51,7 @@ def dlr(logits: Float[Tensor, "B N"], truth: Int[Tensor, "B"]) -> Float[Tensor, 
 
 
 def dlr_towards(logits: Float[Tensor, "B N"], truth: Int[Tensor, "B"], towards: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
-    """``(z_t - z_y) / (z_π1 - (z_π3 + z_π4) / 2)``; N ≥ 4 (Croce & Hein, ICML 2020, eq. 7)."""
+    """Targeted DLR: ``(z_t - z_y) / (z_π1 - (z_π3 + z_π4) / 2)``; N ≥ 4 (Croce & Hein, ICML 2020, eq. 7)."""
     first, _, third, fourth = logits.topk(4, dim=1).values.unbind(1)
     return margin_towards(logits, truth, towards) / _positive(first - (third + fourth) / 2)
 
@@ -61,7 +61,7 @@ def _at(logits: Float[Tensor, "B N"], index: Int[Tensor, "B"]) -> Float[Tensor, 
 
 
 def _positive(scale: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
-    """Logits that are all the same would divide by zero."""
+    """``scale`` kept above zero: where all logits are the same, it would divide by zero."""
     return scale.clamp_min(torch.finfo(scale.dtype).eps)
 
 
@@ -81,5 +81,5 @@ LOSSES = {
     "dlr": Loss(dlr, dlr_towards, classes_away=3, classes_towards=4),
 }
 
-#: What stands in where there are too few classes for a loss: it needs no more than two.
+#: The loss that replaces one which needs more classes than a level has; it needs only two.
 STAND_IN = "margin"

@@ -17,50 +17,50 @@ from hrzs.hierarchy.tree import Tree
 from hrzs.models.classifier import Classifier
 
 Same = TypeVar("Same", bound="Objective")
-#: Where an attack aims: one level, the leaves' is 0, or every one at once.
+#: Where an attack aims: at one level (0: the leaves), or at all levels at once.
 Level: TypeAlias = int | Literal["all"]
 
 
 class Outcome(NamedTuple):
-    """``loss`` to be maximised, and ``success``: is the prediction what the adversary wants?"""
+    """``loss``, to be maximised, and ``success``: does the adversary get the prediction that it wants?"""
 
     loss: Float[Tensor, "B"]
     success: Bool[Tensor, "B"]
 
 
 class Objective(ABC):
-    """A per-image loss on image features; sums over images, never means, so that batches cannot matter.
+    """A per-image loss on image features; losses are summed, never averaged, so that batch size does not matter.
 
-    An objective may hold something of its own for each image of a batch (a class to drive it towards). So where an
-    optimiser drops images from the batch, it keeps `select` of the objective as it keeps that of the ball.
+    An objective may hold data for each image of a batch, such as a target class. So an optimiser that drops images
+    from the batch goes on with `select` of the objective, as with `select` of the ball.
     """
 
     level: Level
 
     @abstractmethod
     def __call__(self, features: Float[Tensor, "B D"], labels: Int[Tensor, "B"]) -> Outcome:
-        """``labels`` are leaf labels; the objective looks up their ancestors."""
+        """Loss and success; ``labels`` are leaf labels, whose ancestors the objective looks up."""
 
     def bound(self: Same, clean: Callable[[], Tensor], labels: Int[Tensor, "B"]) -> Same:  # noqa: ARG002
-        """The objective for one batch; ``clean`` gives the features of its clean images, if they are wanted."""
+        """The objective for one batch; ``clean`` computes the features of its clean images, if needed."""
         return self
 
     def select(self: Same, rows: Tensor | slice) -> Same:  # noqa: ARG002
-        """The objective of these images of the batch only (indices, a mask or a slice)."""
+        """The objective for some images of the batch only; ``rows`` are indices, a mask or a slice."""
         return self
 
 
 class LevelObjective(Objective):
-    """Away from the truth at one level under one scoring: leaf attacks at level 0, superclass attacks above.
+    """Away from the true node of one level under one scoring: leaf attacks at level 0, superclass attacks above.
 
-    Won when the prediction at that level is wrong.
+    An image wins when the prediction at that level is wrong.
 
     Args:
-        classifier: gives the logits.
+        classifier: the classifier under attack.
         level: 0 … L-1.
         scoring: ``prompt`` or ``leaves``.
-        loss: ``ce``, ``margin`` or ``dlr`` (see `hrzs.attacks.losses`). Where the level has too few classes for it,
-            the margin loss stands in, and ``stands_in`` names it (else it is None).
+        loss: ``ce``, ``margin`` or ``dlr`` (see `hrzs.attacks.losses`). Where the level has too few classes for this
+            loss, the margin loss replaces it; ``stands_in`` is the name of the replacement, or None.
     """
 
     def __init__(self, classifier: Classifier, level: int, scoring: str = "prompt", loss: str = "ce") -> None:
@@ -72,7 +72,7 @@ class LevelObjective(Objective):
 
     @property
     def classes(self) -> int:
-        """How many nodes stand at this level."""
+        """The number of nodes at this level."""
         return len(self.classifier.tree.levels[self.level])
 
     def logits(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B N"]:
@@ -88,22 +88,22 @@ class LevelObjective(Objective):
         return Outcome(LOSSES[self.stands_in or self.loss].away(logits, truth), logits.detach().argmax(1) != truth)
 
     def with_loss(self, loss: str) -> LevelObjective:
-        """The same aim by another loss.
+        """The same objective with another loss.
 
         Raises:
-            UsageError: the aim is a targeted one, which goes with its own.
+            UsageError: the objective is targeted, and has a loss of its own.
         """
         return LevelObjective(self.classifier, self.level, self.scoring, loss)
 
     def likeliest(self, most: int) -> list[TowardsObjective]:
-        """The same aim by driving images towards their likeliest other nodes: first, second … when clean."""
+        """The same aim by targeted losses: towards each clean image's likeliest wrong node, the second, …"""
         return [TowardsObjective(self, rank) for rank in range(min(most, self.classes - 1))]
 
 
 class TowardsObjective(LevelObjective):
-    """A targeted way to an untargeted aim, as in AutoAttack: driven towards ``goals``, won by any mistake.
+    """An untargeted aim by a targeted loss, as in AutoAttack: images move towards ``goals``, but any mistake wins.
 
-    The goal of an image is the node that is the ``rank``-th likeliest other one (from 0) when it is clean.
+    The goal of an image is the ``rank``-th likeliest wrong node (from 0) of the clean image.
     """
 
     def __init__(self, aim: LevelObjective, rank: int) -> None:
@@ -114,7 +114,7 @@ class TowardsObjective(LevelObjective):
 
     def __call__(self, features: Float[Tensor, "B D"], labels: Int[Tensor, "B"]) -> Outcome:
         logits, truth = self.logits(features), self.targets(labels)
-        # Not bound to a batch, the images at hand are taken for the clean ones.
+        # An objective that is not bound to a batch takes the images at hand for the clean ones.
         goals = self._goals(logits.detach(), truth) if self.goals is None else self.goals
         loss = LOSSES[self.stands_in or self.loss].towards(logits, truth, goals)
         return Outcome(loss, logits.detach().argmax(1) != truth)
@@ -131,24 +131,24 @@ class TowardsObjective(LevelObjective):
 
 
 def of_level(objective: Objective, attack: str) -> LevelObjective:
-    """``objective`` for an attack that drives towards the classes of one level.
+    """``objective`` itself, for an attack that needs the classes of one level.
 
     Raises:
-        UsageError: it is about all levels at once.
+        UsageError: the objective spans all levels.
     """
     if not isinstance(objective, LevelObjective):
         raise UsageError(f"{attack} drives towards the classes of one level: give --level a number")
     return objective
 
 
-#: Which predictions an adversary wants, from the logits of clean images and the truth.
+#: From the logits of clean images and the true nodes to the predictions that the adversary wants.
 TargetSet = Callable[[Float[Tensor, "B N"], Int[Tensor, "B"]], Bool[Tensor, "B N"]]
 
 
 class TargetedObjective(LevelObjective):
-    """Towards certain mistakes and no others: won when the prediction is one of those wished for.
+    """Towards certain mistakes only: an image wins when its prediction is one of the wanted nodes.
 
-    The loss is the log-probability of all of them together; for a single one this is targeted cross-entropy.
+    The loss is the log of the wanted nodes' total probability; for a single node this is targeted cross-entropy.
     """
 
     def __init__(self, classifier: Classifier, level: int, scoring: str, target_set: TargetSet) -> None:
@@ -158,7 +158,7 @@ class TargetedObjective(LevelObjective):
 
     def __call__(self, features: Float[Tensor, "B D"], labels: Int[Tensor, "B"]) -> Outcome:
         logits = self.logits(features)
-        # Not bound to a batch, the images at hand are taken for the clean ones.
+        # An objective that is not bound to a batch takes the images at hand for the clean ones.
         wanted = self.target_set(logits.detach(), self.targets(labels)) if self.wanted is None else self.wanted
         loss = logits.masked_fill(~wanted, -torch.inf).logsumexp(1) - logits.logsumexp(1)
         return Outcome(loss, wanted.gather(1, logits.detach().argmax(1, keepdim=True)).squeeze(1))
@@ -174,13 +174,13 @@ class TargetedObjective(LevelObjective):
 
 
 def nearest(logits: Float[Tensor, "B N"], truth: Int[Tensor, "B"]) -> Bool[Tensor, "B N"]:
-    """The most likely other node."""
+    """A `TargetSet`: the likeliest wrong node."""
     others = logits.scatter(1, truth[:, None], -torch.inf)
     return _one_hot(others.argmax(1), logits.shape[1])
 
 
 def named(node: int) -> TargetSet:
-    """The ``node``-th of its level; an image that belongs there already is to be any other."""
+    """The `TargetSet` of node number ``node`` of a level; for images of that node, every other node is wanted."""
 
     def target_set(logits: Float[Tensor, "B N"], truth: Int[Tensor, "B"]) -> Bool[Tensor, "B N"]:
         wanted = _one_hot(torch.full_like(truth, node), logits.shape[1])
@@ -190,7 +190,7 @@ def named(node: int) -> TargetSet:
 
 
 def by_lca(tree: Tree, *, largest: bool) -> TargetSet:
-    """At the leaves: the mistakes whose lowest common ancestor with the truth stands lowest, or else highest."""
+    """The `TargetSet` of leaves whose lowest common ancestor with the true leaf is lowest, or ``largest``: highest."""
     leaves = torch.arange(len(tree.classes)).expand(len(tree.classes), -1)
     heights = tree.lca_height(leaves.T, leaves)
     if largest:
@@ -210,7 +210,7 @@ def _one_hot(index: Int[Tensor, "B"], classes: int) -> Bool[Tensor, "B N"]:
 
 
 class HierarchicalObjective(Objective):
-    """All levels at once, weighted as in training (method.md, section 2); won when wrong at every level."""
+    """All levels at once, weighted by `level_weights`; an image wins when it is wrong at every level."""
 
     level = "all"
 
@@ -226,7 +226,7 @@ class HierarchicalObjective(Objective):
 
 
 def level_weights(top: int) -> tuple[float, ...]:
-    """``ω_l = 1 - l/(L+1)`` for l = 0 … L-1: leaves weigh most (method.md, section 2)."""
+    """``ω_l = 1 - l/(L+1)`` for l = 0 … L-1: the paper's weights, of which the leaves' is largest."""
     return tuple(1 - level / (top + 1) for level in range(top))
 
 

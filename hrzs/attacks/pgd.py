@@ -9,7 +9,7 @@ from hrzs.attacks.objectives import Objective
 
 
 class PGD(Attack):
-    """Madry et al., ICLR 2018. An image's result is its last winning iterate, or its last one where none won."""
+    """PGD of Madry et al., ICLR 2018. An image's result is its last winning iterate, or its last if none won."""
 
     def run(self, search: Search, seeds: Sequence[int]) -> AttackResult:
         result = AttackResult.of(search.clean)
@@ -28,10 +28,10 @@ class PGD(Attack):
 
 
 class FGSM(Attack):
-    """One step of size ε from the clean image (Goodfellow et al., ICLR 2015); neither steps nor seeds matter."""
+    """One step of size ε from the clean image (Goodfellow et al., ICLR 2015), whatever the steps and the seeds."""
 
     def parts(self, objective: Objective) -> list[tuple[Attack, Objective]]:
-        """One, however many restarts the budget has: they would all be the same."""
+        """One part, however many restarts the budget has: all would be the same."""
         return [(self.with_budget(steps=1, restarts=1), objective)]
 
     def run(self, search: Search, seeds: Sequence[int]) -> AttackResult:  # noqa: ARG002 -- nothing is random

@@ -15,20 +15,20 @@ from torch import Tensor
 from hrzs.attacks.ball import Ball, LinfBall, float_below
 from hrzs.attacks.base import Attack, AttackResult, Search
 
-#: Share of the image that a square covers at first; from each of these queries in 10,000 on, half as much.
+#: Share of the image that the first square covers, and the queries of 10,000 at which this share is halved.
 AREA = 0.8
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 AUTOATTACK_QUERIES = 5000
 
 # Uniform numbers for one query: the corners of two windows, a sign for each channel, a turn. L∞ leaves some unused.
 _DRAWS = 8
-# Of ε, what an L2 change spends: rounding to fp32 then leaves hardly any image to be projected, which takes time.
+# Share of ε that an L2 change spends: after rounding to fp32, hardly any image then needs a projection.
 _SHY = 1 - 1e-6
 
 
 @dataclass
 class _Place:
-    """Where each image of the batch stands; every field has one entry per image."""
+    """The state of the search; every field has one entry per image."""
 
     x: Float[Tensor, "b 3 H W"]
     success: Bool[Tensor, "b"]
@@ -40,10 +40,10 @@ class _Place:
 
 
 class Square(Attack):
-    """Keeps a square-shaped change where it raises the objective's loss, which is the margin in the paper.
+    """Random search: a square-shaped change is kept where it raises the objective's loss (in the paper, the margin).
 
-    Takes no gradients. ``budget.steps`` counts queries, the start among them; ``step_size`` has no say. An image's
-    result is the one of the highest loss, a win before all others. An image that wins as it is never stops winning.
+    No gradient is taken. ``budget.steps`` counts queries, the start included; ``step_size`` is not used. An image's
+    result is the query with the highest loss, among its wins if it has any. An image that wins when clean is a win.
     """
 
     step_cost = 1 / 3
@@ -77,9 +77,9 @@ class Square(Attack):
 
 
 def _side(query: int, queries: int, shape: torch.Size) -> int:
-    """How wide the square of this query is.
+    """The side, in pixels, of this query's square.
 
-    From 5,000 queries on the schedule stands as it is, as AutoAttack runs it; fewer walk through all of it faster.
+    With 5,000 queries or more the paper's schedule is used as it is, as in AutoAttack; with fewer it is compressed.
     """
     length = queries if queries < AUTOATTACK_QUERIES else 10_000
     halvings = sum(query * 10_000 > start * length for start in HALVED_AT)
@@ -111,7 +111,7 @@ def _stripes(ball: LinfBall, random: Sequence[torch.Generator]) -> Float[Tensor,
 def _one_square(
     ball: LinfBall, x: Float[Tensor, "B 3 H W"], side: int, draws: Float[Tensor, "B draws"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """One square, in each channel at one end."""
+    """``x`` with one new square, which in each channel lies at one end of the pixels' intervals."""
     window = _window(draws[:, :2], side, x)
     up = (draws[:, 4:7] < 0.5)[:, :, None]
     ends = torch.where(up, ball.upper.flatten(2).gather(2, window), ball.lower.flatten(2).gather(2, window))
@@ -122,7 +122,7 @@ def _one_square(
 
 
 def _tiles(ball: Ball, random: Sequence[torch.Generator]) -> Float[Tensor, "B 3 H W"]:
-    """Some 5 × 5 tiles of `_bumps`, turned at random, with a sign in each channel, over the whole image."""
+    """About 5 × 5 tiles of `_bumps` over the whole image, each turned at random, with a random sign per channel."""
     height, width = ball.centre.shape[-2:]
     side = max(1, min(height, width) // 5)
     down, across = height // side, width // side
@@ -138,7 +138,7 @@ def _tiles(ball: Ball, random: Sequence[torch.Generator]) -> Float[Tensor, "B 3 
 def _two_squares(
     ball: Ball, x: Float[Tensor, "B 3 H W"], side: int, draws: Float[Tensor, "B draws"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """A window takes the norm of another one, its own, and what has not been spent yet (Alg. 3)."""
+    """``x`` with a bump added in one window, which takes over the norm of a second window and unspent norm (Alg. 3)."""
     # The positive and the negative half of a bump need a middle each.
     side = min(max(side, 3) // 2 * 2 + 1, *x.shape[-2:])
     to, source = _window(draws[:, :2], side, x), _window(draws[:, 2:4], side, x)

@@ -1,7 +1,7 @@
-"""Classes of the datasets of this field, of folders and of text files; what they are called in prompts.
+"""Classes of known datasets, of folders and of text files, and their names in prompts.
 
 A class list is text: ``ID``, ``ID<TAB>NAME`` or ``ID<TAB>NAME<TAB>SYNSET`` to a line, in the dataset's own order; lines
-that begin with ``#`` are comments. Those of the field's datasets are in ``hrzs/classes/lists``.
+that begin with ``#`` are comments. The lists of known datasets are in ``hrzs/classes/lists``.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import NamedTuple
 
 from hrzs.errors import UsageError
 
-#: Folders that hold a split, and which.
+#: Names of folders that hold a split, each with the split.
 SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 
-#: One text file for each dataset of this field.
+#: One text file for each known dataset.
 LISTS = Path(__file__).resolve().parent / "lists"
-# The lists of synsets of this field: `n02119789 kit fox, Vulpes macrotis`.
+# A line of a list of synsets, as others publish them: `n02119789 kit fox, Vulpes macrotis`.
 _SYNSET_LINE = re.compile(r"(n\d{8})\s+([^,\t]+)(?:,.*)?")
 
 
 class ClassSpec(NamedTuple):
-    """A class of the dataset: its id, its name where the dataset gives one of its own, its WordNet id where known."""
+    """A class of a dataset: its id, its name if that is not the id in words, its WordNet id if known."""
 
     class_id: str
     name: str | None = None
@@ -30,12 +30,12 @@ class ClassSpec(NamedTuple):
 
 
 def is_wnid(text: str) -> bool:
-    """Is it a WordNet id of a noun, such as ``n02119789``?"""
+    """Is ``text`` a WordNet id of a noun, such as ``n02119789``?"""
     return re.fullmatch(r"n[0-9]{8}", text) is not None
 
 
 def prompt_name(class_id: str) -> str:
-    """`aquarium_fish` → `aquarium fish`, `001.ak47` → `ak47`, `AnnualCrop` → `Annual Crop`.
+    """In words: ``aquarium_fish`` → ``aquarium fish``, ``001.ak47`` → ``ak47``, ``AnnualCrop`` → ``Annual Crop``.
 
     A WordNet id stays as it is: the tree knows its words.
     """
@@ -44,7 +44,7 @@ def prompt_name(class_id: str) -> str:
 
 
 def dataset_classes(dataset: str) -> list[ClassSpec] | None:
-    """The classes of a dataset of this field, in its index order; None for one without a list here."""
+    """The classes of a known dataset, in label order; None for one without a list here."""
     file = LISTS / f"{dataset}.tsv"
     return read_class_list(file) if Path(dataset).name == dataset and file.is_file() else None
 
@@ -53,7 +53,7 @@ def read_class_list(file: Path) -> list[ClassSpec]:
     """The classes of a text file.
 
     Raises:
-        UsageError: it cannot be read, is no UTF-8 text, has an empty id, or names no class.
+        UsageError: the file cannot be read, is no UTF-8 text, has an empty id, or names no class.
     """
     try:
         lines = file.read_text("utf-8-sig").splitlines()
@@ -77,7 +77,7 @@ def read_class_list(file: Path) -> list[ClassSpec]:
 
 
 def class_folders(path: Path) -> list[str]:
-    """The class folders in label order, by the rule of `hrzs.data` for folders, with splits or without.
+    """The names of the class folders in label order, found as `hrzs.data` finds them, with splits or without.
 
     Raises:
         UsageError: there are no subfolders.

@@ -1,7 +1,7 @@
-"""Datasets: the embedded `shapes`, the datasets of this field by name, folders and tars.
+"""Datasets: the embedded ``shapes``, known datasets by name, folders and tars.
 
-Everything here answers with a `Dataset`: labelled RGB images with pixels in [0, 1] and stable ids. A new dataset is
-one entry in `DATASETS`.
+All of them are opened as a `Dataset`: labelled RGB images with pixels in [0, 1] and stable ids. A new dataset is one
+entry in `DATASETS`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Entry:
-    """A dataset with a name: one line about it, and its splits given the data root."""
+    """A named dataset: one line about it, and the function that gives its splits for a data root."""
 
     about: str
     open: Callable[[Path | None], Splits]
@@ -56,7 +56,7 @@ DATASETS: dict[str, Entry] = {
 
 
 def describe_datasets() -> list[tuple[str, str]]:
-    """(name, one line about it) of every dataset that `--data` knows by name, and of the other forms it takes."""
+    """(name, one line about it) of every dataset that ``--data`` knows by name, and of its other forms."""
     return [
         *((name, entry.about) for name, entry in DATASETS.items()),
         ("FOLDER", "a folder laid out as class/image, or split/class/image (train, val, test)"),
@@ -69,15 +69,17 @@ def describe_datasets() -> list[tuple[str, str]]:
 def open_dataset(
     spec: str, split: str | None = None, *, root: Path | None = None, purpose: Literal["train", "eval"] = "eval"
 ) -> Dataset:
-    """The dataset that one `--data` value stands for.
+    """The dataset that one ``--data`` value stands for.
 
-    spec: a name of `DATASETS`, a folder, a tar file, or a pattern of shards.
-    root: where named datasets lie (default: $HRZS_DATA).
-    split: `train`, `val` or `test`. None means `train` when the purpose is training, else the first of `test`, `val`
-    that the data brings, else all of it. Data that brings no `val` gives up a fixed tenth of its `train` (or of
-    everything, when it has no splits) for it; see `held_out`.
+    Args:
+        spec: a name of `DATASETS`, a folder, a tar file, or a pattern of shards.
+        split: ``train``, ``val`` or ``test``; by default ``train`` for training, else the first of ``test``, ``val``,
+            the whole of undivided data, and ``train`` that there is. Without a ``val`` split, a fixed tenth of
+            ``train`` (or of undivided data) is held out as ``val`` (`held_out`).
+        root: where named datasets lie (default: ``$HRZS_DATA``).
 
-    Raises UsageError, with the remedy, for an unknown name, a missing or empty folder, or a split that is not there.
+    Raises:
+        UsageError: an unknown name, a missing or empty folder, or a missing split; the message has the remedy.
     """
     splits = _splits(spec, root)
     if split is None:

@@ -22,7 +22,7 @@ from hrzs.errors import HrzsError, UsageError
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled image: pixels in [0, 1]; `id` names it for ever (`n02119789/xyz.JPEG`, `shapes/val/00017`)."""
+    """One labelled image: pixels in [0, 1]; ``id`` never changes (``n02119789/xyz.JPEG``, ``shapes/val/00017``)."""
 
     image: Float[Tensor, "3 H W"]
     label: int
@@ -41,12 +41,13 @@ class Batch:
 class Dataset(torch.utils.data.Dataset[Sample], ABC):
     """A finite, ordered set of labelled images. A subclass sets the attributes and draws `picture`.
 
-    name, split: what `--data` and `--split` call it.
-    classes: class ids, in label order; class_names: the name of each for a prompt.
-    labels, ids: of every image, known without opening one.
-    native_size: side in pixels of its (square) images, or None: they differ and `resize_to` comes first.
-    default_eps: the L∞ radius this data is attacked with unless told otherwise; None leaves the common default.
-    like: the dataset of this field whose class ids these are, where that is not its name: its tree fits.
+    Attributes:
+        name, split: its names for ``--data`` and ``--split``.
+        classes, class_names: class ids in label order, and the name of each class for a prompt.
+        labels, ids: label and id of every image, known without opening one.
+        native_size: side in pixels of the square images; None if sizes differ, and `resize_to` must come first.
+        default_eps: the data's own default L∞ radius of attacks; None for the common default.
+        like: the known dataset that has these class ids, if it has another name; its tree fits.
     """
 
     name: str
@@ -61,7 +62,11 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
 
     @abstractmethod
     def picture(self, index: int) -> Image.Image:
-        """The RGB image at `index`. Raises HrzsError, naming the image, if it cannot be decoded."""
+        """The RGB image at ``index``.
+
+        Raises:
+            HrzsError: it cannot be decoded; the message names the image.
+        """
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,7 +80,7 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
 
 
 class _View(Dataset):
-    """Another dataset seen through a choice of its images."""
+    """Some of the images of another dataset, in an order of its own."""
 
     def __init__(self, parent: Dataset, indices: Sequence[int]) -> None:
         self.parent = parent
@@ -93,7 +98,7 @@ class _View(Dataset):
 
 
 def _by_class(dataset: Dataset, salt: bytes) -> list[list[int]]:
-    """The indices of each class, in the order of a salted hash of the ids (so in no order that means anything)."""
+    """The indices of each class, in the order of a salted hash of the ids, which means nothing."""
     groups: list[list[int]] = [[] for _ in dataset.classes]
     for index, label in enumerate(dataset.labels):
         groups[label].append(index)
@@ -106,11 +111,14 @@ def _by_class(dataset: Dataset, salt: bytes) -> list[list[int]]:
 
 
 def subset(dataset: Dataset, *, limit: int | None, skip: int = 0, classes: Sequence[str] | None = None) -> Dataset:
-    """Images `skip` … `skip + limit` of the fixed class-balanced order of `dataset`.
+    """Images ``skip`` … ``skip + limit`` of the fixed class-balanced order of ``dataset``.
 
-    That order goes round the classes, and within a class by a hash of the id: it depends on nothing but the ids,
-    so `limit=1000` and `skip=1000` never share an image. `classes` first keeps these classes only, and labels
-    them in the order given. Raises UsageError for an unknown or repeated class, or if nothing is left.
+    The order takes the classes in turn, and the images of a class by a hash of the id. It depends on nothing but the
+    ids, so ``limit=1000`` and ``skip=1000`` never share an image. ``classes``, if given, are the only ones kept, and
+    labels follow their order.
+
+    Raises:
+        UsageError: an unknown or repeated class, a limit or skip out of range, or no image is left.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: at least 1 image is needed.")
@@ -135,7 +143,11 @@ def subset(dataset: Dataset, *, limit: int | None, skip: int = 0, classes: Seque
 
 
 def pick(dataset: Dataset, ids: Sequence[str]) -> Dataset:
-    """The images called `ids`, in this order. Raises UsageError that names one which is not there."""
+    """The images called ``ids``, in this order.
+
+    Raises:
+        UsageError: some are missing; the message names the first.
+    """
     place = {name: i for i, name in enumerate(dataset.ids)}
     missing = [name for name in ids if name not in place]
     if missing:
@@ -158,10 +170,12 @@ def _positions(dataset: Dataset, classes: Sequence[str]) -> list[int]:
 
 
 def held_out(dataset: Dataset, part: Literal["train", "val"]) -> Dataset:
-    """The fixed 90/10 division of data that brings none: of each class, by a hash of the ids, a tenth is `val`.
+    """One part of a fixed 90/10 division of ``dataset``: a tenth of each class, by a hash of the ids, is ``val``.
 
-    A class of two or more images gives at least one to each part; a single image stays in `train`. Raises UsageError
-    if that leaves `val` empty.
+    A class of two or more images gives at least one to each part; a single image stays in ``train``.
+
+    Raises:
+        UsageError: the part is empty.
     """
     val = {
         i for group in _by_class(dataset, b"held out") for i in group[: min(max(1, len(group) // 10), len(group) - 1)]
@@ -175,7 +189,7 @@ def held_out(dataset: Dataset, part: Literal["train", "val"]) -> Dataset:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """The near matches of a mistyped name, or else what there is to choose from."""
+    """A sentence with the near matches of a mistyped name, or else with the known names."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if near:
@@ -207,16 +221,16 @@ class _Resized(_View):
 
 
 def resize_to(dataset: Dataset, size: int, interpolation: Literal["bicubic", "bilinear"] = "bicubic") -> Dataset:
-    """`dataset` with every image brought to `size` × `size` pixels: the shorter side resized, the centre cut out.
+    """``dataset`` with every image brought to ``size`` × ``size`` pixels: the shorter side resized, the centre cut out.
 
-    This is the `resize: before` of a preset (ε then counts in pixels of the resized image), and to the bit the
-    `Resize` and `CenterCrop` that open_clip evaluates with.
+    This is ``--resize before``: ε counts in pixels of the resized image. Images are to the bit those of the ``Resize``
+    and ``CenterCrop`` that open_clip evaluates with.
     """
     return _Resized(dataset, size, INTERPOLATIONS[interpolation])
 
 
 class _Fetch(torch.utils.data.Dataset[Sample | HrzsError]):
-    """Carries an error across the process border as a value: raised there, its message would come back mangled."""
+    """Returns errors of worker processes as values: raised in a worker, their messages would come back mangled."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -249,10 +263,12 @@ def _collate(samples: list[Sample | HrzsError]) -> Batch | HrzsError:
 
 
 def loader(dataset: Dataset, batch_size: int, workers: int = 0, order: Sequence[int] | None = None) -> Iterator[Batch]:
-    """The images of `dataset` in `order` (indices; default: its own) in batches; the last may be smaller.
+    """The images of ``dataset`` in ``order`` (indices; default: its own) in batches; the last may be smaller.
 
-    The batches do not depend on `workers` (processes that read ahead; 0 reads in this one). Raises HrzsError that
-    names the image if one cannot be decoded or differs in size from the others of its batch.
+    The batches do not depend on ``workers``, the number of processes that read ahead (0: read in this process).
+
+    Raises:
+        HrzsError: an image cannot be decoded, or differs in size from others of its batch; the message names it.
     """
     batches = torch.utils.data.DataLoader(
         _Fetch(dataset),
@@ -260,7 +276,7 @@ def loader(dataset: Dataset, batch_size: int, workers: int = 0, order: Sequence[
         sampler=range(len(dataset)) if order is None else order,
         num_workers=workers,
         collate_fn=_collate,
-        # Without one of its own it would draw from the global generator, and reading data would change training.
+        # Without its own generator the loader would draw from the global one, and reading data would change training.
         generator=torch.Generator(),
     )
     for batch in batches:

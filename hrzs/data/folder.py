@@ -1,4 +1,4 @@
-"""Images laid out as `class/image`, in a folder or in a `.tar` that is read in place.
+"""Images laid out as ``class/image``, in a folder or in a ``.tar`` that is read in place.
 
 The layout is told from the list of image paths alone, so a folder and a tar of it are the same dataset.
 """
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 LAYOUT = "Expected <class>/<image>, or <split>/<class>/<image> with splits train, val, test."
 
-# Below this side images are small enough to be attacked as they are and resized within the model.
+# Images up to this side are attacked at their own size, and resized within the model.
 _LARGEST_NATIVE = 96
 _PROBES = 64
 
@@ -36,9 +36,9 @@ BROKEN = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.Decomp
 
 
 class Member(NamedTuple):
-    """An image's path in its source, and its id: the part from the class on.
+    """The path of an image in its source, and its id: the part of the path from the class on.
 
-    So the id is the same from a folder, from its split subfolder given directly, and from a tar of either.
+    So the id is the same whether the source is a folder, one of its split subfolders, or a tar of either.
     """
 
     path: str
@@ -49,7 +49,11 @@ Layout = dict[str | None, dict[str, list[Member]]]
 
 
 def decode(data: bytes, name: str) -> Image.Image:
-    """The RGB image in `data`. Raises HrzsError with `name` if it is none, or cut short."""
+    """The RGB image in ``data``.
+
+    Raises:
+        HrzsError: the data is damaged, or no image; the message has ``name``.
+    """
     try:
         with Image.open(io.BytesIO(data)) as image:
             rgb: Image.Image = image.convert("RGB")
@@ -63,7 +67,7 @@ def decode(data: bytes, name: str) -> Image.Image:
 class Images(Dataset):
     """The images of one split, each read from its source when asked for.
 
-    names: of the classes, for prompts, where they have others than their ids say.
+    ``names`` are the prompt names of those classes whose id does not tell it.
     """
 
     def __init__(
@@ -94,14 +98,14 @@ class Images(Dataset):
         return decode(data, self._source.describe(path))
 
     def _common_size(self) -> int | None:
-        """The side that 64 images, spread over the whole, agree on, if they are square and small."""
+        """The side of the images, if 64 of them, spread over all, are square, small and of one size; else None."""
         sizes = set()
         for i in range(0, len(self), max(1, len(self) // _PROBES)):
             try:
                 with Image.open(io.BytesIO(self._source.read(self._paths[i]))) as image:
                     sizes.add(image.size)
             except BROKEN:
-                continue  # It is named when it is its turn; it must not keep --skip and --limit from avoiding it.
+                continue  # `picture` reports it, but only if --skip and --limit do not leave it out.
         if len(sizes) != 1:
             return None
         ((width, height),) = sizes
@@ -109,7 +113,7 @@ class Images(Dataset):
 
 
 class Source:
-    """Where images lie: lists their paths (`/` between the parts) and reads them."""
+    """A place of images: lists their paths (with ``/`` between the parts) and reads them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -121,12 +125,12 @@ class Source:
         raise NotImplementedError
 
     def describe(self, member: str) -> str:
-        """How to name one image to a person."""
+        """The name of one image in messages."""
         raise NotImplementedError
 
 
 class Folder(Source):
-    """A directory, links followed."""
+    """A directory; links are followed."""
 
     def members(self) -> Iterator[str]:
         for top, folders, files in os.walk(self.path, followlinks=True):
@@ -154,7 +158,7 @@ class Tar(Source):
                     if member.isfile():
                         self._places[member.name.removeprefix("./")] = (member.offset_data, member.size)
                 end = tar.offset
-            # tarfile takes a header that is cut short or damaged for the end; a tar ends with blocks of zeros.
+            # tarfile takes a damaged or incomplete header for the end of the tar, which really is blocks of zeros.
             with path.open("rb") as file:
                 file.seek(end)
                 if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -179,14 +183,21 @@ class Tar(Source):
 
 
 def open_source(path: Path) -> Source:
-    """The folder or tar file at `path`. Raises UsageError if it is neither."""
+    """The folder or tar file at ``path``.
+
+    Raises:
+        UsageError: it is neither.
+    """
     return Folder(path) if path.is_dir() else Tar(path)
 
 
 def layout(source: Source) -> Layout:
-    """split → class → sorted paths; the split is None where there are none. Raises UsageError if no class has images.
+    """The sorted images of each class of each split; the split of undivided data is None.
 
-    A folder that everything lies in is looked through (archives often have one).
+    A single folder around everything, which archives often have, is skipped.
+
+    Raises:
+        UsageError: no class has images.
     """
     paths = [
         tuple(m.split("/"))
@@ -230,13 +241,14 @@ def _is_wrapper(tops: set[str], shallowest: int) -> bool:
 def open_images(
     source: Source, name: str, *, is_named: bool = False, left_out: Sequence[str] = ()
 ) -> dict[str | None, Callable[[], Dataset]]:
-    """The splits of `source` (None: it has none), each opened on call. All share the classes of all.
+    """The splits of ``source`` (None for undivided data), each opened on call. Every split has the classes of all.
 
-    Folders called by the ids or the names of a dataset's class list become its ids, in its order. is_named: `name`
-    was asked for by name, so a folder that is none of its classes is an error, unless it is `left_out`; otherwise
-    the folders are somebody's own, and are recognised only if all of them are classes.
+    Folders that are called by ids or names of a dataset's class list become its ids, in its order. With ``is_named``
+    the user asked for the dataset ``name``, so a folder that is none of its classes is an error, unless it is
+    ``left_out``. Otherwise the folders are the user's own, and are recognised only if all of them are classes.
 
-    Raises UsageError if no class has images, or for a folder that is no class or that several may be meant by.
+    Raises:
+        UsageError: no class has images, or a folder is no class or may mean several.
     """
     splits = layout(source)
     folders = sorted({c for members in splits.values() for c in members} - set(left_out))

@@ -1,7 +1,6 @@
-"""The datasets of this field by name, from local files: nothing is ever downloaded.
+"""Known datasets by name, from local files: nothing is ever downloaded.
 
-`<root>/<name>` holds images laid out as `class/image`, or webdataset shards, or what torchvision.datasets would have
-put there.
+``<root>/<name>`` holds images laid out as ``class/image``, webdataset shards, or the files of torchvision.datasets.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ from hrzs.errors import DataMissingError, HrzsError, UsageError
 
 Splits = dict[str | None, Callable[[], Dataset]]
 
-# What torchvision's readers raise on files that are missing, cut short or of another form.
+# What torchvision's readers raise on files that are missing, cut short or in another format.
 _UNREADABLE = (RuntimeError, OSError, ImportError, ValueError, LookupError, EOFError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
 class Named:
-    """One line of the table.
+    """One dataset of the table `NAMED`.
 
-    `build` names the class in torchvision.datasets; `splits` the arguments for each of our splits (None: it comes
-    undivided); `files` what must be there for a split, `marker` (a glob) tells that layout from others; `archives`
-    what the authors publish, and where it is unpacked below `<root>/<name>`. `labels` reads those of all images;
-    `order`, if torchvision takes that of the file system, is one that is the same on every machine. `left_out` are
-    folders that are no class. Names for prompts are in `hrzs/classes/lists`.
+    ``build`` is its class in torchvision.datasets, ``splits`` the arguments of that class for each of our splits (None:
+    undivided data), and ``files`` what a split needs. ``marker`` is a glob that tells torchvision's layout from others.
+    ``archives`` says what the authors publish, and where it is unpacked below ``<root>/<name>``. ``labels`` reads the
+    labels of all images. ``order`` is an order that is the same on every machine, where torchvision takes the file
+    system's. ``left_out`` are folders that are no class. Names for prompts are in ``hrzs/classes/lists``.
     """
 
     about: str
@@ -60,7 +59,7 @@ def _by_path(data: Any) -> list[int]:
 
 
 def _pcam_labels(data: Any) -> list[int]:
-    """From the file of labels alone: torchvision would decode every image for them."""
+    """The labels, from their own file: torchvision would decode every image for them."""
     file = data._base_folder / data._FILES[data._split]["targets"][0]
     with data.h5py.File(file) as labels:
         return [int(label) for label in labels["y"][:].ravel()]
@@ -250,7 +249,11 @@ class TorchvisionImages(Dataset):
 
 
 def open_named(name: str, root: Path | None) -> Splits:
-    """The splits of a dataset of the table, from `root`. Raises DataMissingError, saying what to put where."""
+    """The splits of a dataset of `NAMED`, from ``root``.
+
+    Raises:
+        DataMissingError: files are missing; the message says what to put where.
+    """
     entry = NAMED[name]
     if root is None:
         raise DataMissingError(f"--data {name} needs --data-root FOLDER or $HRZS_DATA. {_where(name, Path('FOLDER'))}")
@@ -302,12 +305,12 @@ def _open_torchvision(name: str, entry: Named, place: Path, root: Path) -> Split
 
 
 def _missing(entry: Named, place: Path, options: Mapping[str, Any]) -> list[str]:
-    # Two of the datasets call a split otherwise in the names of their files.
+    # Some names of files call the split val ``valid``.
     known = {**options, "file": {"val": "valid"}.get(options.get("split", ""), options.get("split"))}
     files = (file.format(**known) for file in entry.files)
     return [file for file in files if not (place / file).exists()]
 
 
 def _reason(error: Exception) -> str:
-    """torchvision's, without its advice to download: hrzs never does."""
+    """The message of torchvision, without its advice to download, which hrzs never does."""
     return str(error).partition(" You can use download=True")[0].rstrip(".")

@@ -1,11 +1,11 @@
-"""The embedded data `shapes`: plane figures, drawn when asked for, from (split, index) alone.
+"""The embedded data ``shapes``: plane figures, drawn on demand, as a function of (split, index) alone.
 
-A figure is made in coordinates of its own (y up, any size), scaled to a radius in pixels, turned and placed. It is
-rasterised at four times the resolution by Pillow on integer coordinates and averaged down, so that an image does not
-depend on the last bit of a cosine.
+A figure is made in coordinates of its own (y up, any size), scaled to a radius in pixels, turned and placed. Pillow
+rasterises it at four times the resolution on integer coordinates, and the result is averaged down, so that an image
+does not depend on the last bit of a cosine.
 
-Where one class is an ancestor of another (a square is a rectangle, a circle an ellipse), its images show only
-figures that are no member of the other.
+Where one class is an ancestor of another, as rectangle of square and ellipse of circle, its images show no figure of
+the other class.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SPLITS = {"train": 24000, "val": 1200, "test": 1200}
 
 _SUPERSAMPLING = 4
 _SEED = {"train": 1, "val": 2, "test": 3}
-# Pose enough to need a shape and not a template, little enough for a small ViT to learn it in minutes.
+# Poses vary enough that no fixed template fits, and little enough for a small ViT to learn them in minutes.
 _TILT = math.radians(15)
 _RADIUS = (22.0, 28.0)
 _MARGIN = 2.0
@@ -37,7 +37,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class _Figure:
-    """`outline` is filled, `hole` left out of it; `strokes` are the lines drawn (open or closed by repetition)."""
+    """``outline`` is filled but for ``hole``; ``strokes`` are the lines drawn, a closed one repeats its first point."""
 
     strokes: list[Points]
     outline: Points | None = None
@@ -145,7 +145,7 @@ def _sector(rng: np.random.Generator) -> _Figure:
 
 
 def _crescent(rng: np.random.Generator) -> _Figure:
-    """A disc less another disc: both circles pass through the horns at ± `horn`."""
+    """A disc less another disc: both circles pass through the horns at ± ``horn``."""
     horn = math.radians(rng.uniform(35, 60))
     cut = rng.uniform(0.8, 0.95)
     y, x = math.sin(horn), math.cos(horn)
@@ -169,7 +169,7 @@ def _pointed(n: int, inner: float) -> Points:
 
 
 def _star(rng: np.random.Generator) -> _Figure:
-    """Of 8 to 10 points: five would be a pentagram, six a hexagram."""
+    """A star of 8 to 10 points: five would be a pentagram, six a hexagram."""
     return _polygon(_pointed(int(rng.integers(8, 11)), rng.uniform(0.45, 0.62)))
 
 
@@ -239,7 +239,7 @@ CLASSES = tuple(_FIGURES)
 
 
 def _placed(figure: _Figure, rng: np.random.Generator) -> _Figure:
-    """`figure` in supersampled pixels: its bounding box centred, then scaled, turned and moved within the image."""
+    """``figure`` in supersampled pixels: its bounding box centred, then scaled, turned and moved within the image."""
     extent = np.concatenate(figure.strokes)
     centre = (extent.min(axis=0) + extent.max(axis=0)) / 2
     radius = rng.uniform(*_RADIUS)
@@ -271,7 +271,7 @@ class _Mask:
         self.draw.polygon(points.ravel().tolist(), fill=value)
 
     def line(self, points: Points, width: float, value: int = 255) -> None:
-        """`width` in pixels; corners of angular figures are rounded, those of smooth curves need it not."""
+        """Draw a line, ``width`` in pixels; corners of angular figures are rounded, smooth curves need no rounding."""
         thick = round(width * _SUPERSAMPLING)
         self.draw.line(points.ravel().tolist(), fill=value, width=thick)
         if len(points) <= 24:
@@ -314,7 +314,7 @@ def _colour(rng: np.random.Generator) -> Floats:
 
 
 def _contrasting(rng: np.random.Generator, *others: Floats, distance: float) -> Floats:
-    """A random colour whose largest channel difference to each of `others` is at least `distance`."""
+    """A random colour whose largest channel difference to each of ``others`` is at least ``distance``."""
     while True:
         colour = _colour(rng)
         if all(np.abs(colour - other).max() >= distance for other in others):
@@ -322,12 +322,12 @@ def _contrasting(rng: np.random.Generator, *others: Floats, distance: float) -> 
 
 
 def _paint(canvas: Floats, coverage: Floats, colour: Floats) -> None:
-    """Lay `colour` over `canvas` (3 × 64 × 64) where `coverage` says."""
+    """Lay ``colour`` over ``canvas`` (3 × 64 × 64) where ``coverage`` says."""
     canvas += coverage * (colour - canvas)
 
 
 def _clutter(canvas: Floats, rng: np.random.Generator, most: int) -> None:
-    """Up to `most` small blobs and thin lines of one colour, partly transparent."""
+    """Paint up to ``most`` small blobs and thin lines of one colour, partly transparent."""
     n = rng.integers(most + 1)
     if n == 0:
         return
@@ -345,7 +345,7 @@ def _clutter(canvas: Floats, rng: np.random.Generator, most: int) -> None:
 
 
 def _draw(canvas: Floats, figure: _Figure, ground: Floats, rng: np.random.Generator) -> None:
-    """Filled, filled with an edge of another colour, or in outline; a figure without inside is a thick line."""
+    """Draw ``figure`` filled, filled with an edge of another colour, or in outline; without inside, as a thick line."""
     ink = edge = _contrasting(rng, ground, distance=0.45)
     style = "line" if figure.outline is None else ("filled", "filled", "edged", "outline")[rng.integers(4)]
     if figure.outline is not None and style != "outline":
@@ -365,7 +365,7 @@ def _draw(canvas: Floats, figure: _Figure, ground: Floats, rng: np.random.Genera
 
 
 def render(seed: int, index: int) -> Image.Image:
-    """The 64 × 64 RGB image of class `index % 24` that (seed, index) stands for."""
+    """The 64 × 64 RGB image of class ``index % 24``, a function of (seed, index)."""
     rng = np.random.Generator(np.random.PCG64([seed, index]))
     figure = _placed(_FIGURES[CLASSES[index % len(CLASSES)]](rng), rng)
     ground = _colour(rng)
@@ -393,7 +393,7 @@ class Shapes(Dataset):
         n = SPLITS[split]
         self.labels = [i % len(CLASSES) for i in range(n)]
         self.ids = [f"shapes/{split}/{i:05d}" for i in range(n)]
-        # Kept once drawn: 12 KiB each, 0.3 GB for all of train, and later epochs cost nothing.
+        # Images are kept once drawn, so later epochs cost nothing: 12 KiB each, 0.3 GB for all of train.
         self._drawn: dict[int, Image.Image] = {}
 
     def picture(self, index: int) -> Image.Image:

@@ -1,8 +1,8 @@
-"""webdataset shards: tars of `KEY.jpg` beside `KEY.cls` or `KEY.json`, read in place.
+"""webdataset shards: tars of ``KEY.jpg`` beside ``KEY.cls`` or ``KEY.json``, read in place.
 
-A label is a number or a class, as the text of `KEY.cls` or in `KEY.json` under one of `JSON_KEYS`. The classes stand in
-`classnames.txt` or `classes.txt`, one to a line, beside the shards or beside their split folder, as CLIP_benchmark
-exports them. The format is that of github.com/webdataset/webdataset: a key ends at the first dot of the file name.
+A label is a number or a class: the text of ``KEY.cls``, or the value in ``KEY.json`` of one of `JSON_KEYS`. The classes
+stand in ``classnames.txt`` or ``classes.txt``, one to a line, beside the shards or beside their split folder, as in
+exports of CLIP_benchmark. As in github.com/webdataset/webdataset, a key ends at the first dot of the file name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class Shards(Source):
-    """Several tars as one source: a member is called `SHARD/MEMBER`."""
+    """Several tars as one source; a member is called ``SHARD/MEMBER``."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         super().__init__(Path(os.path.commonpath([p.parent for p in paths])))
@@ -55,9 +55,9 @@ class Shards(Source):
 
 
 def open_path(path: Path, name: str, *, is_named: bool = False, left_out: Sequence[str] = ()) -> Openers:
-    """The splits of a folder or a tar, whichever of the two forms it has: `class/image`, or shards of webdataset.
+    """The splits of a folder or a tar, which holds either ``class/image`` or webdataset shards.
 
-    A folder holds shards if it has tars and no folders, or tars in its split folders (`test/0.tar`).
+    A folder holds shards if it has tars and no folders, or tars in its split folders (``test/0.tar``).
     """
     if path.is_dir():
         if shards := _shards_in(path):
@@ -70,9 +70,10 @@ def open_path(path: Path, name: str, *, is_named: bool = False, left_out: Sequen
 
 
 def open_pattern(pattern: str) -> Openers:
-    """The shards of `DIR/{0000..0099}.tar`, which are called as the folder they lie in.
+    """The splits of the shards ``DIR/{0000..0099}.tar``; the dataset is called after its folder.
 
-    Raises UsageError for a pattern that is none, or a shard that is missing.
+    Raises:
+        UsageError: ``pattern`` is no pattern, or a shard is missing.
     """
     ranges = [range(int(a), int(b) + 1) for a, b in _RANGE.findall(pattern)]
     parts = _RANGE.split(pattern)
@@ -95,7 +96,11 @@ def open_pattern(pattern: str) -> Openers:
 
 
 def open_shards(shards: Mapping[str | None, Sequence[Path]], name: str) -> Openers:
-    """The splits that these shards are, each indexed when it is opened. Raises UsageError for a bad class file."""
+    """The splits of ``shards``, each indexed when it is opened.
+
+    Raises:
+        UsageError: the class file cannot be read.
+    """
     folder = next(iter(shards.values()))[0].resolve().parent
     file = next((f for place in (folder, _home(folder)) for c in CLASS_FILES if (f := place / c).is_file()), None)
     classes, like = class_list(name), None
@@ -125,7 +130,7 @@ def _open_split(name: str, split: str | None, source: Shards, classes: ClassList
 
 
 def _labelled(source: Shards) -> list[tuple[str, str]]:
-    """(member, text of its label) of every image. Raises UsageError if there is none, or one has no label."""
+    """(member, text of its label) of every image; no image, or one without a label, is an error."""
     samples: dict[str, dict[str, str]] = defaultdict(dict)
     for path in source.members():
         folder, _, file = path.rpartition("/")
@@ -163,7 +168,7 @@ def _label(source: Shards, files: Mapping[str, str]) -> str | None:
 
 
 def _classes_of(labels: set[str]) -> ClassList:
-    """Without a list: the numbers up to the largest, or the names in order."""
+    """The classes of shards without a class file: the numbers up to the largest label, or the sorted names."""
     if all(label.isdecimal() for label in labels):
         return ClassList([ClassSpec(str(i)) for i in range(max(map(int, labels)) + 1)])
     return ClassList([ClassSpec(label) for label in sorted(labels)])
@@ -192,7 +197,7 @@ def _shards_in(folder: Path) -> dict[str | None, list[Path]]:
 
 
 def _tars(folder: Path) -> list[Path]:
-    """In the order of their numbers: `9.tar` before `10.tar`."""
+    """The tars in the order of their numbers: ``9.tar`` before ``10.tar``."""
     return sorted(folder.glob("*.tar"), key=lambda path: (len(path.name), path.name))
 
 
@@ -206,5 +211,5 @@ def _split_of(folder: Path) -> str | None:
 
 
 def _home(folder: Path) -> Path:
-    """The dataset's own folder, that of its splits looked through."""
+    """The dataset's own folder: the one above a split folder, else ``folder`` itself."""
     return folder.parent if folder.name in SPLIT_FOLDERS else folder

@@ -1,8 +1,8 @@
 """Flat space under the names of `hrzs.geometry.poincare`: what its functions tend to as the curvature vanishes.
 
-The ablation of method.md, section 5: with it, everything about a method but its geometry stays as it is. The
-curvature is an argument for the sake of the common signature, and is 0. As r → 0, ``d(u, v) → 2‖u - v‖``; so that is
-the distance here, and margins in units of distance (``ζ_vic``) mean the same near the origin.
+It serves an ablation, in which a method changes nothing but its geometry. The curvature is an argument only for the
+sake of the common signature, and is 0. As r → 0, ``d(u, v) → 2‖u - v‖``. That limit is the distance here, so margins
+in units of distance (``ζ_vic``) mean the same near the origin.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["cap_share", "distance", "expmap0", "nested_midpoints", "norm", "pair
 
 
 def expmap0(v: Float[Tensor, "... D"], curvature: Curvature = 0.0) -> Float[Tensor, "... D"]:  # noqa: ARG001
-    """Tangent vectors at the origin are the points themselves; in float32 or wider."""
+    """``v`` itself, in float32 or wider: a tangent vector at the origin is the point that it leads to."""
     return v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
 
 
@@ -45,7 +45,7 @@ def pairwise_distance(
     v: Float[Tensor, "M D"],
     curvature: Curvature = 0.0,  # noqa: ARG001
 ) -> Float[Tensor, "N M"]:
-    """All distances between two sets of points, through one matrix product; pairs closer than it resolves get that
+    """All distances between two sets of points, through one matrix product; pairs closer than its resolution get this
     resolution, as in `hrzs.geometry.poincare.pairwise_distance`."""
     info = torch.finfo(u.dtype)
     uu, vv = u.square().sum(-1), v.square().sum(-1)
@@ -60,7 +60,7 @@ def nested_midpoints(
     factors: Sequence[Float[Tensor, ""]],
     curvature: Curvature = 0.0,  # noqa: ARG001
 ) -> tuple[Float[Tensor, "_ D"], ...]:
-    """Means of means, each level's multiplied by its factor: `hrzs.geometry.poincare.nested_midpoints`."""
+    """Means of means, each multiplied by its level's factor first; see `hrzs.geometry.poincare.nested_midpoints`."""
     found = [shares[0] @ u]
     for weights, factor in zip(shares[1:], factors, strict=True):
         found.append(weights @ (factor * found[-1]))

@@ -1,8 +1,8 @@
-"""The largest margin that two prototypes of a given norm can have (method.md, section 5).
+"""The largest margin that two prototypes of a given norm can have.
 
 The margin of an image ``x`` between two prototypes is the difference of its logits, the log-odds. Norms are
 Euclidean; ``scale`` is the logits' factor (λ or β); ``curvature`` is r > 0 as in `hrzs.geometry.poincare`.
-Proof sketch: docs/method.md. ``python -m hrzs.geometry.margin PATH`` draws the three.
+The proof is in docs/method.md. ``python -m hrzs.geometry.margin PATH`` draws the three margins.
 
 Source: Dong et al., CVPR 2026, arXiv 2604.18867.
 """
@@ -71,7 +71,7 @@ def plot_margin(path: Path, curvature: float) -> None:
     axes.set_ylim(bottom=0)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Neither date nor random ids: the same figure is the same file.
+    # Without date and random ids, the same figure gives the same file.
     with matplotlib.rc_context({"svg.hashsalt": "hrzs"}):
         figure.savefig(path, format="svg", metadata={"Date": None})
 

@@ -1,4 +1,4 @@
-"""The Poincaré ball: pure functions on tensors (method.md, sections 1 and 2).
+"""The Poincaré ball: pure functions on tensors (docs/method.md).
 
 Conventions, for every function here:
 
@@ -8,8 +8,8 @@ Conventions, for every function here:
 - Points lie along the last dimension.
 - Everything is computed in float32 or wider, also under ``torch.autocast``: half and bfloat16 inputs are
   widened, float64 stays float64. Every epsilon comes from that dtype.
-- Points are kept at ``√r‖u‖ ≤ 1 - √eps`` (`max_norm`). A point at that cap has no radial gradient, which an
-  attack would take for robustness: watch `cap_share`.
+- Points are kept at ``√r‖u‖ ≤ 1 - √eps`` (`max_norm`). A point at that cap has no radial gradient, and
+  looks robust to an attack for that reason: watch `cap_share`.
 
 Source: Dong et al., CVPR 2026, arXiv 2604.18867; the numerically stable forms are derived in docs/method.md.
 """
@@ -73,13 +73,13 @@ def _root(curvature: Curvature) -> Curvature:
 
 
 def _cap(dtype: torch.dtype) -> float:
-    """The largest √r‖u‖ that is kept: 1 - √eps, so that 1 - r‖u‖² still has half of the dtype's digits."""
+    """The largest √r‖u‖ allowed: 1 - √eps, so that 1 - r‖u‖² still has half of the dtype's digits."""
     wide = torch.promote_types(dtype, torch.float32)
     return 1 - math.sqrt(torch.finfo(wide).eps)
 
 
 def _gap(squared_norm: Tensor, curvature: Curvature) -> Tensor:
-    """1 - r‖u‖², never below its value at the cap, so that what divides by it stays finite."""
+    """1 - r‖u‖², never below its value at the cap, so that quotients by it stay finite."""
     return (1 - curvature * squared_norm).clamp_min(1 - _cap(squared_norm.dtype) ** 2)
 
 
@@ -94,7 +94,7 @@ def max_norm(dtype: torch.dtype, curvature: Curvature) -> Curvature:
 
 @full_precision
 def norm(u: Float[Tensor, "... D"]) -> Float[Tensor, "..."]:
-    """The Euclidean norm, the ruler of depth; its gradient at the origin is zero."""
+    """The Euclidean norm, which measures depth; its gradient at the origin is zero."""
     length: Tensor = torch.linalg.vector_norm(u, dim=-1)
     return length
 
@@ -117,7 +117,7 @@ def cap_share(u: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, 
 
 @full_precision
 def expmap0(v: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, "... D"]:
-    """The exponential map at the origin (method.md, section 1), capped at `max_norm`.
+    """The exponential map at the origin (docs/method.md), capped at `max_norm`.
 
     ``tanh(√r‖v‖) v / (√r‖v‖)``, and the origin at ``v = 0``.
 
@@ -131,7 +131,7 @@ def expmap0(v: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, ".
 
 @full_precision
 def mobius_add(u: Float[Tensor, "... D"], v: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, "... D"]:
-    """Möbius addition ``u ⊕ v``, broadcast over leading dimensions, capped at `max_norm` (section 1)."""
+    """Möbius addition ``u ⊕ v``, broadcast over leading dimensions, capped at `max_norm` (docs/method.md)."""
     # Written with s = u + v, every term of the denominator is positive: it cannot cancel, even where v = -u.
     s = u + v
     ss = curvature * s.square().sum(-1, keepdim=True)
@@ -142,7 +142,7 @@ def mobius_add(u: Float[Tensor, "... D"], v: Float[Tensor, "... D"], curvature: 
 
 @full_precision
 def distance(u: Float[Tensor, "... D"], v: Float[Tensor, "... D"], curvature: Curvature) -> Float[Tensor, "..."]:
-    """The geodesic distance, broadcast over leading dimensions (method.md, section 1).
+    """The geodesic distance, broadcast over leading dimensions (docs/method.md).
 
     ``(2/√r) asinh(√r‖u - v‖ / √((1 - r‖u‖²)(1 - r‖v‖²)))``, the same as ``(2/√r) artanh(√r‖(-u) ⊕ v‖)``.
     Accurate down to coincident points, where the distance and its gradient are zero.
@@ -157,8 +157,8 @@ def pairwise_distance(u: Float[Tensor, "N D"], v: Float[Tensor, "M D"], curvatur
     """All distances between two sets of points, through one matrix product.
 
     ``‖u - v‖²`` is taken as ``‖u‖² + ‖v‖² - 2⟨u, v⟩``, which resolves points further apart than
-    ``2√eps ‖u‖``. Pairs that are closer get that resolution as their ``‖u - v‖``, and a gradient of its order
-    instead of one of order one; `distance` has no such limit. TF32 matrix products
+    ``2√eps ‖u‖``. Closer pairs get that resolution as their ``‖u - v‖``, and a gradient of the same order
+    instead of order one; `distance` has no such limit. TF32 matrix products
     (``torch.set_float32_matmul_precision``) would coarsen it to a few percent of ``‖u‖``: leave them off.
     """
     info = torch.finfo(u.dtype)
@@ -183,11 +183,11 @@ def lorentz_factor(u: Float[Tensor, "... D"], curvature: Curvature) -> Float[Ten
 def einstein_midpoint(
     u: Float[Tensor, "N D"], weights: Float[Tensor, "M N"], curvature: Curvature
 ) -> Float[Tensor, "M D"]:
-    """M hyperbolic averages of N points, HypAvg of method.md, section 2.
+    """M hyperbolic averages of N points, called HypAvg (docs/method.md).
 
     Args:
         u: The points.
-        weights: Non-negative membership of every point in every average; only its proportions in a row count.
+        weights: Non-negative membership of every point in every average; only the proportions within a row count.
         curvature: r > 0.
 
     Returns:
@@ -210,13 +210,13 @@ def nested_midpoints(
     factors: Sequence[Float[Tensor, ""]],
     curvature: Curvature,
 ) -> tuple[Float[Tensor, "_ D"], ...]:
-    """HypAvg level by level: the points of a level are midpoints of those of the level below, brought to its depth.
+    """HypAvg level by level: a point of a level is the midpoint of points of the level below, brought to its depth.
 
-    To bring a point to another depth is Möbius scalar multiplication: along its geodesic from the origin, to ``factor``
-    times the distance. Both are done on the hyperboloid, where a midpoint is a sum (docs/method.md).
+    Möbius scalar multiplication brings a point to another depth: along its geodesic from the origin, to ``factor``
+    times the distance. Both steps are done on the hyperboloid, where a midpoint is a sum (docs/method.md).
 
     Args:
-        u: The points of the lowest averages.
+        u: The points that the lowest averages are taken over.
         shares: For each level the weights of the points below in each average; a row sums to one, or is zero.
         factors: For each level above the first, what the distances of the points below are multiplied by.
         curvature: r > 0.

@@ -1,4 +1,4 @@
-"""Looking at trees: figures of one and of a forest, an outline for the terminal, and a picture."""
+"""Descriptions of trees: figures of a tree and of a forest, an outline for the terminal, and a picture."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def statistics(tree: Tree) -> dict[str, Any]:
       ``entropy`` of the partition, and the number of classes in its ``largest`` node.
     - ``branching``: ``mean`` and ``max`` number of children of a superclass.
     - ``shallow_leaves``: classes whose superclass stands above level 1.
-    - ``single_child_nodes``: ids of superclasses that say nothing new.
-    - ``duplicate_names``: names that several nodes share, with the class or node ids of these.
-    - ``leaf_ancestors``: classes that are ancestors of others, as rectangle is of square: the leaf's id is also that
-      of a superclass. Given with the other classes beneath that one, each of which is right to be called by both.
+    - ``single_child_nodes``: ids of superclasses with one child, which say nothing new.
+    - ``duplicate_names``: names that several nodes share, with the class or node ids of these nodes.
+    - ``leaf_ancestors``: classes that are ancestors of others, as rectangle is of square: the leaf's id is also the id
+      of a superclass. The value lists the other classes beneath that superclass, whose images both names fit.
     """
     nodes = list(tree.root.walk())
     inner = [node for node in nodes if not node.is_leaf]
@@ -264,7 +264,7 @@ def check_picture(file: Path) -> None:
 
 @contextmanager
 def picture_style(file: Path) -> Iterator[None]:
-    """Draw inside: the same bytes each time, text as text in an SVG, and one warning about what the font lacks."""
+    """A context to draw in: the same bytes each time, text as text in an SVG, one warning of what the font lacks."""
     import matplotlib as mpl
 
     style = {"svg.hashsalt": "hrzs", "svg.fonttype": "none", "font.family": "DejaVu Sans", "text.usetex": False}
@@ -287,10 +287,10 @@ def save_picture(figure: Figure, file: Path, dpi: float = _DPI) -> None:
 
 @dataclass(frozen=True)
 class _Columns:
-    """A column for each level, in inches: none of its names reaches into the next.
+    """A column for each level, wide enough for all its names; lengths are in inches.
 
-    ``name`` and ``width`` are of nodes by identity, ``left`` is the left end of each level's column, ``total`` the
-    width of all.
+    ``name`` and ``width`` are those of each node, by identity; ``left`` is the left end of each level's column,
+    ``total`` the width of all columns.
     """
 
     name: dict[int, str]
@@ -324,7 +324,7 @@ def _draw_piece(
 ) -> list[_Stroke]:
     """Write the names of ``leaves`` and all above them, ``at`` inches from the left; return the strokes between them.
 
-    ``begun``: the superclasses drawn in earlier pieces; these here join them.
+    ``begun``: the superclasses drawn in earlier pieces, to which those of this piece are added.
     """
     for level, x in columns.left.items():
         axes.text(at + x, 1.5 * _LINE, f"level {level}", color="0.4", **_TEXT)

@@ -2,8 +2,8 @@
 
 Hypernym paths differ in length from class to class, so depth does not make comparable levels. Size does:
 
-1. *Collapse chains.* A superclass with a single child says nothing new about the classes; of a chain, the lowest
-   node, the most specific one that still has two children, stays.
+1. *Collapse chains.* A superclass with a single child says nothing new about the classes; of a chain, only
+   the lowest node stays: the most specific one that still has two children.
 2. *Cut by size.* For a bound ``T``, the largest superclasses with at most ``T`` classes, together with the classes
    that stand in none of them, form a partition. A larger ``T`` gives a coarsening of it, so all these cuts are
    nested; there are as many different ones as there are sizes of superclasses.
@@ -37,7 +37,7 @@ def level_tree(root: Node, levels: int, classes: Sequence[str] = (), header: dic
 
     Args:
         root: any tree of at least two leaves.
-        levels: the level of the root at most (``L``), at least 1.
+        levels: the highest level that the root may have (``L``), at least 1.
         classes: the class ids in the dataset's order; by default the order of the leaves.
         header: goes into the tree as it is.
 
@@ -106,15 +106,15 @@ def _collapse(root: Node, position: dict[str, int]) -> Node:
 def _choose_bounds(root: Node, sizes: dict[int, int], levels: int) -> list[int]:
     """The size bound of each level between leaves and root, rising."""
     total = sizes[id(root)]
-    # A node is in the cuts from its own size up to below its parent's: what it adds there, and takes away again.
+    # A node is in the cuts from its own size up to below its parent's: add its term at the first, take it away after.
     change = dict.fromkeys(sizes.values(), 0.0)
     for node in root.walk():
         for child in node.children:
             size = sizes[id(child)]
             change[size] += size * log(size)
             change[sizes[id(node)]] -= size * log(size)
-    # For each cut, the share of log C that the entropy of its partition has lost. Rounded, for it is a running sum, and
-    # two cuts equally near must stay so.
+    # For each cut, the share of log C that the entropy of its partition has lost. Rounded, because the error of
+    # a running sum must not part two cuts that are equally near.
     bounds = sorted(change)
     running = accumulate(change[bound] for bound in bounds)
     lost = {bound: round(gone / (total * log(total)), 9) for bound, gone in zip(bounds, running, strict=True)}
@@ -127,7 +127,7 @@ def _choose_bounds(root: Node, sizes: dict[int, int], levels: int) -> list[int]:
 
 
 def _place(root: Node, sizes: dict[int, int], bounds: list[int]) -> Node:
-    """``root`` with the levels that ``bounds`` give; a superclass in none of the cuts yields to its children."""
+    """``root`` with the levels that ``bounds`` give; a superclass in none of the cuts is replaced by its children."""
     placed: dict[int, list[Node]] = {}
     above = {id(child): node for node in root.walk() for child in node.children}
     for node in reversed(list(root.walk())):

@@ -1,11 +1,11 @@
 """Namesakes: different nodes of one level that have the same prompt.
 
-A model sees a node through its prompt alone. Of two nodes with the same one, at most one can ever be predicted. A node
+A model sees a node through its prompt alone. Of two nodes with the same prompt, at most one can be predicted. A node
 that passes through several levels is one node, and no namesake of itself. A node and one below it may share a prompt,
 since no level holds both.
 
-Names count as the same whatever their case and their blanks, as they are the same to the tokenizer of CLIP.
-`hrzs.models.text.same_tokens` finds what is the same to a given tokenizer, such as texts that are cut to one.
+Names that differ only in case and blanks count as the same, since they are the same to CLIP's tokenizer.
+`hrzs.models.text.same_tokens` finds prompts that are the same to a given tokenizer, such as long texts cut alike.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Protocol, runtime_checkable
 from hrzs.classes.specs import is_wnid
 from hrzs.hierarchy.tree import Node, Tree
 
-#: What to write into a tree file; for the messages.
+#: The remedy that messages name.
 REMEDY = "`prompts: [ANOTHER NAME]` in the tree file tells one from the other"
-# Longer than any prompt that a text encoder reads whole; what tells the name apart would be cut off.
+# A text encoder would cut a longer prompt, and with it perhaps what tells the node apart.
 _MAX_NAME = 300
 
 
@@ -35,14 +35,14 @@ class Namesakes:
     prompt: str
 
     def describe(self) -> dict[str, object]:
-        """For JSON; a leaf is known by its class, a superclass by its id."""
+        """The namesakes for JSON; a leaf is named by its class, a superclass by its id."""
         nodes = [{"node": node.class_id or node.id, "name": node.name} for node in self.nodes]
         return {"level": self.level, "prompt": self.prompt, "nodes": nodes}
 
 
 @runtime_checkable
 class Meanings(Protocol):
-    """What `tell_apart` asks of a dictionary about a synset such as ``n02119789``; nothing where it has none."""
+    """A dictionary for `tell_apart`, by synset ids such as ``n02119789``; unknown ids give nothing."""
 
     def words(self, wnid: str) -> Sequence[str]:
         """All that the synset is called, the usual word first."""
@@ -73,7 +73,7 @@ def namesakes(tree: Tree) -> list[Namesakes]:
 
 
 def alike(tree: Tree, key: Callable[[Node], Hashable]) -> Iterator[tuple[int, tuple[Node, ...]]]:
-    """(level, nodes) of all nodes of a level below the root that ``key`` gives the same."""
+    """(level, nodes) for each group of two or more nodes of a level below the root with the same ``key``."""
     known: dict[int, Hashable] = {}
     for level, standing in enumerate(tree.levels[: tree.height]):
         groups: dict[Hashable, list[Node]] = {}
@@ -85,12 +85,12 @@ def alike(tree: Tree, key: Callable[[Node], Hashable]) -> Iterator[tuple[int, tu
 
 
 def fold(name: str) -> str:
-    """What names have in common that are the same to the tokenizer of CLIP."""
+    """``name`` as CLIP's tokenizer sees it: in lower case, with single blanks."""
     return " ".join(name.split()).lower()
 
 
 def sentences(found: Sequence[Namesakes]) -> list[str]:
-    """One sentence for each set of namesakes, whichever levels they meet at: where they are, and what they share."""
+    """One sentence for each set of namesakes: the levels where they meet, the nodes, and the prompt they share."""
     levels: dict[tuple[int, ...], list[Namesakes]] = {}
     for each in found:
         levels.setdefault(tuple(map(id, each.nodes)), []).append(each)
@@ -119,14 +119,14 @@ def _and(parts: Sequence[str]) -> str:
 
 
 def tell_apart(tree: Tree, meanings: Meanings | None = None) -> tuple[Tree, list[str]]:
-    """``tree`` with prompts that tell namesakes apart, and a note for each node that got one. Names stay.
+    """``tree`` with prompts that tell namesakes apart, and a note for each node that got a new prompt. Names stay.
 
-    One of the namesakes keeps its name for a prompt: a leaf, since the names of classes are the data's; or else the one
-    with most classes; of several, one whose usual word it is, and then the first. Each other one is called by another
-    word of its synset (railcar, where car is taken). Where there is none, it is called by its kind (crane, a type of
-    lifting device), and so is then the first one if it has as many classes. Without a synset, the kind is a superclass
-    in the tree; at last, a superclass is called after what is below it, and a leaf by the words of its class id. No new
-    prompt is that of another node anywhere in the tree.
+    One of the namesakes keeps its name as prompt: a leaf, since the names of classes come with the data; else the node
+    with most classes; of equals, a node whose usual word the name is, then the first. Each other node gets another word
+    of its synset (railcar, where car is taken). If there is none, it gets its kind (crane, a type of lifting device);
+    so does the node that kept its name, if it has as many classes. The kind is a hypernym of the synset, or else a
+    superclass in the tree. As a last resort, a superclass is called after its children, and a leaf by any word of its
+    synset or by its class id. A new prompt is unlike that of any other node in the tree.
 
     A node that has prompts of its own keeps them. Namesakes that nothing tells apart stay as they are, and `namesakes`
     finds them.
@@ -134,7 +134,7 @@ def tell_apart(tree: Tree, meanings: Meanings | None = None) -> tuple[Tree, list
     if not namesakes(tree):
         return tree, []
     work = _Work(tree, meanings or NoMeanings())
-    # New prompts are new to the whole tree, so what is found once stays found, less those that were renamed meanwhile.
+    # New prompts are unique in the whole tree, so the groups found first stay valid, less the nodes renamed meanwhile.
     for level, group in alike(tree, lambda node: frozenset(map(fold, node.prompt_names))):
         work.rename([node for node in group if id(node) not in work.renamed], level)
     return Tree(_with_prompts(tree.root, work.renamed), tree.classes, tree.header), work.notes
@@ -176,7 +176,7 @@ class _Work:
             self._give(node, chain((f"{node.name}, a type of {kind}" for kind in own), last), level)
 
     def _give(self, node: Node, prompts: Iterator[str], level: int) -> bool:
-        """The first of ``prompts`` that no node of the tree has; False if there is none."""
+        """Give ``node`` the first of ``prompts`` that no node of the tree has; False if there is none."""
         prompt = next((p for p in prompts if fold(p) not in self._used and len(p) <= _MAX_NAME), None)
         if prompt is None:
             return False
@@ -192,7 +192,7 @@ class _Work:
         return bool(words) and fold(words[0]) == fold(node.name)
 
     def _words(self, node: Node) -> Iterator[str]:
-        """Other words of the synset; not the Latin one of a plant, or what else is written with capitals."""
+        """The words of the synset, without capitalised ones such as the Latin name of a plant."""
         words = self._meanings.words(node.id) if is_wnid(node.id) else ()
         return (word for word in words if word == word.lower())
 
@@ -207,7 +207,7 @@ class _Work:
             if is_wnid(node.id):
                 yield from self._meanings.words(node.id)
             words = " ".join(filter(None, re.split(r"[\s_-]+", node.class_id)))
-            # Numbers and letters say nothing to a model.
+            # Numbers and single letters mean nothing to a model.
             if len(words) > 2 and not any(map(str.isdigit, words)):
                 yield words
 

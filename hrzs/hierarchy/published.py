@@ -8,7 +8,7 @@ _FOLDERS = (_PACKAGE / "hierarchies", _PACKAGE.parent / "hierarchies")
 
 
 def find_tree(dataset: str) -> Path | None:
-    """The published tree file of ``dataset``, or None if there is none."""
+    """The published tree file of ``dataset``; None if there is none."""
     if not dataset or Path(dataset).name != dataset:
         return None
     for folder in _FOLDERS:

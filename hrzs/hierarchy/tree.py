@@ -2,7 +2,7 @@
 
 Conventions, stated once:
 
-- Level 0 holds the leaves (the dataset's classes, in the dataset's order), level ``L = tree.top`` the root.
+- Level 0 holds the leaves (the dataset's classes, in the dataset's order), level ``L = tree.height`` the root.
 - A node *stands* at every level from its own ``level`` up to the one below its parent's ``level``; so a shallow
   leaf passes through as its own superclass, and every level is a partition of the leaves.
 - Nodes are told apart by identifier, never by name: leaves by their class id, superclasses by their node id.
@@ -31,8 +31,8 @@ else:
 class Node:
     """One node: a leaf carries ``class_id``, a superclass carries ``children``.
 
-    ``id`` is a synset id such as ``n02119789`` or any other word unique among the superclasses (for a leaf it
-    defaults to the class id). ``prompts`` are the node's own prompt names; empty means ``(name,)``.
+    ``id`` is a synset id such as ``n02119789`` or any other word unique among the superclasses (in a tree file, a
+    leaf's defaults to its class id). ``prompts`` are the node's own prompt names; empty means ``(name,)``.
     ``level`` is the lowest level the node stands at: 0 for a leaf.
     """
 
@@ -178,7 +178,7 @@ class Tree:
 
     @cached_property
     def _narrow_ancestors(self) -> Int[Tensor, "levels C"]:
-        """As ``ancestors``, in as few bytes: a batch of pairs takes them twice for every level."""
+        """``ancestors`` in a small integer type, since `lca_height` reads them twice per pair and level."""
         import torch
 
         return self.ancestors.to(torch.int16 if len(self.classes) <= torch.iinfo(torch.int16).max else torch.int32)
@@ -188,14 +188,14 @@ class Tree:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the structure, names, prompts and class order: the same tree, the same digest."""
-        # `repr` would escape what this Python's Unicode tables call unprintable, and another's may not.
+        # `repr` escapes what Unicode calls unprintable, and the Unicode tables of two Pythons may differ.
         sha = hashlib.sha256(ascii(self.classes).encode())
         for n in self.root.walk():
             sha.update(ascii((n.id, n.name, n.class_id, n.level, n.prompt_names, len(n.children))).encode())
         return sha.hexdigest()
 
     def restrict(self, classes: Sequence[str]) -> Tree:
-        """The tree over ``classes`` only, in that order; superclasses left without a leaf are gone.
+        """The tree over ``classes`` only, in that order, without superclasses that have no leaf left.
 
         Levels that no longer differ from the one below are dropped, so that each stays strictly coarser.
 
@@ -236,8 +236,8 @@ def _repeated(ids: Iterable[str]) -> list[str]:
 def _prune(root: Node, keep: set[str], new_level: dict[int, int]) -> Node:
     """The part of ``root`` over the classes in ``keep``, levels renumbered; a level not in ``new_level`` is gone.
 
-    A superclass whose own level is gone moves up to the next surviving one; if its parent stands there already, or
-    it has a single child left that would take its place, its children join its parent.
+    A superclass whose own level is gone moves up to the next surviving one; if its parent stands there already, its
+    children join the parent.
     """
     height = max(new_level.values())
 

@@ -106,7 +106,7 @@ def load_trees(path: str | Path) -> list[Tree]:
 def check(path: str | Path) -> list[Fault]:
     """All faults of a tree file, by line; empty when it is valid.
 
-    What is no YAML at all ends the reading there, and so does fault number ``MAX_FAULTS``.
+    Reading stops where the text is no YAML at all, and at fault number ``MAX_FAULTS``.
 
     Raises:
         UsageError: the file cannot be opened.
@@ -137,8 +137,8 @@ def dump_trees(trees: Sequence[Tree]) -> str:
     """The text of a tree file; the same trees give the same bytes on every machine.
 
     Raises:
-        UsageError: there is no tree, the trees are not over the same classes in the same order, or one is deeper
-            than a file may be.
+        UsageError: there is no tree, the trees are not over the same classes in the same order, a tree is too deep
+            for a file, or a text is too long or no Unicode.
     """
     if not trees:
         raise UsageError("a tree file needs at least one tree")
@@ -218,7 +218,7 @@ def _value(value: object) -> yaml.Node:
         return yaml.SequenceNode(_LIST, [_value(item) for item in value], flow_style=True)
     tag = _INT if isinstance(value, int) and not isinstance(value, bool) else _TEXT
     text = str(value)
-    # Escapes keep a line break on its line, and PyYAML folds some of Unicode's away in every other style.
+    # Double quotes escape line breaks; in every other style PyYAML folds some of Unicode's away.
     return yaml.ScalarNode(tag, text, style=None if text.isprintable() else '"')
 
 
@@ -243,7 +243,7 @@ def _is_simple(text: str) -> bool:
 
 
 def _height(node: Node) -> int:
-    """The level a reader gives a node at which none is written and whose parent does not say."""
+    """The level that a reader works out for a root without a written level."""
     return 1 + max(
         _height(child) if child.children and child.level == node.level - 1 else child.level for child in node.children
     )
@@ -440,7 +440,7 @@ class _Reader:
         return None
 
     def nodes(self, items: list[Yaml]) -> list[_Draft]:
-        """The nodes of a list; where a superclass is faulty it is there all the same, for the sake of those below."""
+        """The nodes of a list; a faulty superclass is kept, so that faults below it are found too."""
         drafts: list[_Draft] = []
         for item in items:
             if isinstance(item, Scalar):

@@ -1,4 +1,4 @@
-"""Is bf16 worth asking for on this CPU? Its flags do not say: with the same ones some are faster, others slower."""
+"""Is bf16 faster than fp32 on this CPU? Its flags do not tell: with the same flags some CPUs are, others are not."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def bf16_speed() -> float:
-    """How many times as fast as in fp32 this CPU multiplies matrices in bf16, by a measurement of some milliseconds."""
+    """The speed of matrix products in bf16 on this CPU, as a multiple of fp32's; a measurement of some milliseconds."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # CPU time counts no waiting then, neither for other threads nor for a busy machine
+    torch.set_num_threads(1)  # then CPU time includes no waiting for other threads or a busy machine
     try:
         full, half = torch.ones(64, 768), torch.ones(64, 768, dtype=torch.bfloat16)
         weights = torch.ones(768, 768), torch.ones(768, 768, dtype=torch.bfloat16)
-        # In turns; the first product of a kind sets up its kernel, and the fastest is free of that.
+        # Both kinds in turn. The first product of a kind sets up its kernel, so only the fastest counts.
         pairs = [(_seconds(full, weights[0]), _seconds(half, weights[1])) for _ in range(5)]
     finally:
         torch.set_num_threads(threads)

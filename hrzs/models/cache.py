@@ -1,4 +1,4 @@
-"""What is costly to compute, kept on disk under a digest of all that it depends on: tensors, and values of JSON.
+"""A disk cache of tensors and JSON values that are costly to compute, under a digest of all that they depend on.
 
 It lies in ``$XDG_CACHE_HOME/hrzs`` (by default ``~/.cache/hrzs``), which may be deleted at any time. ``HRZS_CACHE=0``
 turns it off. The version of hrzs is part of every digest. A cache never makes a run fail: what cannot be read is
@@ -32,7 +32,7 @@ Value = TypeVar("Value")
 
 
 def cache_folder() -> Path | None:
-    """Where hrzs keeps what it has computed; None if that is turned off or there is no home."""
+    """The folder of the cache; None if the cache is turned off or there is no home folder."""
     if os.environ.get("HRZS_CACHE") == "0":
         return None
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
@@ -53,12 +53,12 @@ def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def kept(kind: str, about: Mapping[str, Any], rows: int, compute: Callable[[], Tensor]) -> Float[Tensor, "rows D"]:
-    """``compute()``, or what it gave when ``about`` was the same; from the disk it comes on the CPU.
+    """The tensor of ``compute()``; if one with the same ``about`` is on disk, that one, on the CPU.
 
     Args:
         kind: the subfolder.
         about: all that the tensor depends on, as JSON.
-        rows: how many it has; a file that holds anything else is written anew.
+        rows: its number of rows; a file that holds anything else is written anew.
     """
     return _kept(kind, about, _TENSOR, compute, lambda t: t.ndim == 2 and len(t) == rows and bool(t.isfinite().all()))
 
@@ -66,13 +66,13 @@ def kept(kind: str, about: Mapping[str, Any], rows: int, compute: Callable[[], T
 def kept_json(
     kind: str, about: Mapping[str, Any], compute: Callable[[], Any], fits: Callable[[Any], bool] = lambda _: True
 ) -> Any:
-    """The same for a value of JSON (tuples come back as lists); what does not fit is neither kept nor taken."""
+    """As `kept`, for a JSON value (tuples come back as lists); what ``fits`` rejects is neither stored nor used."""
     return _kept(kind, about, _JSON, compute, fits)
 
 
 @dataclass(frozen=True)
 class _Form(Generic[Value]):
-    """How a value and the text it depends on lie in a file; ``read`` raises what `_UNREADABLE` names."""
+    """How a value and its ``about`` lie in a file; ``read`` raises one of `_UNREADABLE`."""
 
     suffix: str
     read: Callable[[Path], tuple[Value, str | None]]

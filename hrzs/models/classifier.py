@@ -15,7 +15,7 @@ from hrzs.models.text import frozen_texts
 
 #: Two ways to score a superclass: by its own prompt, or by the summed probabilities of its leaves.
 SCORINGS = ("prompt", "leaves")
-#: Where predictions by prompt stand among those of both.
+#: The index of predictions by prompt, where those of both scorings are stacked.
 PROMPT = SCORINGS.index("prompt")
 
 
@@ -42,13 +42,13 @@ class Classifier(ABC):
 
 
 class ZeroShotClassifier(Classifier):
-    """A classifier by texts, which are encoded and prepared once, on construction.
+    """A classifier by the texts of nodes, which are encoded and prepared once, on construction.
 
     Args:
-        model: gives the text encoder and, unless ``head`` is named, the head it was trained with.
+        model: gives the text encoder and, unless ``head`` is given, the head that the model was trained with.
         tree: the classes and their superclasses.
         template: a name or a text for ``--template``.
-        head: ``cosine`` or ``hyperbolic``.
+        head: ``cosine``, ``hyperbolic`` or ``euclidean``.
     """
 
     def __init__(self, model: ClipModel, tree: Tree, template: str = "photo", head: str | None = None) -> None:

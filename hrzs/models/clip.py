@@ -35,9 +35,9 @@ class ModelInfo:
     licence: str = "unknown"
     training_data: str = "unknown"
     digest: str = ""
-    # Of a run: the method, the tree's digest, what it was trained from. Empty for a model nobody fine-tuned here.
+    # How hrzs fine-tuned the model: method, digest of the tree, base model. Empty if it did not.
     run: dict[str, Any] = field(default_factory=dict)
-    # The ``--model`` and ``--pretrained`` that load it again, where such is known.
+    # The ``--model`` and ``--pretrained`` that load the model again, where known.
     origin: tuple[str, str | None] = ("", None)
     # The file that the image encoder was taken from, where it is not the one of ``source``.
     visual: str | None = None
@@ -52,7 +52,7 @@ class ClipModel(ImageEncoder):
         geometry: the learnt hyperbolic head of a hierarchical run; None for a model that scores by cosine.
 
     Raises:
-        HrzsError: the architecture's tokenizer is not to be had here.
+        HrzsError: the architecture's tokenizer cannot be loaded.
     """
 
     mean: Tensor
@@ -109,7 +109,7 @@ class ClipModel(ImageEncoder):
             yield
 
     def preprocess(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 S S"]:
-        """What the image encoder takes: pixels in [0, 1] of any size, resized to the model's own and normalised."""
+        """The input of the image encoder: pixels in [0, 1] of any size, resized to the model's size and normalised."""
         if pixels.shape[-2:] != (self.image_size, self.image_size):
             pixels = F.interpolate(
                 pixels,
@@ -185,7 +185,7 @@ class ClipModel(ImageEncoder):
 
 
 def _tokenizer(arch: str) -> Any:
-    """Of the architecture. Most have CLIP's, which open_clip carries; SigLIP's and others come from a model hub."""
+    """The tokenizer of ``arch``. Most have CLIP's, which open_clip carries; SigLIP's and others are on a model hub."""
     try:
         return open_clip.get_tokenizer(arch)
     except ImportError as error:
@@ -193,18 +193,18 @@ def _tokenizer(arch: str) -> Any:
     except (OSError, ValueError) as error:
         name = (open_clip.get_model_config(arch) or {}).get("text_cfg", {}).get("hf_tokenizer_name", arch)
         raise HrzsError(
-            f"the tokenizer of {arch}, {name}, could not be fetched ({error}); a JSON config of the model whose "
-            "text_cfg has a folder as hf_tokenizer_name reads it from there"
+            f"the tokenizer of {arch}, {name}, could not be fetched ({error}); a JSON config of the model can "
+            "name a local folder with it, as hf_tokenizer_name in its text_cfg"
         ) from error
 
 
 @contextmanager
 def frozen(model: ImageEncoder) -> Iterator[None]:
-    """No parameter of ``model`` requires a gradient inside: neither its time nor its memory is spent in an attack.
+    """A context in which no parameter of ``model`` requires a gradient, which saves an attack time and memory.
 
     In bf16 the encoder's matrices are cast once here (autocast would cast frozen ones anew in every forward), and the
-    batch norms of a ResNet are folded into its convolutions. fp32 stays as it is: there, what an attack computes is
-    its verdict too.
+    batch norms of a ResNet are folded into its convolutions. fp32 stays as it is, since there the attack's
+    own forward pass is the verdict.
     """
     wanted = [p for p in model.parameters() if p.requires_grad]
     for p in wanted:
@@ -222,7 +222,7 @@ def frozen(model: ImageEncoder) -> Iterator[None]:
 
 
 def _bf16_matrices(visual: nn.Module) -> dict[str, Tensor]:
-    """What autocast would cast, by name: the matrices of linear, attention and convolution layers."""
+    """The bf16 weights by name: matrices of linear, attention and convolution layers, batch norms folded in."""
     matrices = {
         f"{name}.{key}".lstrip("."): p.detach()
         for name, part in visual.named_modules()

@@ -20,13 +20,13 @@ from hrzs.models.text import NodeIndex, Prompts
 
 
 class TextDepth(NamedTuple):
-    """One entry a level, the leaves' first; ``edges_ordered`` is one figure for the tree.
+    """Where the texts of each level lie, the leaves' first; ``edges_ordered`` is one figure for the tree.
 
     ``radius``: the mean share of the ball's radius (in flat space the mean norm). ``margin``: the largest log-odds that
-    an image can have at the level: it sits on one of the two texts that lie furthest apart, so ``β_l max d(ψ, ψ')``.
-    ``bound``: what theory allows texts no further out than the level's outermost, ``2 β_l max d(0, ψ)``, which two
-    antipodal ones would reach (docs/method.md). ``edges_ordered``: the share of edges whose parent lies nearer the
-    centre than the child; NaN for a tree without a superclass.
+    an image can have at the level, ``β_l max d(ψ, ψ')``, when it sits on one of the two texts that lie furthest apart.
+    ``bound``: the largest margin in theory, if no text lies further out than the level's outermost, ``2 β_l max d(0,
+    ψ)``; two antipodal texts reach it (docs/method.md). ``edges_ordered``: the share of edges whose parent lies nearer
+    the centre than the child; NaN for a tree without a superclass.
     """
 
     radius: Float[Tensor, "levels"]
@@ -67,16 +67,16 @@ def text_edges(tree: Tree, index: NodeIndex) -> tuple[Int[Tensor, "edges"], Int[
     return torch.cat(parents).to(device), torch.cat(children).to(device)
 
 
-#: A class mean of so many images and more is steady enough to say where its class lies.
+#: The number of images from which on a class mean is steady enough to tell where its class lies.
 STEADY = 4
 
 
 class Groups(NamedTuple):
-    """Who is averaged in a batch: what `ClassMeans` knows from its labels, one row for each node of a level.
+    """What `ClassMeans` averages in a batch, by the batch's labels; one row for each node of a level.
 
-    ``shares[l]`` weigh the rows of the level below (at level 0 the images) in each node's mean; they sum to one, or are
-    zero where it has no image. ``counts[l]`` are the images beneath. ``edges[l]`` says which nodes of level l are
-    children in the sense of ``L_gap^Intra``: neither a node that passes through nor the only child present.
+    ``shares[l]`` are the weights of the level below (at level 0, of the images) in each node's mean; a row sums to one,
+    or is zero for a node without images. ``counts[l]`` are the numbers of images beneath each node. ``edges[l]`` says
+    which nodes of level l count as children in ``L_gap^Intra``: not those that pass through, nor an only child present.
     """
 
     shares: tuple[Float[Tensor, "_ _"], ...]
@@ -85,10 +85,10 @@ class Groups(NamedTuple):
 
 
 class ClassMeans:
-    """HypAvg: image embeddings of the nodes present in a batch, averaged level by level (method.md, section 2).
+    """HypAvg: image embeddings of the nodes present in a batch, averaged level by level (docs/method.md).
 
-    At level 0 a mean is over a class's images. Above, the present children's means are brought to the level's depth and
-    averaged, each child alike. In flat space they are plain means.
+    At level 0 a mean is taken over a class's images. Above, it is taken over the means of the children present, brought
+    to the level's depth; each child counts alike. In flat space all are plain means.
     """
 
     def __init__(self, tree: Tree, device: torch.device | str = "cpu") -> None:
@@ -101,7 +101,7 @@ class ClassMeans:
         ]
 
     def group(self, labels: Int[Tensor, "B"], like: Tensor) -> Groups:
-        """Who is averaged in a batch of these labels, in the dtype of ``like``."""
+        """The groups of a batch with these labels, in the dtype of ``like``."""
         members, edges = [(labels == self.classes[:, None]).to(like.dtype)], []
         counts = [members[0].sum(1)]
         for level, parents in enumerate(self.parents):
@@ -116,9 +116,9 @@ class ClassMeans:
     def __call__(
         self, points: Float[Tensor, "B D"], groups: Groups, head: HyperbolicHead
     ) -> tuple[Float[Tensor, "_ D"], ...]:
-        """The means of images that lie at ``points``, at the leaves' depth: a node a row, each at its level's depth.
+        """The class means of each level, one row per node, at the level's depth; the origin for a node without images.
 
-        A node without images lies at the origin.
+        ``points`` are the images, at the leaves' depth.
         """
         levels = range(len(self.parents))
         factors = [head.image_factor(level + 1) / head.image_factor(level) for level in levels]
@@ -126,14 +126,14 @@ class ClassMeans:
         return means
 
     def steps_outwards(self, means: Sequence[Float[Tensor, "_ D"]]) -> Float[Tensor, "_"]:
-        """Of each node below the topmost level, how much further out than its parent's its mean lies."""
+        """For each node below the topmost level, the norm of its mean less the norm of its parent's mean."""
         norms = [poincare.norm(points) for points in means]
         steps = [norms[level] - norms[level + 1][parents] for level, parents in enumerate(self.parents)]
         return torch.cat([means[0].new_zeros(0), *steps])
 
     def edges_ordered(self, means: Sequence[Float[Tensor, "_ D"]], groups: Groups) -> Float[Tensor, ""]:
-        """The share of edges whose parent lies nearer the centre, of those with `STEADY` images beneath the child; NaN
-        where there are none."""
+        """Of the edges with at least `STEADY` images beneath the child, the share whose parent lies nearer the centre;
+        NaN if there is no such edge."""
         steps = self.steps_outwards(means)
         steady = [edge & (count >= STEADY) for edge, count in zip(groups.edges, groups.counts, strict=False)]
         kept = torch.cat([steps.new_zeros(0, dtype=torch.bool), *steady])
@@ -144,7 +144,7 @@ class ClassMeans:
 class NodePoints:
     """The nodes of a tree (leaves first, the root last) in the Poincaré ball, scaled by √r to the unit ball.
 
-    ``lift`` says in words how they came there.
+    ``lift`` says in words how they were placed there.
     """
 
     nodes: tuple[Node, ...]
@@ -154,10 +154,10 @@ class NodePoints:
 
 @torch.no_grad()
 def node_points(model: ClipModel, tree: Tree, template: str = "photo", radius: float = 0.5) -> NodePoints:
-    """Where the texts of a tree's nodes, its root among them, lie in the ball.
+    """Where the texts of a tree's nodes, the root included, lie in the ball.
 
-    A hyperbolic model places each at the depth of the lowest level it stands at, by its own head, and the root at the
-    centre if the head tells levels apart. For any other, text features before normalisation are lifted as they are:
+    A hyperbolic model places each text by its own head, at the depth of the node's lowest level, and the root at the
+    centre if the head tells levels apart. For any other model, the text features before normalisation are lifted by
     ``exp0`` of curvature 1, scaled so that a leaf of mean norm lies at ``radius``.
 
     Args:

@@ -14,11 +14,11 @@ _thread = threading.local()
 
 @contextmanager
 def exact_fp32() -> Iterator[None]:
-    """Inside, fp32 products are exact, sums the same bits each time, denormals zero; afterwards all is as it was.
+    """A context in which fp32 products are exact, sums the same bits each time, and denormals zero.
 
     TF32 has 10 bits of mantissa, and bf16, which oneDNN takes on CPUs after ``set_float32_matmul_precision("medium")``,
-    has 7: an attack's verdict in either is no verdict in fp32. torch allows TF32 to convolutions unless told otherwise,
-    and lets them sum in any order. Denormals make Adam many times slower on CPUs.
+    has 7: an attack's verdict in either is no verdict in fp32. By default torch lets convolutions use TF32 and sum in
+    any order. Denormals make Adam many times slower on CPUs. All settings are restored afterwards.
 
     Also a decorator: ``@exact_fp32()``.
     """
@@ -42,7 +42,7 @@ def exact_fp32() -> Iterator[None]:
 
 
 class _Matmul:
-    """Two functions of torch as one attribute."""
+    """torch's getter and setter of the precision of matrix products, as one attribute."""
 
     @property
     def precision(self) -> str:
@@ -54,12 +54,12 @@ class _Matmul:
 
 
 def _switches() -> list[tuple[Any, str, object]]:
-    """What torch has to say about the arithmetic of fp32: where, by which name, and the exact value."""
+    """torch's settings of fp32 arithmetic: (object, name of the attribute, value that makes it exact)."""
     backends: Any = torch.backends
     older = [(_Matmul(), "precision", "highest"), (backends.cudnn, "allow_tf32", False)]
     newer = []
     if hasattr(backends, "fp32_precision"):  # torch 2.9 on
-        # Where a process has used the new names, torch refuses to read the old ones, which then say nothing.
+        # Where a process has used the new names, torch refuses to read the old ones, which then mean nothing.
         older = [(place, name, value) for place, name, value in older if _is_readable(place, name)]
         products = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
         products += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
@@ -76,5 +76,5 @@ def _is_readable(place: object, name: str) -> bool:
 
 
 def _flushes_denormals() -> bool:
-    """Does this thread? torch sets it and does not tell."""
+    """Does this thread take denormals for zero? torch can set this but not report it."""
     return bool((torch.full((), 1e-40) * 1).item() == 0)

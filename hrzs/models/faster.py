@@ -1,14 +1,14 @@
-"""What open_clip's modules compute, faster: the same parameters and the same results.
+"""Faster versions of open_clip's modules, with the same parameters and the same results.
 
 - `SelfAttention`: torch's module transposes the batch away before its input projection. Where the weights need no
   gradient, as in an attack, torch then multiplies position by position against copies of the weights: several times
   slower in bf16.
 - `PatchConv`: where the kernel of a convolution is as large as its stride, as in the patch embedding of a ViT, each
-  pixel is read once, and reordering does the whole of the sliding. torch's convolution takes several times as long for
-  the gradient to the pixels, which is what an attack wants.
+  pixel is read once, so reordered pixels and a matrix product do the same. torch's convolution takes several times as
+  long for the gradient with respect to the pixels, which an attack needs.
 - `channels_last`: the layout that other convolutions prefer on CPUs and tensor cores.
 
-Batch norms folded into convolutions, which holds for an attack alone, are in `hrzs.models.folding`.
+Only an attack may fold batch norms into convolutions: see `hrzs.models.folding`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 
 def make_faster(module: nn.Module) -> None:
-    """All of it for ``module`` and what is inside; the parameters stay as they are."""
+    """Apply all of these to ``module`` and the modules inside; the parameters stay as they are."""
     straighten(module)
     embed_by_product(module)
     channels_last(module)
@@ -37,7 +37,7 @@ class SelfAttention(nn.MultiheadAttention):
     def forward(  # type: ignore[override]
         self, query: Tensor, key: Tensor, value: Tensor, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """``query``: (B, L, W), or as torch has it."""
+        """Attention of ``query`` (B, L, W) to itself; other arguments are torch's."""
         mask = options.pop("attn_mask", None)
         plain = (
             options == {"need_weights": False}
@@ -85,10 +85,10 @@ def straighten(module: nn.Module) -> None:
 
 
 class PatchConv(nn.Conv2d):
-    """The same parameters and results; images that are no whole number of patches go to torch."""
+    """The same parameters and results; torch handles images that are no whole number of patches."""
 
     def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
-        """One patch, one row of a matrix product."""
+        """A matrix product with a row for each patch."""
         (batch, channels, height, width), (down, across) = input.shape, self.kernel_size
         if height % down or width % across:
             return super().forward(input)
@@ -109,7 +109,7 @@ def _plain(conv: nn.Conv2d) -> bool:
 
 
 def channels_last(module: nn.Module) -> None:
-    """Lay out the convolutions of ``module`` channels last; their outputs, and so what follows, take that on.
+    """Give the convolutions of ``module`` the layout channels last, which their outputs, and so later layers, take on.
 
     The values stay as they are. A `PatchConv` is a matrix product, and is left alone.
     """

@@ -22,7 +22,7 @@ class Head(nn.Module):
 
     @abstractmethod
     def prepare(self, text: Float[Tensor, "N D"], levels: Int[Tensor, "N"] | None = None) -> Float[Tensor, "N D"]:
-        """What `logits` needs of projected text features of these levels; done once, not once per batch."""
+        """Projected text features of these levels in the form that `logits` takes; done once, not once per batch."""
 
     @abstractmethod
     def logits(
@@ -59,15 +59,15 @@ class CosineHead(Head):
 
 
 class HyperbolicHead(Head):
-    """Negative scaled Poincaré distance between ``φ = exp0(s_img f)`` and ``ψ = exp0(s_txt g)`` (method.md, section 1).
+    """Negative scaled Poincaré distance between ``φ = exp0(s_img f)`` and ``ψ = exp0(s_txt g)`` (docs/method.md).
 
     Each level l of a tree has a depth factor ``a_l`` (``a_0 = 1``) and an inverse temperature ``β_l``. A text of level
     l is ``ψ^l = exp0(a_l s_txt g)``. An image seen at level l is ``φ^l = exp0(a_l s_img f)``: the point of the geodesic
-    from the origin to ``φ`` at that level's depth. The logits of level l are ``-β_l d(φ^l, ψ^l)`` (docs/method.md).
-    Levels beyond the last factor have the last.
+    from the origin to ``φ`` at that level's depth. The logits of level l are ``-β_l d(φ^l, ψ^l)``. Levels
+    beyond the last factor use the last one.
 
     All of these positive scalars are learnt as logarithms; the curvature only when asked for. A curvature of 0 stays 0:
-    flat space, the ablation, and the head is ``euclidean``.
+    it means flat space, for ablations, and the head is called ``euclidean``.
 
     Args:
         scale_image: ``s_img``.
@@ -96,13 +96,13 @@ class HyperbolicHead(Head):
         self.image_depth = image_depth
         betas = [beta] if isinstance(beta, (int, float)) else list(beta)
         if depth[0] != 1:
-            raise ValueError(f"the leaves' depth factor is {depth[0]}: it is 1, their radius is that of the scales")
+            raise ValueError(f"the leaves' depth factor is {depth[0]}: it must be 1, since the scales set their radius")
         for name, value in (
             ("scale_image", scale_image), ("scale_text", scale_text), ("beta", betas), ("curvature", curvature),
             ("depth", list(depth[1:])),
         ):  # fmt: skip
-            # In float64, here and in `values`: near 1 a value in float32 says less than its logarithm, and a model that
-            # is loaded is to be the one that was saved.
+            # In float64, here and in `values`: near 1 a value in float32 is coarser than its logarithm, and a loaded
+            # model must equal the saved one.
             logarithm = torch.tensor(value, dtype=torch.float64).log().to(torch.get_default_dtype())
             self.register_parameter(f"log_{name}", nn.Parameter(logarithm))
         self.log_curvature.requires_grad_(False)
@@ -113,7 +113,7 @@ class HyperbolicHead(Head):
 
     @property
     def space(self) -> ModuleType:
-        """The functions of its geometry: `hrzs.geometry.poincare` or, of the same names, `hrzs.geometry.euclidean`."""
+        """The functions of its geometry: `hrzs.geometry.poincare` or, by the same names, `hrzs.geometry.euclidean`."""
         return euclidean if self.is_flat else poincare
 
     def value(self, name: str) -> Float[Tensor, "..."]:
@@ -126,7 +126,7 @@ class HyperbolicHead(Head):
         return torch.cat([self.log_depth.new_ones(1), self.value("depth")])
 
     def beta(self, level: int | Int[Tensor, "B"]) -> Float[Tensor, "..."]:
-        """``β_l`` of one level, or of each row's."""
+        """``β_l`` of one level, or of each row's level."""
         return self.value("beta")[_up_to(level, len(self.log_beta) - 1)]
 
     def image_factor(self, level: int | Int[Tensor, "B"]) -> Float[Tensor, "..."]:
@@ -145,12 +145,12 @@ class HyperbolicHead(Head):
         return norm if self.is_flat else self.value("curvature").sqrt() * norm
 
     def embed_image(self, image: Float[Tensor, "B D"], level: int | Int[Tensor, "B"] = 0) -> Float[Tensor, "B D"]:
-        """``φ^l``: points of the ball, at one level or each at its own."""
+        """``φ^l``: images as points of the ball, all at one level or each at its own."""
         scale = self.image_factor(level) * self.value("scale_image")
         return cast(Tensor, self.space.expmap0(_by_row(scale) * image, self.value("curvature")))
 
     def prepare(self, text: Float[Tensor, "N D"], levels: Int[Tensor, "N"] | None = None) -> Float[Tensor, "N D"]:
-        """``ψ``: points of the ball, each at the depth of its level (by default the leaves')."""
+        """``ψ``: texts as points of the ball, each at the depth of its level (by default the leaves')."""
         scaled = self.value("scale_text") * text
         if levels is not None:
             scaled = _by_row(self.depth[_up_to(levels, len(self.log_depth))]) * scaled
@@ -170,7 +170,7 @@ class HyperbolicHead(Head):
 
 
 def _up_to(level: int | Int[Tensor, "B"], last: int) -> int | Int[Tensor, "B"]:
-    """Levels beyond the last one that something is known of are taken for it."""
+    """``level``, or ``last`` for levels beyond it."""
     return level.clamp_max(last) if isinstance(level, Tensor) else min(level, last)
 
 

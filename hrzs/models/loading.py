@@ -1,4 +1,4 @@
-"""Models in and out: ``--model``, ``--pretrained``, ``--visual``, and the file that plain open_clip reads back."""
+"""Loading models (``--model``, ``--pretrained``, ``--visual``), and saving them as files that open_clip reads."""
 
 from __future__ import annotations
 
@@ -97,10 +97,10 @@ def load_model(
 
 
 def wrap_model(clip: torch.nn.Module, arch: str | None, *, device: str = "cpu", precision: str = "fp32") -> ClipModel:
-    """An open_clip model in memory, which is used as it is and not copied.
+    """A `ClipModel` around an open_clip model in memory, which is not copied.
 
     Args:
-        arch: what open_clip calls it; its config gives the tokenizer, and goes into what is saved.
+        arch: open_clip's name of the architecture, whose config gives the tokenizer and is saved with the model.
 
     Raises:
         UsageError: no such architecture, or the model is of another one.
@@ -109,7 +109,7 @@ def wrap_model(clip: torch.nn.Module, arch: str | None, *, device: str = "cpu", 
     if arch is None or config is None:
         near = difflib.get_close_matches(arch or "", open_clip.list_models(), 3, 0.4)
         raise UsageError(
-            f"arch {arch!r}: what open_clip calls the architecture of this {type(clip).__name__} is needed, such as "
+            f"arch {arch!r}: open_clip's name for the architecture of this {type(clip).__name__} is needed, such as "
             f"{' or '.join(near or ['ViT-B-32'])}"
         )
     with torch.device("meta"):  # names and shapes, no memory
@@ -119,8 +119,8 @@ def wrap_model(clip: torch.nn.Module, arch: str | None, *, device: str = "cpu", 
     if differing:
         name = differing[0]
         raise UsageError(
-            f"arch {arch!r}: this {type(clip).__name__} is no such model: {len(differing)} of its tensors differ, "
-            f"{name} for one is of {_shape(found, name)}, not {_shape(expected, name)}"
+            f"arch {arch!r}: this {type(clip).__name__} is no such model: {len(differing)} of its tensors differ; "
+            f"{name}, for one, has the shape {_shape(found, name)}, not {_shape(expected, name)}"
         )
     own = getattr(cast(Any, clip).visual, "preprocess_cfg", None) or {}
     model = ClipModel(clip, _info(arch, config, f"{arch} in memory", digest_of(found.items()), **own))
@@ -191,7 +191,7 @@ def _load_hub(spec: str) -> ClipModel:
     except Exception as error:  # whatever the hub's client raises: none of it is ours to fix
         raise HrzsError(_cannot_fetch(f"{spec}", error)) from error
     cfg = dict(clip.visual.preprocess_cfg)
-    # The name may stand for other weights one day.
+    # One day the same name may stand for other weights.
     digest = digest_of(clip.state_dict().items())
     info = _info(spec.removeprefix("hf-hub:").replace("/", "-"), config, spec, digest, **cfg)
     return ClipModel(clip, replace(info, arch=_register(info.arch, config)))
@@ -245,11 +245,11 @@ def _take_visual(model: ClipModel, file: Path, spec: str, pretrained: str | None
     has_tag = pretrained != "none" and not Path(pretrained or "").is_file()
     if not has_tag and not info.config.get("quick_gelu") and quick in open_clip.list_models():
         logger.warning(
-            "--visual %s: runs under GELU; weights tuned from OpenAI's want --model %s or --pretrained openai",
+            "--visual %s: runs under GELU; weights tuned from OpenAI's need --model %s or --pretrained openai",
             file,
             quick,
         )
-    # The model nobody touched is the one without the file; of a run, the one that the run started from.
+    # The untouched model is the one without the file; for a run, the one that the run started from.
     base = info.run.get("base")
     if not base or base["pretrained"] == "none":
         base = {"model": spec, "pretrained": pretrained, "digest": info.digest}
@@ -324,7 +324,7 @@ def _fetch(cfg: Mapping[str, Any], what: str) -> str:
     _fail_fast_without_hub()
     try:
         return str(download_pretrained(dict(cfg)))
-    except Exception as error:  # a hub's client raises many kinds, all of them mean: not to be had
+    except Exception as error:  # a hub's client raises many kinds, and all mean that the fetch failed
         raise HrzsError(_cannot_fetch(what, error)) from error
 
 
@@ -349,7 +349,7 @@ def _cannot_fetch(what: str, error: Exception) -> str:
 
 
 def _register(arch: str, config: dict[str, Any]) -> str:
-    """Make ``config`` known to open_clip as ``arch``; under a name of its own if that one means another model."""
+    """Register ``config`` with open_clip, as ``arch`` or, if that is another model, under a new name."""
     if Path(arch).name != arch:
         raise UsageError(f"--model: {arch!r} in the header is no name of an architecture, but a path")
     if open_clip.get_model_config(arch) == config:
@@ -369,7 +369,7 @@ def _register(arch: str, config: dict[str, Any]) -> str:
 def save_model(model: ClipModel, folder: Path, *, half: bool = False, **run: Any) -> None:
     """Write ``model.safetensors`` (the open_clip state dict and nothing else) and ``open_clip_config.json``.
 
-    ``run`` (method, tree digest, what it was trained from, …) goes into the header beside architecture,
+    ``run`` (method, tree digest, base model, …) goes into the header beside architecture,
     preprocessing and geometry; ``half`` stores float16.
     """
     info = model.info
@@ -398,7 +398,7 @@ def save_model(model: ClipModel, folder: Path, *, half: bool = False, **run: Any
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, Any]) -> None:
-    """Tensors with a header of JSON values, by `replacing`.
+    """Write tensors with a header of JSON values; the file is whole or untouched (`replacing`).
 
     Raises:
         HrzsError: the file cannot be written.
@@ -407,7 +407,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping
         with replacing(path) as aside:
             save_file(dict(tensors), aside, pack_header(header))
             _sort_header(aside)
-            aside.chmod(0o666 & ~_umask())  # safetensors makes it the owner's alone
+            aside.chmod(0o666 & ~_umask())  # safetensors lets the owner alone read it
     except SafetensorError as error:
         raise HrzsError(f"{path}: cannot be written ({error}); what was there is untouched") from error
 
@@ -442,7 +442,7 @@ def read_header(path: Path) -> dict[str, Any]:
     """The header that `write_safetensors` wrote, or `pack_header` packed.
 
     Raises:
-        UsageError: not a safetensors file, or one with a header of somebody else's.
+        UsageError: not a safetensors file, or its header was not written by hrzs.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -473,13 +473,13 @@ def probe(model: ClipModel) -> Tensor:
 
 
 def replace_source(model: ClipModel, source: str) -> ClipModel:
-    """The same model under the name it was asked for."""
+    """``model``, with ``source`` as the name that it was loaded by."""
     model.info = replace(model.info, source=source)
     return model
 
 
 def describe(model: ClipModel) -> dict[str, Any]:
-    """What a report says of the model."""
+    """The fields of a report about the model."""
     info = asdict(model.info)
     config = info.pop("config")
     del info["origin"]

@@ -1,4 +1,4 @@
-"""Any module that gives logits of the leaf classes, under attack at every level of a tree."""
+"""Attacks at every level of a tree on any module that gives logits of the leaf classes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from hrzs.models.exact import exact_fp32
 
 
 class LogitModel(ImageEncoder):
-    """A module from pixels in [0, 1] to logits; these are its features.
+    """An image encoder whose features are the logits of ``module``.
 
     Args:
-        module: normalises and resizes inside; it is used as it is, and no copy.
+        module: takes pixels in [0, 1], and normalises and resizes inside; it is not copied.
 
     Raises:
-        UsageError: it is in training mode.
+        UsageError: the module is in training mode.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -37,7 +37,7 @@ class LogitModel(ImageEncoder):
         """The logits.
 
         Raises:
-            UsageError: what comes out is no logits, one row for each image.
+            UsageError: the module does not return one row of logits for each image.
         """
         logits = self.module(pixels)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(pixels):
@@ -50,7 +50,7 @@ class LogitModel(ImageEncoder):
 
 
 class LogitClassifier(Classifier):
-    """Superclasses of `LogitModel`: they have no prompt, so both scorings sum the probabilities of their leaves."""
+    """The classifier of a `LogitModel`; superclasses have no prompt, so both scorings sum over leaves."""
 
     def __init__(self, tree: Tree, device: torch.device | str = "cpu") -> None:
         self.tree = tree
@@ -62,7 +62,7 @@ class LogitClassifier(Classifier):
         """See `Classifier.logits`.
 
         Raises:
-            UsageError: there are more logits or fewer than the tree has classes.
+            UsageError: the number of logits is not that of the tree's classes.
         """
         if features.shape[1] != len(self.tree.classes):
             raise UsageError(

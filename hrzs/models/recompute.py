@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class RecomputedBottleneck(Bottleneck):  # type: ignore[misc]
-    """The same block; open_clip's switch for checkpointing does nothing in its ResNets."""
+    """The same block, recomputed in the backward pass; open_clip's own switch for this has no effect in its ResNets."""
 
     def forward(self, x: Tensor) -> Any:
         """``x``: (B, C, H, W)."""

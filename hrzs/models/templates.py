@@ -7,12 +7,12 @@ from pathlib import Path
 from hrzs.errors import UsageError
 
 _OPENAI = "openai"
-#: Of the option ``--template``.
+#: The help of ``--template``.
 HELP = "Prompt template: photo, tecoa, name, openai (the dataset's ensemble), a text with {}, FILE.txt, or list."
 
 
 def _ensembles(file: Path) -> dict[str, tuple[str, ...]]:
-    """dataset → its templates, from a file of `[DATASET …]` headings with one template to a line below."""
+    """The templates of each dataset, from a file of ``[DATASET …]`` headings with one template to a line below."""
     found: dict[str, list[str]] = {}
     datasets: list[str] = []
     for line in file.read_text("utf-8").splitlines():
@@ -42,7 +42,7 @@ _ABOUT = {
 
 
 def describe_templates() -> list[tuple[str, str]]:
-    """(name, one line about it) of every form that `--template` takes."""
+    """(name, one line about it) of every form that ``--template`` takes."""
     singles = [(name, f"{about}{TEMPLATES[name][0]}") for name, about in _ABOUT.items()]
     ensembles = [
         (f"{_OPENAI}-{dataset}", f"{len(texts)} template{'s' * (len(texts) > 1)}, such as: {texts[0]}")
@@ -58,9 +58,9 @@ def describe_templates() -> list[tuple[str, str]]:
 
 
 def template_for(spec: str, dataset: str) -> str:
-    """`spec` itself, but for `openai`: the name of the ensemble that OpenAI used on `dataset`.
+    """``spec``, with ``openai`` replaced by the name of the ensemble that OpenAI used on ``dataset``.
 
-    Another dataset takes that of ImageNet, as CLIP_benchmark does.
+    A dataset without an ensemble takes ImageNet's, as in CLIP_benchmark.
     """
     if spec != _OPENAI:
         return spec
@@ -68,10 +68,10 @@ def template_for(spec: str, dataset: str) -> str:
 
 
 def resolve_template(spec: str) -> tuple[str, ...]:
-    """The templates that `--template` names; `openai` first needs `template_for`, which knows the dataset.
+    """The templates that ``--template`` names; ``openai`` first goes through `template_for`, which knows the dataset.
 
     Raises:
-        UsageError: neither a known name nor a text with `{}` in it, or a file that has a line without.
+        UsageError: no known name and no text with ``{}``, or a file that is unreadable or has a line without ``{}``.
     """
     if spec in TEMPLATES:
         return TEMPLATES[spec]
@@ -80,7 +80,7 @@ def resolve_template(spec: str) -> tuple[str, ...]:
     if spec.endswith(".txt"):
         return _from_file(Path(spec))
     if spec == _OPENAI:
-        raise UsageError(f"--template {spec}: there is one for each dataset; name it, such as {_OPENAI}-imagenet")
+        raise UsageError(f"--template {spec}: each dataset has its own; name it, such as {_OPENAI}-imagenet")
     raise UsageError(
         f"--template {spec!r}: neither one of photo, tecoa, name, {_OPENAI}, {_OPENAI}-DATASET "
         "(`--template list` prints them) nor a text with {} for the name"

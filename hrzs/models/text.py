@@ -33,9 +33,9 @@ __all__ = [
 class NodeIndex:
     """The texts of a tree (the root left out), and the columns of logits that they stand in.
 
-    ``nodes`` are the distinct nodes, leaves first: one text each, encoded once. A column is a node at a level, level by
-    level, so a node that passes through several levels has a column in each of them: ``owner`` is its row of ``nodes``,
-    ``level`` its level, and ``columns[l]`` are the columns of level l.
+    ``nodes`` are the distinct nodes, leaves first: one text each, encoded once. A column is a node at a level, in
+    the order of levels; a node that passes through several levels has a column in each. ``owner`` is each column's row
+    of ``nodes``, ``level`` its level; ``columns[l]`` are the columns of level l.
     """
 
     nodes: tuple[Node, ...]
@@ -66,7 +66,7 @@ class NodeIndex:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Every prompt of every node, and whose it is: node = mean over its names and the templates."""
+    """The prompts of ``count`` nodes, one for each name and template; ``owner`` is the node of each prompt."""
 
     texts: tuple[str, ...]
     owner: Int[Tensor, "P"]
@@ -87,7 +87,7 @@ class Prompts:
         return hashlib.sha256(repr((self.texts, self.owner.tolist())).encode()).hexdigest()
 
     def gather(self, features: Float[Tensor, "P D"], *, normalise: bool) -> Float[Tensor, "N D"]:
-        """One feature per node: the mean over its prompts, each first L2-normalised for a cosine head (`normalise`)."""
+        """One feature per node: the mean over its prompts, L2-normalised first if ``normalise`` (cosine head)."""
         if len(self.texts) == self.count:
             return features
         owner = self.owner.to(features.device)
@@ -99,10 +99,10 @@ class Prompts:
 def same_tokens(
     tree: Tree, templates: Sequence[str], tokenize: Callable[[Sequence[str]], Int[Tensor, "P T"]]
 ) -> list[Namesakes]:
-    """Nodes of one level whose prompts are the same to the text encoder, whatever they are to people.
+    """Nodes of one level whose prompts are the same to the text encoder, even if they differ as texts.
 
-    A tokenizer may not know capitals, and cuts a text to the encoder's context: two long names can begin alike.
-    The nodes are compared under each of ``templates``; the first one says which are worth it under the others.
+    A tokenizer may ignore capitals, and it cuts a text to the encoder's context, so long names may become the same.
+    Nodes count if they are alike under all ``templates``; only those alike under the first are tried under the others.
     """
     nodes = NodeIndex.of(tree).nodes
     keys = _token_sets(nodes, templates[0], tokenize)
@@ -119,7 +119,7 @@ def same_tokens(
 def _token_sets(
     nodes: Sequence[Node], template: str, tokenize: Callable[[Sequence[str]], Int[Tensor, "P T"]]
 ) -> dict[int, frozenset[tuple[object, ...]]]:
-    """The token sequences of each node, by its identity, each with its template."""
+    """The token sequences of each node, by the node's identity; each sequence comes with its template."""
     prompts = Prompts.of(nodes, (template,))
     found: list[set[tuple[object, ...]]] = [set() for _ in nodes]
     for owner, tokens in zip(prompts.owner.tolist(), tokenize(prompts.texts).tolist(), strict=True):
@@ -128,7 +128,7 @@ def _token_sets(
 
 
 class TextBank:
-    """The texts of a tree's nodes for one model: the transformer ran once, only the projection may still change."""
+    """The texts of a tree's nodes for one model: the transformer runs once, and only the projection may change."""
 
     def __init__(self, model: ClipModel, tree: Tree, template: str = "photo") -> None:
         self.index = NodeIndex.of(tree).to(model.device)
@@ -142,7 +142,7 @@ class TextBank:
 
 @dataclass(frozen=True)
 class NodeTexts:
-    """The texts of a tree's nodes under a model that stays as it is: ``features`` is one row for each of ``index``."""
+    """The texts of a tree's nodes under a model that stays as it is; ``features`` has a row for each node."""
 
     index: NodeIndex
     prompts: Prompts
@@ -153,8 +153,8 @@ class NodeTexts:
 def frozen_texts(model: ClipModel, tree: Tree, template: str = "photo", *, normalise: bool = False) -> NodeTexts:
     """`TextBank.features` for evaluation and attack, without gradients, and kept on disk (`hrzs.models.cache`).
 
-    The text transformer runs only if this model has not met these prompts before. A model is known by the weights it
-    has now, not by the file it came from: what is trained on meanwhile is another model.
+    The text transformer runs only if this model has not met these prompts before. A model is identified by
+    its present weights, not by its file: a model trained further is another model.
 
     Raises:
         UsageError: an unknown template.

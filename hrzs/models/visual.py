@@ -1,9 +1,9 @@
-"""The image encoder alone, from the files in which work on robust CLIP models is published.
+"""Image encoders alone, from the files that papers on robust CLIP models publish.
 
 RobustVLM saves the encoder's state dict; TeCoA and PMG-AFT a training checkpoint that holds it beside an optimiser and
 a prompter; others a whole CLIP. Wrappers leave prefixes (``module.``, ``model.``, ``visual.``). OpenAI's CLIP and
-open_clip name the tensors of an encoder alike, so all of these are one task: find the place in the file under which
-the encoder's own names stand.
+open_clip name the tensors of an encoder alike, so the task is always the same: find the prefix in the file under
+which the encoder's own names stand.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KIN = 0.5
 
 
 class _Unread:
-    """Stands where a checkpoint keeps a NumPy number, such as TeCoA's best accuracy; takes anything, does nothing."""
+    """Replaces NumPy numbers in a checkpoint, such as TeCoA's best accuracy; takes any arguments, does nothing."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -40,7 +40,7 @@ class _Unread:
         pass
 
 
-#: Whatever a file asks for under these names, it gets an `_Unread`: nothing of NumPy's is called.
+#: The names for which a file gets an `_Unread`, so that nothing of NumPy is called.
 _UNREAD: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_Unread, name) for name in ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 ]
@@ -50,7 +50,7 @@ def replace_visual(visual: nn.Module, path: Path, arch: str, source: str) -> Non
     """Give the image encoder ``visual`` (of ``arch``, so far with the weights of ``source``) the weights in ``path``.
 
     Every tensor of the encoder must be there in its shape; floating-point types are cast, positional embeddings are
-    not resized. A pickle is never executed. A warning says so if the new weights cannot come from the old ones.
+    not resized. A pickle is never executed. A warning is logged if the new weights cannot come from the old ones.
 
     Raises:
         UsageError: no such file, one that cannot be read as tensors, or weights that do not fit or are not finite.
@@ -84,7 +84,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def holds_visual_only(path: Path, visual: nn.Module) -> bool:
-    """Is this a file for ``--visual``: most of the names of ``visual``, and none of a whole CLIP?"""
+    """Is this a file for ``--visual``? It has most names of ``visual``, and no ``logit_scale``, as a whole CLIP has."""
     try:
         tensors = read_tensors(path)
     except UsageError:
@@ -125,7 +125,7 @@ def _why_not_read(reason: str) -> str:
     if wanted or "TorchScript" in reason:
         return (
             f"refused, since it is more than tensors ({wanted[1] if wanted else 'a TorchScript archive'}), and reading "
-            "the rest could run code of whoever wrote it. Where you trust it, save its tensors alone, "
+            "the rest could run code of its author. If you trust the file, save its tensors alone, "
             "torch.save(encoder.state_dict(), FILE), and give that file"
         )
     return f"not a file that torch saved ({reason.strip().splitlines()[0][:200]})"
@@ -163,7 +163,7 @@ def _fitting(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path
     whole = [prefix for prefix, count in places.items() if count == len(expected)]
     if len(whole) > 1:
         raise UsageError(
-            f"--visual {path}: holds several image encoders, under {_few(whole)}; save the one that is meant alone"
+            f"--visual {path}: holds several image encoders, under {_few(whole)}; save the one that you mean alone"
         )
     prefix = places.most_common(1)[0][0]
     found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -193,7 +193,7 @@ def _fitting(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path
 
 
 def _form(tensor: Tensor) -> str:
-    """What must agree: the shape, and whether it is floating-point (a quantised file is no file of weights)."""
+    """The properties that must agree: the shape, and floating-point or not (a quantised file is no file of weights)."""
     shape = "×".join(map(str, tensor.shape)) or "scalar"
     return shape if tensor.is_floating_point() else f"{shape} of integers"
 

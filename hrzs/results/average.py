@@ -1,4 +1,4 @@
-"""The mean over datasets, of figures that all of them have; it says over which."""
+"""Means over datasets of the figures that all of them have."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ FIGURES = ("clean", "robust", "clean_balanced", "robust_balanced", "constant", "
 def mean_over_datasets(report: Report) -> Mean | None:
     """Means of the leaf rows and of any-level accuracy over the datasets of a report; None where there is but one.
 
-    Trees differ in their levels, so superclass rows have no mean. What not every evaluated dataset has (at this ε, by
-    this attack) is left out; ``over`` names those evaluated, ``missing`` those that could not be. Each of `FIGURES` is
-    the plain mean of the datasets' own; None where one of them has none.
+    Trees differ in their levels, so superclass rows have no mean. A row that some evaluated dataset lacks (at this ε,
+    by this attack) is left out. ``over`` names the datasets evaluated, ``missing`` those that could not be. Each of
+    `FIGURES` is the plain mean of the datasets' figures; None where a dataset has none.
     """
     datasets = tuple(dict.fromkeys(row.dataset for row in report.results))
     if len(datasets) < 2:

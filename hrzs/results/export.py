@@ -1,4 +1,4 @@
-"""What `hrzs eval` found, for other programs: CSV, LaTeX, and the headline figures that reports share."""
+"""A report for other programs: CSV, LaTeX, and the headline figures that both pages and tables show."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _no_formula(value: Any) -> Any:
 
 
 def flat(row: Row) -> dict[str, Any]:
-    """The fields of a row without what became of each image, which `Report.against` needs; an interval becomes two."""
+    """The fields of a row, an interval as two of them; without ``correct``, the bits of single images."""
     found: dict[str, Any] = {}
     for name, value in asdict(row).items():
         if name.endswith(_INTERVAL):
@@ -49,7 +49,7 @@ def flat(row: Row) -> dict[str, Any]:
 class Headline:
     """The figures that stand for one dataset at one ε (None: clean only), as rows of the report by level.
 
-    Superclasses are scored by their own prompt, or by the sum of their leaves where nothing else was. ``robust`` holds,
+    Superclasses are scored by their own prompt, or by the sum of their leaves if only that was. ``robust`` holds,
     for each level that an attack aimed at, the lowest row among these attacks; an attack on all levels at once counts
     only where none aimed at that level alone. ``leaf`` is the strongest attack on the leaves, scored at every level.
     ``summary`` is the report's, if it has one.
@@ -103,7 +103,7 @@ def _headline(report: Report, rows: Sequence[Row], eps: str | None) -> Headline:
 
 
 def sources_of(rows: Sequence[Row]) -> list[str]:
-    """The models that saved adversarial images were made against; none where the images are an attack's of today."""
+    """The models that saved adversarial images were made against; empty where the evaluation attacked itself."""
     return list(dict.fromkeys(row.source_model for row in rows if row.source_model))
 
 
@@ -176,5 +176,5 @@ def escape_latex(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Without control characters: a line break would end a comment, or a row."""
+    """``text`` without control characters: a line break would end a comment, or a row."""
     return "".join(c if c.isprintable() else " " for c in text)

@@ -15,7 +15,7 @@ from hrzs.results.metrics import wilson
 
 NONE_FOUND, SUSPECTED, INCONCLUSIVE = "none found", "suspected", "inconclusive"
 
-#: What to do about it.
+#: What to do about each verdict.
 ADVICE = {
     NONE_FOUND: "This is no proof: for a figure to publish, evaluate with --attack autoattack as well.",
     SUSPECTED: (
@@ -29,9 +29,9 @@ ADVICE = {
     ),
 }
 
-#: Fewer images than these say nothing: even if none gave a sign, up to a fifth of all might (Wilson's interval).
+#: Fewer images say nothing: even if none gives a sign, up to a fifth of all images might (Wilson's interval).
 LEAST = 16
-#: Fewer images than these lie at a boundary by chance, out of however few: they raise no suspicion.
+#: Fewer images with a sign raise no suspicion, out of however few: they may lie at a boundary by chance.
 SUSPICIOUS = 3
 
 #: What each canary shows where it fails; ``{n}`` is "COUNT of OF images", with the level unless it is the leaves';
@@ -53,22 +53,22 @@ _SIGNS = {
 }
 
 
-#: Of the images attacked (for the cosine head: of those that hold), how many may fall to the weaker attack only.
+#: Share of the images attacked (for the cosine head: of those that hold) that may fall to the weaker attack only.
 MISSED = 0.05
 HELD_AT_HUGE = 0.05
 UNTOUCHED = 0.25
 DEAD = 0.01
 ASTRAY = 0.02
-#: So many images have their gradients compared with finite differences.
+#: The number of images whose gradients are compared with finite differences.
 CHECKED = 32
 
 
 @dataclass(frozen=True)
 class Canary:
-    """``value``, which is ``count / of``, was measured (None: could not be); ``ok``: is it as expected?
+    """A check of the attacks: its measured ``value``, ``count / of`` (None: not measurable), and whether it is ``ok``.
 
-    It is as expected unless it surely lies above ``bound``. ``applicable`` is False where there is nothing to measure.
-    ``level`` is that of the superclasses attacked, which the name says too; None where it is the leaves.
+    A value is ``ok`` unless it surely lies above ``bound``. ``applicable`` is False if there is nothing to measure.
+    ``level`` is the superclass level attacked, which is in the name too; None for the leaves.
     """
 
     name: str
@@ -109,9 +109,9 @@ def verdicts(canaries: Sequence[Canary]) -> list[Masking]:
 def verdict_of(canaries: Sequence[Canary]) -> tuple[str, tuple[str, ...]]:
     """The verdict on the canaries of one dataset, and why.
 
-    Suspected, if any sign surely lies above its bound, on three images at least. Else inconclusive, if one lies above
-    it but may do so by chance, could not be measured, or rests on too few images, or if the attack does not fell an
-    untouched model either. What this rule notices says `power`.
+    Suspected, if any sign surely lies above its bound, on three images at least. Else inconclusive, if a sign lies
+    above its bound maybe by chance, could not be measured, or rests on too few images, or if the attack does not fool
+    an untouched model either. `power` tells what this rule notices.
     """
     signs = [c for c in canaries if c.kind in _SIGNS and c.applicable]
     suspected = tuple(
@@ -172,7 +172,7 @@ def _attacked(signs: Sequence[Canary]) -> int | None:
 
 
 def least_count(images: int, bound: float = MISSED) -> int | None:
-    """On how many of so many images a canary must give a sign for the verdict "suspected"; None: all are too few."""
+    """On how many of ``images`` a canary must give a sign for the verdict "suspected"; None: all are too few."""
     counts = range(SUSPICIOUS, images + 1)
     return next((count for count in counts if wilson(count, images)[0] > bound), None)
 

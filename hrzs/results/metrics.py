@@ -21,11 +21,11 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def _score_interval(p: float, n: float, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's interval of a share ``p`` of ``n`` images, which need be no whole number."""
+    """Wilson's interval of a share ``p`` of ``n`` images, where ``n`` need not be whole."""
     zz = z * z
     centre = (p + zz / (2 * n)) / (1 + zz / n)
     half = z / (1 + zz / n) * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
-    # The bounds of none and of all are exact; computed, they would be off by a rounding.
+    # At 0 and 1 a bound is exact; computed, it would be off by a rounding error.
     return 0.0 if p == 0 else centre - half, 1.0 if p == 1 else centre + half
 
 
@@ -33,7 +33,7 @@ def _score_interval(p: float, n: float, z: float = 1.959964) -> tuple[float, flo
 
 
 def node_weights(nodes: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """What each image counts where the K nodes present count alike: ``w_i = 1 / (K · images of its node)``; float64.
+    """The weight of each image if the K nodes present weigh the same: ``w_i = 1 / (K · images of its node)``; float64.
 
     The weighted share of right images is the mean over these nodes of the accuracy on each: balanced accuracy, or macro
     recall. A node without any image is no part of it. The weights sum to 1.
@@ -47,7 +47,7 @@ def node_weights(nodes: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
 
 
 def weights_over_levels(nodes: Int[Tensor, "levels n"]) -> Float[Tensor, "n"]:
-    """The mean over levels of `node_weights`: what an image counts in a figure that spans all levels.
+    """The mean over levels of `node_weights`: the weight of an image in a figure that spans all levels.
 
     A weighted share is then the mean over levels of the share balanced over that level's nodes.
     """
@@ -73,7 +73,7 @@ def balanced_interval(correct: Bool[Tensor, "n"], weights: Float[Tensor, "n"]) -
 
 
 def constant_answer(nodes: Int[Tensor, "n"], weights: Float[Tensor, "n"] | None = None) -> float:
-    """What the best constant answer scores, one node named for every image: the share of the largest node, by weight.
+    """The accuracy of the best constant answer, one node for every image: the share of the largest node, by weight.
 
     Without weights every image counts alike. With `node_weights` of the same nodes it is 1/K, whichever node is named.
     """
@@ -97,12 +97,12 @@ class Predictions:
 
     @staticmethod
     def empty(tree: Tree, n: int) -> Predictions:
-        """To be filled by `put`."""
+        """Predictions of ``n`` images, which `put` fills in."""
         nodes = torch.zeros(len(SCORINGS), tree.height, n, dtype=torch.long)
         return Predictions(nodes, torch.zeros(n, dtype=torch.bool), torch.zeros(len(TOP), n, dtype=torch.float64))
 
     def put(self, rows: Int[Tensor, "m"], part: Predictions) -> None:
-        """Take these for ``rows``."""
+        """Store ``part`` at ``rows``."""
         self.nodes[:, :, rows] = part.nodes
         self.success[rows] = part.success
         self.distances[:, rows] = part.distances

@@ -1,4 +1,4 @@
-"""What the page of a report shows and no JSON holds; `hrzs.evaluation.outcome` finds it."""
+"""What the page of a report shows beyond its JSON; `hrzs.evaluation.outcome` collects it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is shown of one dataset and no JSON holds; None where nothing was attacked, or nothing fell."""
+    """What the page shows of one dataset beyond the JSON; a field is None if nothing was attacked, or no image fell."""
 
     tree: Tree
     outcome: Outcome | None = None
@@ -58,7 +58,7 @@ class Pictures:
 
 
 def most_instructive(labels: Int[Tensor, "n"], was: Int[Tensor, "n"], lost: Int[Tensor, "n"], most: int) -> list[int]:
-    """Images that were right at most levels and lost the most of them; one of each class before a second of any.
+    """The images that lost most levels, and of these the ones right at most; one of each class before a second of any.
 
     Args:
         was: the number of levels at which an image was right when clean.

@@ -1,4 +1,4 @@
-"""What an evaluation found, typed: the form of ``hrzs eval --json``. Everything that shows figures reads it.
+"""The typed report of an evaluation, which ``hrzs eval --json`` writes. Everything that shows figures reads it.
 
 Its JSON schema is docs/report.schema.json. A figure that a report does not hold, since an older hrzs wrote it, is None.
 """
@@ -80,7 +80,7 @@ class Row(Struct, frozen=True, kw_only=True):
 
     @property
     def clean_figure(self) -> Figure:
-        """Without an attack."""
+        """Clean accuracy."""
         return Figure(self.clean, self.clean_ci95, self.clean_balanced, self.clean_balanced_ci95)
 
     @property
@@ -92,7 +92,7 @@ class Row(Struct, frozen=True, kw_only=True):
 
 
 class Overall(Struct, frozen=True, kw_only=True):
-    """What is said of all levels at once, of one dataset at one ε; ``severity`` and ``consistency`` by attack."""
+    """Figures over all levels, for one dataset at one ε; ``severity`` and ``consistency`` are by attack."""
 
     dataset: str
     eps: str
@@ -113,7 +113,7 @@ class Overall(Struct, frozen=True, kw_only=True):
 class Truth(Struct, frozen=True):
     """The node of each image, in the order of their ids: ``labels`` are leaves, ``ancestors[k]`` those of every leaf.
 
-    Numbers between spaces, for there may be many.
+    Each is a text of numbers with spaces between, which is short.
     """
 
     labels: str
@@ -131,7 +131,7 @@ class LevelDepth(Struct, frozen=True, kw_only=True):
 
 
 class Depth(Struct, frozen=True, kw_only=True):
-    """Where a model puts the levels of a tree; shares of edges whose parent lies nearer the centre than the child."""
+    """Where a model puts the levels of a tree; ``edges_ordered``: share of edges whose parent is nearer the centre."""
 
     head: str
     n: int
@@ -141,7 +141,7 @@ class Depth(Struct, frozen=True, kw_only=True):
 
 
 class MeanRow(Struct, frozen=True, kw_only=True):
-    """One figure's mean over datasets, at the leaves; None where one of them has none."""
+    """The means over datasets of one attack's figures at the leaves; None where a dataset lacks the figure."""
 
     attack: str
     attack_level: AttackLevel
@@ -206,9 +206,9 @@ class Comparison(Struct, frozen=True, kw_only=True):
 
 
 class Summary(Struct, frozen=True, kw_only=True):
-    """What is said beyond the rows; mappings go by dataset.
+    """The results beyond the rows; the keys of mappings are datasets.
 
-    ``canaries`` and ``masking`` are a sentence where there are none. ``adversarial`` says what saved images are.
+    ``canaries`` and ``masking`` are a sentence where there are none. ``adversarial`` describes the saved images.
     """
 
     levels: tuple[Overall, ...] = ()
@@ -323,7 +323,7 @@ class Report(Struct, frozen=True, kw_only=True):
         return to_latex(self)
 
     def to_html(self, pictures: Mapping[str, Pictures] | None = None) -> str:
-        """The page of ``hrzs eval --report``; by dataset ``pictures`` hold what no JSON does: tree, images."""
+        """The page of ``hrzs eval --report``; ``pictures`` hold, by dataset, what the JSON lacks: tree, images."""
         from hrzs.results.pages.evaluation import render
 
         return render(self, pictures or {})
@@ -343,10 +343,10 @@ class Report(Struct, frozen=True, kw_only=True):
         return DataFrame([flat(row) for row in self.results])
 
     def against(self, other: Report) -> Comparison:
-        """Every row beside its like in ``other``, paired image by image (`hrzs.results.significance.compare`).
+        """Every row beside the same one in ``other``, paired image by image (`hrzs.results.significance.compare`).
 
         Raises:
-            UsageError: other images, another tree, or no like rows.
+            UsageError: other images, another tree, or no measurement in common.
         """
         from hrzs.results.significance import compare
 

@@ -20,18 +20,18 @@ SAME = ("dataset", "split", "eps", "attack", "attack_level", "level", "scoring",
 
 
 def compare(report: Report, other: Report) -> Comparison:
-    """Every row of ``report`` beside its like in ``other``, and any-level robust accuracy likewise.
+    """Every row of ``report`` beside the same measurement in ``other``, and any-level robust accuracy likewise.
 
     For each: both accuracies, their difference with a 95% interval (`paired_interval`), how many images only the one
     and only the other model gets right, McNemar's exact p (`mcnemar`), and p after Holm's correction for the number of
-    comparisons with images in them (Holm, Scand. J. Statist. 1979). And the same difference balanced over the nodes of
-    the level with its interval (`balanced_difference`), None where neither report says which node each image has; p is
-    of the difference per image.
+    comparisons with images in them (Holm, Scand. J. Statist. 1979). There is also the difference balanced over the
+    level's nodes, with its interval (`balanced_difference`); None where neither report has the nodes of the images. p
+    is always of the difference per image.
 
     Any-level figures of different suites are not compared: ``left_out`` says so.
 
     Raises:
-        UsageError: nothing to compare: other images, no like rows, or a report without what each image did.
+        UsageError: other images, no measurement in common, or a report without the result of each image.
     """
     check_same_images(report, other)
     nodes = _nodes(other) | _nodes(report)
@@ -39,8 +39,7 @@ def compare(report: Report, other: Report) -> Comparison:
     pairs = [*_row_pairs(report, other, nodes), *any_level]
     if not pairs:
         raise UsageError(
-            "--against: no row of that report has its like in this one; evaluate both with the same data, attacks, "
-            "levels and ε"
+            "--against: the two reports share no measurement; evaluate both with the same data, attacks, levels and ε"
         )
     chances = [mcnemar(*pair.discordant) for pair in pairs]
     rows = tuple(pair.compared(p, p_holm) for pair, p, p_holm in zip(pairs, chances, holm(chances), strict=True))
@@ -69,7 +68,7 @@ class _Pair:
         return int((self.this & ~self.other).sum()), int((self.other & ~self.this).sum())
 
     def compared(self, p: float, p_holm: float) -> Compared:
-        """All figures of it."""
+        """All figures of the comparison."""
         n, only_this, only_other = len(self.this), *self.discordant
         this, other = int(self.this.sum()), int(self.other.sum())
         found: dict[str, object] = {}
@@ -85,7 +84,7 @@ class _Pair:
 
 
 def _nodes(report: Report) -> dict[str, Int[Tensor, "levels n"]]:
-    """What a report says of its images (`Evaluation.truth`); nothing, if an older hrzs wrote it."""
+    """The nodes of a report's images (`Evaluation.truth`), by dataset; empty if an older hrzs wrote it."""
     found = {}
     for dataset, truth in report.summary.truth.items():
         labels = torch.tensor([int(word) for word in truth.labels.split()], dtype=torch.long)
@@ -147,7 +146,7 @@ def _bits(correct: str | None, n: int, dataset: str) -> Bool[Tensor, "n"]:
 def check_same_images(report: Report, other: Report) -> None:
     """Are both about the same images under the same tree, and does ``other`` say what became of each of them?
 
-    Can be asked before anything is evaluated.
+    This can be checked before an evaluation.
 
     Raises:
         UsageError: no.

@@ -109,7 +109,7 @@ def _mistakes(s: Overall) -> list[str]:
 def lopsided_levels(rows: Iterable[Row]) -> set[int]:
     """The levels of one dataset whose nodes have unequally many images, so that per image and balanced differ.
 
-    There the largest node has more than its K-th part. Rows that an older hrzs wrote do not say.
+    There the largest node has more than 1/K of the images. Rows from an older hrzs do not tell.
     """
     return {row.level for row in rows if row.constant != row.constant_balanced}
 
@@ -151,7 +151,7 @@ def _mean(mean: Mean) -> str:
 
 
 def _against(against: Comparison) -> str:
-    """How many differences are beyond chance: Holm's correction leaves them, or the balanced interval has no 0."""
+    """The lines of a comparison: significant differences, by Holm's correction or by a balanced interval without 0."""
     rows = against.rows
     surely = [row for row in rows if row.p_holm < 0.05]
     balanced_only = [row for row in rows if row not in surely and _is_apart(row.difference_balanced_ci95)]

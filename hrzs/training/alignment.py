@@ -1,6 +1,6 @@
-"""Losses over the levels of a tree: alignment of images and texts (HITA) and the placing of depth by norm.
+"""Losses over the levels of a tree: alignment of images and texts (HITA), and the order of depth by norm.
 
-Source: Dong et al., CVPR 2026 (method.md, sections 2 and 4). A column of logits is a node at a level
+Source: Dong et al., CVPR 2026. A column of logits is a node at a level
 (`hrzs.models.text.NodeIndex`). Shapes never depend on which classes a batch holds, so nothing here waits for a device.
 """
 
@@ -32,16 +32,16 @@ class Rows(NamedTuple):
 class LevelAlignment:
     """``L'``: cross-entropy at each level, with hierarchy-aware negatives from its neighbours (HNSA).
 
-    All levels are one matrix of logits over all columns. A row is an image or a class mean seen at a level; what does
-    not stand in the denominator of its softmax is masked. So a loss over five levels is as few operations as one level.
+    All levels share one matrix of logits over all columns. A row is an image or a class mean seen at a level; columns
+    outside the denominator of its softmax are masked. So a loss over five levels takes as few operations as over one.
 
     Args:
         tree: the class tree, L levels below its root.
         index: the columns of the logits.
         hnsa: which neighbours lend negatives to a level: ``none``, ``lower``, ``upper`` or ``both``.
         weights: ``ω``: ``paper``, ``equal``, or numbers from the leaves upwards, such as ``1,0.5``.
-        balance: what counts alike in the mean of a level above the leaves: each ``image``, or each ``node`` that has an
-            image in the batch, however many it has.
+        balance: what weighs the same in the mean of a level above the leaves: each ``image``, or each ``node`` with an
+            image in the batch, however many images it has.
 
     Raises:
         UsageError: fewer weights than the tree has levels below its root.
@@ -59,7 +59,7 @@ class LevelAlignment:
         self.height = tree.height
         self.weights = _weights(weights, tree.height)
         self.balance = balance
-        #: Of each class, the column of its ancestor at each level.
+        #: For each level and class, the column of the class's ancestor.
         self.paths = torch.stack([index.columns[k].cpu()[tree.ancestors[k]] for k in range(tree.height)]).to(device)
         self.columns = [c.to(device) for c in index.columns]
         self.level = index.level.to(device)
@@ -67,11 +67,11 @@ class LevelAlignment:
         self.omega = torch.tensor(self.weights).to(device)
 
     def levels(self, wanted: Iterable[int] | None = None) -> list[int]:
-        """The levels that count: those ``wanted``, by default all, but for those of weight 0."""
+        """The ``wanted`` levels (by default all) without those of weight 0."""
         return [level for level in (range(self.height) if wanted is None else wanted) if self.weights[level] > 0]
 
     def of_images(self, labels: Int[Tensor, "B"], levels: Sequence[int]) -> Rows:
-        """Every image once at each of ``levels``, level by level; the leaves' images count alike in any case."""
+        """Rows for every image at each of ``levels``, level by level; at the leaves all images weigh the same."""
         columns = torch.cat([self.paths[level][labels] for level in levels])
         omega = self.omega[self.level[columns]] / len(labels)
         if self.balance == "image":
@@ -82,7 +82,7 @@ class LevelAlignment:
         return Rows(columns, torch.where(self.level[columns] == 0, omega, by_node))
 
     def of_means(self, counts: Sequence[Float[Tensor, "_"]], levels: Sequence[int]) -> Rows:
-        """Every node of ``levels`` once, level by level; ``counts[l]`` are the images of the nodes of level l."""
+        """Rows for every node of ``levels``, level by level; ``counts[l]`` are the image counts of level l's nodes."""
         weights = []
         for level in levels:
             share = (counts[level] > 0).to(counts[level].dtype) if self.balance == "node" else counts[level]
@@ -107,10 +107,10 @@ def _weights(spec: str, top: int) -> tuple[float, ...]:
 
 
 def _candidates(tree: Tree, index: NodeIndex, hnsa: str) -> Bool[Tensor, "N N"]:
-    """For each true column, which columns stand in the softmax's denominator.
+    """For each true column, which columns stand in the denominator of the softmax.
 
-    These are the columns of its level, and of a neighbouring level the nodes that share no edge with the true one.
-    Those that pass through stand in the denominator already, as nodes of the level itself.
+    These are the columns of its own level, and the nodes of neighbouring levels that share no edge with the true node.
+    A node that stands at both levels is already in the denominator, as a node of the true node's level.
     """
     level, columns = index.level.cpu(), [c.cpu() for c in index.columns]
     mask: Tensor = level[:, None] == level
@@ -140,7 +140,7 @@ def norm_gap(steps: Float[Tensor, "E"], margin: float, edges: Bool[Tensor, "E"] 
 
     Args:
         steps: ``‖child‖ - ‖parent‖``.
-        edges: which of these are edges; by default all.
+        edges: which entries of ``steps`` are edges; by default all.
     """
     costs = F.relu(margin - steps)
     weights = torch.ones_like(costs) if edges is None else edges.to(costs.dtype)

@@ -15,18 +15,18 @@ from hrzs.models.loading import file_digest
 
 logger = logging.getLogger(__name__)
 
-#: Below a run's folder.
+#: The folder of the checkpoints, below the run's.
 FOLDER = "checkpoint"
 KEPT = 2
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any], *, name: str = "step") -> Path:
-    """Write ``state`` (its ``step`` names it) below ``folder``; older checkpoints but one are removed.
+    """Write ``state``, named by its ``step``, below ``folder``; of older checkpoints only the last is kept.
 
-    The file's name ends with the beginning of its SHA-256: what does not match it was cut off or damaged.
+    The name of the file ends with the first digits of its SHA-256; a file that does not match was cut off or damaged.
 
     Raises:
-        HrzsError: it cannot be written; those before it are untouched.
+        HrzsError: the checkpoint cannot be written; earlier ones are untouched.
     """
     place = folder / FOLDER
     aside = place / ".aside"  # not by `replacing`: the name is known once the content is written
@@ -68,7 +68,7 @@ def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Is there one below ``folder``, whole or not?"""
+    """Is there a checkpoint below ``folder``, whole or not?"""
     return bool(_latest_first(folder))
 
 

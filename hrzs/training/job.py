@@ -26,19 +26,19 @@ from hrzs.training.trainer import Progress, Trainer, is_finished, options_as_con
 
 logger = logging.getLogger(__name__)
 
-#: Whoever names one of these wants a validation.
+#: Options that ask for a validation if they are given.
 LOOKS = {"validate_every", "val_split", "val_limit", "val_steps", "best_by"}
 
 
 def settle(recipe: str, given: Mapping[str, Any], typed: set[str] | None = None) -> TrainOptions:
-    """Defaults, then the recipe, then what was given.
+    """The options of a run: the defaults, overridden by the recipe, overridden by what is given.
 
     Args:
-        given: options by the names of `TrainOptions`; None, or False for a flag, is not given.
-        typed: those that the method has to read; by default all that are given.
+        given: options by the names of `TrainOptions`; None, or False for a flag, means not given.
+        typed: the options that the method must read; by default all that are given.
 
     Raises:
-        UsageError: an unknown recipe, a value that is none of its option, or an option that the method does not read.
+        UsageError: an unknown recipe, a value out of range, or an option that the method does not read.
     """
     if recipe not in RECIPES:
         raise UsageError(f"--recipe {recipe!r}: one of {', '.join(RECIPES)}")
@@ -71,12 +71,12 @@ def open_run(
     """The trainer of a run, and its data with the tree; nothing is written yet.
 
     Args:
-        options: as `settle` has them; data may have an ε and templates of its own, which count unless ``given``.
-        insist: that there are no held-out images is an error.
+        options: those of `settle`; an ε and templates of the data's own replace them unless ``given``.
+        insist: is it an error that there are no held-out images?
         of_trainer: see `Trainer`.
 
     Raises:
-        UsageError: an option, or what it names, is not there or does not fit.
+        UsageError: an option is wrong, or what it names is missing or does not fit.
     """
     spec, root = data.spec, data.data_root
     task = open_task(spec, model, data, purpose="train", template=options.template)
@@ -95,7 +95,7 @@ def open_run(
 
 
 def _for_data(options: TrainOptions, given: Mapping[str, Any], recipe: str, task: Task) -> TrainOptions:
-    """Data has its own ensemble of templates and may set its own ε (`shapes` does), unless one was given."""
+    """``options`` with the data's own ensemble of templates and ε (``shapes`` has one), unless they were given."""
     options = replace(options, template=template_for(options.template, task.data.name))
     own = task.data.default_eps
     if own is None or given.get("eps") is not None or "eps" in RECIPES[recipe]:
@@ -108,7 +108,7 @@ def run(trainer: Trainer, config: Mapping[str, Any], *, resume: bool = False, pr
     """Train in the run folder, or go on with what it holds; of a finished run, mend what is damaged.
 
     Args:
-        config: options for ``config.yaml``; what was settled on means the same when defaults have moved on.
+        config: options for ``config.yaml``, which holds every option, so that new defaults cannot change the run.
 
     Raises:
         UsageError: another process is at work in the folder, or it holds a run, with ``resume`` one of other options.
@@ -140,7 +140,7 @@ def _check_config(file: Path, settled: Mapping[str, Any]) -> None:
 
 
 def estimate(trainer: Trainer, task: Task) -> dict[str, Any]:
-    """What would be done, and a measured guess of its cost on this machine."""
+    """What a run would do, and an estimate of its cost, measured on this machine."""
     options, model = trainer.options, trainer.model
     steps = total_steps(options, len(task.data))
     batch = min(options.batch_size, len(task.data))

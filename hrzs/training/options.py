@@ -1,4 +1,4 @@
-"""Everything a fine-tuning run can be told, with the defaults that measured best, and the recipes of papers."""
+"""All options of a fine-tuning run, with the defaults that measured best, and the recipes of papers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hrzs.option import INSIDE, NOT_NEGATIVE, POSITIVE, SHARE, check, option
 #: Named weights of the levels: ``ω_l = 1 - l/(L+1)`` of the paper, or the same for all.
 LEVEL_WEIGHTS = ("paper", "equal")
 
-#: By what the best model of a run is told, on the validation images: ``leaf`` per image, the others balanced over the
-#: nodes of each level, see `hrzs.training.validation`.
+#: The criteria by which a run's best model is chosen on the validation images: ``leaf`` is per image, the others are
+#: balanced over the nodes of each level (`hrzs.training.validation`).
 CRITERIA = ("balanced", "clean", "leaf", "levels", "any-level")
 
 
@@ -45,76 +45,76 @@ METHOD, ADVERSARY, OPTIMISER, VALIDATION = "Method", "Adversary", "Optimiser", "
 class TrainOptions:
     """Options of `hrzs.training.trainer.Trainer` and of the methods; names are those of the command line.
 
-    ``eps`` and ``step_size`` are in pixels [0, 1]. The learning rate rises linearly over ``warmup`` of all steps. What
-    is not said to be a paper's measured best (docs/results.md).
+    ``eps`` and ``step_size`` are in pixels [0, 1]. The learning rate rises linearly over ``warmup`` of all steps.
+    Defaults that are not a paper's are those that measured best (docs/results.md).
 
     Raises:
-        UsageError: a value is none of its option.
+        UsageError: an option has a value that it does not allow.
     """
 
     # fmt: off
     method: str = option("hierarchical", "hierarchical, tecoa, pmg-aft, fare, clean, tga-zsr, trades, or list.", METHOD)
     eps: Fraction = option(Fraction(1, 255), "L∞ radius: 1/255 or 0.0039.", ADVERSARY, shown="1/255, or the data's")
-    step_size: Fraction = option(Fraction(1, 255), "Of each PGD step.", ADVERSARY, shown="1/255, or ε/4 if that is more")
+    step_size: Fraction = option(Fraction(1, 255), "Size of each PGD step.", ADVERSARY, shown="1/255, or ε/4 if that is more")
     steps: int = option(3, "PGD steps.", ADVERSARY, range=POSITIVE)
     eps_text: float = option(2e-4, "Radius of the text perturbation, relative to the mean norm.", ADVERSARY, range=NOT_NEGATIVE)
 
     epochs: float = option(1.0, "Passes over the data.", OPTIMISER, range=POSITIVE)
-    max_steps: int | None = option(None, "Optimiser steps at most.", OPTIMISER, range=POSITIVE, shown="as many as the epochs have")
-    batch_size: int = option(128, "Images in a step.", OPTIMISER, range=POSITIVE)
-    optimizer: str = option("adamw", "What takes the steps.", OPTIMISER, choices=("adamw", "sgd"))
+    max_steps: int | None = option(None, "Largest number of optimiser steps.", OPTIMISER, range=POSITIVE, shown="as many as the epochs have")
+    batch_size: int = option(128, "Images per optimiser step.", OPTIMISER, range=POSITIVE)
+    optimizer: str = option("adamw", "The optimiser.", OPTIMISER, choices=("adamw", "sgd"))
     lr: float = option(3e-4, "Peak learning rate.", OPTIMISER, range=POSITIVE)
-    momentum: float = option(0.9, "Of sgd.", OPTIMISER, range=SHARE)
-    weight_decay: float = option(1e-4, "Share of the weights that a step of rate 1 takes away.", OPTIMISER, range=NOT_NEGATIVE)
-    clip_grad: float = option(10.0, "Largest norm of the whole gradient; 0: any.", OPTIMISER, range=NOT_NEGATIVE)
-    warmup: float = option(0.05, "Share of all steps.", OPTIMISER, range=SHARE)
+    momentum: float = option(0.9, "Momentum of sgd.", OPTIMISER, range=SHARE)
+    weight_decay: float = option(1e-4, "Weight decay of the weight matrices.", OPTIMISER, range=NOT_NEGATIVE)
+    clip_grad: float = option(10.0, "Clip the norm of the whole gradient to this; 0: no clipping.", OPTIMISER, range=NOT_NEGATIVE)
+    warmup: float = option(0.05, "Share of all steps in which the learning rate rises.", OPTIMISER, range=SHARE)
     schedule: str = option("cosine", "After the warm-up: down to zero, or level.", OPTIMISER, choices=("cosine", "constant"))
-    per_class: int = option(1, "N > 1: a batch has N images each of random classes, so that class means average something; 1: any images.", OPTIMISER, range=POSITIVE)
-    accumulate: int = option(1, "Work through a batch in N parts: less memory, the same gradient of per-image losses.", OPTIMISER, range=POSITIVE)
+    per_class: int = option(1, "Images of each class in a batch of random classes, so that class means average several; 1: batches of random images.", OPTIMISER, range=POSITIVE)
+    accumulate: int = option(1, "Process a batch in N parts: less memory, and the same gradient for losses per image.", OPTIMISER, range=POSITIVE)
     checkpoint_activations: bool = option(False, "Compute activations twice instead of keeping them: less memory, about a third more time.", OPTIMISER)
-    compile: bool = option(False, "torch.compile the image encoder (a C++ compiler is needed).", OPTIMISER)
-    ema: float = option(0.0, "Validate and save a running mean of the weights, with this decay; 0.999, say. 0: the weights themselves.", OPTIMISER, range=SHARE)
-    interpolate: float = option(0.0, "Move what is validated and saved this share of the way back to the original weights.", OPTIMISER, range=SHARE)
-    freeze: str = option("", "Parts of the image encoder that stay as they are: conv1,transformer.resblocks.0, say.", OPTIMISER, shown="none")
-    augment: str = option("none", "Images are mirrored, or turned and mirrored, at random.", OPTIMISER, choices=("none", "flip", "dihedral"))
+    compile: bool = option(False, "Compile the image encoder with torch.compile (a C++ compiler is needed).", OPTIMISER)
+    ema: float = option(0.0, "Validate and save a running mean of the weights, with this decay (such as 0.999); 0: the weights themselves.", OPTIMISER, range=SHARE)
+    interpolate: float = option(0.0, "Validate and save weights moved by this share of the way back to the original weights.", OPTIMISER, range=SHARE)
+    freeze: str = option("", "Parts of the image encoder that are not trained, such as conv1,transformer.resblocks.0.", OPTIMISER, shown="none")
+    augment: str = option("none", "Mirror images at random (flip), or turn and mirror them at random (dihedral).", OPTIMISER, choices=("none", "flip", "dihedral"))
 
-    tune: str | None = option(None, "What is trained; all is for pretraining.", METHOD, choices=("image", "image+projection", "all"), shown="the method's")
-    every_level: bool = option(False, "All but hierarchical and fare: cross-entropy at every level.", METHOD)
-    level_balance: str = option("node", "Whatever has a loss over several levels: the mean of a superclass level weighs its nodes or its images alike.", METHOD, choices=("node", "image"))
-    perturbation: str = option("universal", "hierarchical: against all levels at once, the leaves alone, or one for each level.", METHOD, choices=("universal", "leaf", "per-level"))
-    geometry: str = option("hyperbolic", "hierarchical: where texts and images are compared.", METHOD, choices=("hyperbolic", "euclidean"))
+    tune: str | None = option(None, "The weights that are trained; all is for pretraining.", METHOD, choices=("image", "image+projection", "all"), shown="the method's")
+    every_level: bool = option(False, "Cross-entropy at every level instead of the leaves (every method but hierarchical and fare).", METHOD)
+    level_balance: str = option("node", "In a loss over several levels, the mean of a superclass level weighs its nodes or its images alike.", METHOD, choices=("node", "image"))
+    perturbation: str = option("universal", "hierarchical: one perturbation against all levels at once, one against the leaves alone, or one for each level.", METHOD, choices=("universal", "leaf", "per-level"))
+    geometry: str = option("hyperbolic", "hierarchical: the space in which texts and images are compared.", METHOD, choices=("hyperbolic", "euclidean"))
     level_weights: str = option("paper", "ω of the levels: paper (1 - l/(L+1)), equal, or numbers from the leaves upwards: 1,0.5,0.", METHOD)
-    image_levels: str = option("hypavg", "What stands for a superclass's image: each of its images, or the means of its classes (the paper's).", METHOD, choices=("per-image", "hypavg", "mixed"))
-    hnsa: str = option("both", "Negatives from neighbouring levels.", METHOD, choices=("none", "lower", "upper", "both"))
-    depth: str = option("both", "What lies at the depth of its level from the start: texts and images, texts alone, or nothing.", METHOD, choices=("both", "text", "none"))
-    beta_levels: str = option("tied", "An inverse temperature for each level, learnt together or alone, or one for all.", METHOD, choices=("tied", "free", "shared"))
-    head_lr: float = option(10.0, "The head's scales, depths and temperatures learn that many times as fast as the rest.", METHOD, range=POSITIVE)
-    radius: float = option(0.6, "Where the mean image starts, as a share of the ball's.", METHOD, range=INSIDE)
-    radius_text: float = option(0.6, "Where the mean leaf text starts.", METHOD, range=INSIDE)
+    image_levels: str = option("hypavg", "What represents a superclass in the loss: each of its images, the mean of its classes' means (the paper's), or both.", METHOD, choices=("per-image", "hypavg", "mixed"))
+    hnsa: str = option("both", "Neighbouring levels whose nodes are negatives too.", METHOD, choices=("none", "lower", "upper", "both"))
+    depth: str = option("both", "What is placed at the depth of its level from the start: texts and images, texts alone, or nothing.", METHOD, choices=("both", "text", "none"))
+    beta_levels: str = option("tied", "Inverse temperatures: one per level, learnt together (tied) or separately (free), or one for all levels (shared).", METHOD, choices=("tied", "free", "shared"))
+    head_lr: float = option(10.0, "Learning rate of the head's scales, depths and temperatures, as a multiple of --lr.", METHOD, range=POSITIVE)
+    radius: float = option(0.6, "Radius at which the mean image starts, as a share of the ball's radius.", METHOD, range=INSIDE)
+    radius_text: float = option(0.6, "Radius at which the mean leaf text starts, as a share of the ball's radius.", METHOD, range=INSIDE)
     beta: float | None = option(None, "Initial inverse temperature.", METHOD, range=POSITIVE, shown="half the spread of the model's own logits")
     curvature: float = option(1.0, "r > 0; the ball's curvature is -r.", METHOD, range=POSITIVE)
     learn_curvature: bool = option(False, "Train r too.", METHOD)
-    lambda_vic: float = option(0.1, "λ1: weight of the neighbourhood term.", METHOD, range=NOT_NEGATIVE)
-    lambda_gap: float = option(10.0, "λ2: weight of the norm-order terms.", METHOD, range=NOT_NEGATIVE)
-    lambda_anchor: float = option(0.0, "Weight of the distance from the original's features on clean images, as a share of their square (not in the paper).", METHOD, range=NOT_NEGATIVE)
-    zeta_vic: float = option(1.0, "Distance to the leaf's text that costs nothing.", METHOD, range=NOT_NEGATIVE)
-    zeta_gap: float = option(0.12, "Norm gap wanted between parent and child.", METHOD, range=NOT_NEGATIVE)
-    pmg_original: float = option(1.0, "pmg-aft: weight of the divergence from the original's prediction on attacked images.", METHOD, range=NOT_NEGATIVE)
+    lambda_vic: float = option(0.1, "λ1: weight of the term that holds an image near its leaf's text.", METHOD, range=NOT_NEGATIVE)
+    lambda_gap: float = option(10.0, "λ2: weight of the terms that want a parent's norm smaller than its children's.", METHOD, range=NOT_NEGATIVE)
+    lambda_anchor: float = option(0.0, "Weight of FARE's loss, the squared distance from the original model's features as a share of their square (not in the paper).", METHOD, range=NOT_NEGATIVE)
+    zeta_vic: float = option(1.0, "Distance between an image and its leaf's text that costs nothing.", METHOD, range=NOT_NEGATIVE)
+    zeta_gap: float = option(0.12, "Gap wanted between the norms of parent and child.", METHOD, range=NOT_NEGATIVE)
+    pmg_original: float = option(1.0, "pmg-aft: weight of the divergence from the original model's prediction on attacked images.", METHOD, range=NOT_NEGATIVE)
     pmg_clean: float = option(1.0, "pmg-aft: weight of the divergence from the model's own prediction on clean images.", METHOD, range=NOT_NEGATIVE)
     pmg_direction: str = option("target-first", "pmg-aft: KL(target ‖ attacked), or the other way round.", METHOD, choices=("target-first", "adversarial-first"))
-    pmg_reduction: str = option("sum", "pmg-aft: divergences summed over the batch, beside a mean cross-entropy, or their mean.", METHOD, choices=("sum", "mean"))
+    pmg_reduction: str = option("sum", "pmg-aft: divergences are summed over the batch, beside a mean cross-entropy, or averaged.", METHOD, choices=("sum", "mean"))
     fare_clean: float = option(0.0, "fare: the clean images' share of the loss.", METHOD, range=SHARE)
-    tga_refinement: float = option(0.08, "tga-zsr: weight of attacked images' attention, held to the original's on clean ones.", METHOD, range=NOT_NEGATIVE)
-    tga_constraint: float = option(0.05, "tga-zsr: weight of clean images' attention, held to the original's.", METHOD, range=NOT_NEGATIVE)
-    trades_beta: float = option(6.0, "trades: weight of the divergence of clean and attacked predictions.", METHOD, range=NOT_NEGATIVE)
+    tga_refinement: float = option(0.08, "tga-zsr: weight of the distance of attention on attacked images from the original model's on clean ones.", METHOD, range=NOT_NEGATIVE)
+    tga_constraint: float = option(0.05, "tga-zsr: weight of the distance of attention on clean images from the original model's.", METHOD, range=NOT_NEGATIVE)
+    trades_beta: float = option(6.0, "trades: weight of the divergence between clean and attacked predictions.", METHOD, range=NOT_NEGATIVE)
 
-    validate_every: int = option(100, "Steps between looks at held-out images, which change no weight; 0: never.", VALIDATION, range=NOT_NEGATIVE)
-    val_limit: int = option(100, "How many images, balanced over the classes.", VALIDATION, range=POSITIVE)
-    val_steps: int = option(5, "PGD steps, at each level.", VALIDATION, range=POSITIVE)
-    best_by: str = option("balanced", "What the model in RUN_DIR/best is best by.", VALIDATION, choices=CRITERIA)
+    validate_every: int = option(100, "Steps between validations on held-out images; 0: never.", VALIDATION, range=NOT_NEGATIVE)
+    val_limit: int = option(100, "Number of validation images, balanced over the classes.", VALIDATION, range=POSITIVE)
+    val_steps: int = option(5, "PGD steps of the attack on each level.", VALIDATION, range=POSITIVE)
+    best_by: str = option("balanced", "Criterion by which the model in RUN_DIR/best is chosen.", VALIDATION, choices=CRITERIA)
 
     template: str = option("photo", HELP)
-    seed: int = option(0, "Of all that is random.")
+    seed: int = option(0, "Seed of everything random.")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -123,13 +123,13 @@ class TrainOptions:
             parse_level_weights(self.level_weights)
 
 
-#: By the name of the option.
+#: Default values, by the names of the options.
 DEFAULTS: dict[str, object] = {f.name.replace("_", "-"): f.default for f in fields(TrainOptions)}
 
 #: What a paper sets, as overrides of the defaults above.
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
-    # The complete method, method.md, sections 2 to 4 and 7; `PUBLISHED` says what is not ours.
+    # The complete method; `PUBLISHED` names the constants that the paper gives.
     "paper": {
         "image_levels": "hypavg",
         "hnsa": "both",
@@ -185,7 +185,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-#: Of the recipes whose papers leave constants open: what is published. The others are ours.
+#: For recipes whose papers leave constants open: the published ones. The others are ours.
 PUBLISHED: dict[str, tuple[str, ...]] = {
     "paper": (
         "image_levels",
@@ -202,7 +202,7 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
 
 
 def about_recipe(name: str) -> str:
-    """Its constants in one line; where some are ours, which."""
+    """The constants of a recipe in one line, the published ones apart from ours."""
 
     def shown(some: dict[str, Any]) -> str:
         return ", ".join(f"{key.replace('_', '-')} {value}" for key, value in some.items())

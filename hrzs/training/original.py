@@ -1,4 +1,4 @@
-"""The model as training found it: what several methods hold the tuned one to."""
+"""The model as it was before training, to which several methods hold the tuned model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def squared_distance(features: Float[Tensor, "B D"], target: Float[Tensor, "B D"
 class Original:
     """A frozen copy of ``model``'s image encoder; no module of the model, so no checkpoint has it.
 
-    Made in a method's ``__init__``: there the model is still what the run starts from, a resumed one too.
+    It is made in a method's ``__init__``, where the model, even of a resumed run, has the initial weights.
     """
 
     def __init__(self, model: ClipModel) -> None:
@@ -29,7 +29,7 @@ class Original:
 
     @torch.no_grad()
     def encode_image(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """``f_orig(x)``, as `ClipModel.encode_image` has it."""
+        """``f_orig(x)``, computed as in `ClipModel.encode_image`."""
         with self.model.autocast():
             features = self.visual(self.model.preprocess(images))
         features = features[0] if isinstance(features, tuple) else features  # CoCa's, with its tokens
@@ -39,7 +39,7 @@ class Original:
 class Anchor:
     """``λ ‖f(x̂) - f_orig(x)‖² / ‖f_orig(x)‖²``, means over the batch: FARE's loss as a term beside another.
 
-    A share, so that λ means the same for models whose features differ in length. With λ = 0 it costs nothing.
+    It is a ratio, so that λ means the same for models whose features differ in length. With λ = 0 it costs nothing.
     """
 
     def __init__(self, model: ClipModel, weight: float) -> None:
@@ -49,7 +49,7 @@ class Anchor:
     def __call__(
         self, features: Float[Tensor, "B D"], images: Float[Tensor, "B 3 H W"]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """The term for features of attacked ``images``, which are given clean; and the share, for the log."""
+        """The term, and the ratio for the log; ``features`` are of attacked images, ``images`` are the clean ones."""
         if self.original is None:
             return features.new_zeros(()), {}
         target = self.original.encode_image(images)

@@ -23,7 +23,7 @@ def perturb_images(
     step_size: Fraction,
     steps: int,
 ) -> Float[Tensor, "B 3 H W"]:
-    """PGD on the images alone: what the baselines train on."""
+    """Images perturbed by PGD, which the baselines train on."""
     ball = LinfBall(images, eps)
     x = ball.random(seeds)
     with frozen(model):
@@ -46,10 +46,10 @@ def perturb_universally(
     steps: int,
     eps_text: float,
 ) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "N D"]]:
-    """One universal hierarchical perturbation (method.md, section 3): ``x̂ = x + δ_X`` and ``δ_T``, found together.
+    """``x̂ = x + δ_X`` and ``δ_T``: one universal perturbation of images and text features, found together.
 
-    The loss is the whole ``L'`` over all levels. ``δ_T`` moves in an L∞ ball of radius ``eps_text`` times the mean
-    norm of the text features, in steps of that radius, from zero; images start at random. Returns ``x̂`` and ``δ_T``.
+    In the paper, ``loss`` is the whole ``L'`` over all levels. ``δ_T`` starts at zero and moves in an L∞ ball of
+    radius ``eps_text`` times the mean norm of the text features, in steps of that radius. Images start at random.
     """
     ball = LinfBall(images, eps)
     x = ball.random(seeds)

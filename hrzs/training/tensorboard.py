@@ -24,7 +24,7 @@ class Board:
         from torch.utils import tensorboard
 
         writer: Any = tensorboard.SummaryWriter
-        # What was logged after the step that a resumed run goes on from is hidden.
+        # Hides what was logged after the step from which a resumed run goes on.
         self._writer = writer(str(folder / FOLDER), purge_step=step + 1)
         self._failed = False
 
@@ -48,7 +48,7 @@ class Board:
 
 
 def open_writer(folder: Path, step: int) -> Board | None:
-    """None where tensorboard is not installed (``pip install hrzs[tensorboard]``), or cannot write."""
+    """A `Board`; None where tensorboard is not installed (``pip install hrzs[tensorboard]``), or cannot write."""
     if not find_spec("tensorboard"):
         return None
     try:

@@ -1,5 +1,5 @@
-"""The trainer: data order, schedule, validation, log. Whatever is random is a function of (seed, step, image id), so a
-resumed run needs no random state and ends with the weights it would have had."""
+"""The trainer: data order, schedule, validation, log. Everything random is a function of (seed, step, image id), so a
+resumed run needs no random state, and ends with the weights of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from hrzs.training.validation import validate
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
-#: The best model by the validation, beside the last; itself a folder that ``--model`` takes.
+#: The folder, inside the run's, of the best model by validation; ``--model`` takes it.
 BEST = "best"
 
 #: Called after each step with (step done, steps in all, what was logged).
@@ -54,7 +54,7 @@ class Trainer:
         model: what to start from.
         data: training images, all of one size.
         tree: over the classes of ``data``, in their order.
-        options: the run's.
+        options: those of the run.
         folder: where the run is written; it exists already.
         workers: processes that read images ahead.
         save_every: steps between checkpoints.
@@ -93,9 +93,9 @@ class Trainer:
         started = model.info.origin if origin is None else origin
         self.base = {"model": started[0], "pretrained": started[1], "digest": model.info.digest}
         if model.info.visual is not None:
-            # A foreign image encoder is robust as a rule: untouched is the model below it, which loading has noted.
+            # A foreign image encoder is mostly robust already: the untouched model is the one without it.
             self.base = {**model.info.run["base"], "visual": model.info.visual}
-        # What the weights depend on: a checkpoint made under another plan is not gone on from.
+        # Everything that the weights depend on: a checkpoint of another plan is refused.
         self.plan: dict[str, Any] = {
             **options_as_config(options), "total_steps": self.steps, "images": digest(data), "tree": tree.digest,
             "more_trees": [t.digest for t in more_trees], "start": model.info.digest, "precision": model.precision,
@@ -128,7 +128,7 @@ class Trainer:
     @exact_fp32()
     @unbroken()
     def run(self, progress: Progress | None = None) -> None:
-        """Train to the end from wherever the trainer stands; interrupted, it leaves a checkpoint.
+        """Train from the present step to the end; if interrupted, leave a checkpoint.
 
         Raises:
             HrzsError: the loss or its gradient is not finite; the state before the step is saved, and the message
@@ -174,7 +174,7 @@ class Trainer:
                     self._mid_step = False
                     finish_step(dict(self._unlogged))
         except (KeyboardInterrupt, Stopped):
-            # Half of an update is no state to go on from: then the checkpoint before it stands.
+            # A half-done update is no state to go on from; then the checkpoint before it is the last.
             if optimizer is not None and not self._mid_step:
                 self.save_checkpoint(optimizer)
             raise
@@ -190,7 +190,7 @@ class Trainer:
             logger.warning("no report.html: %s", error)
 
     def _save(self, folder: Path) -> None:
-        """The model as it would be given away now."""
+        """Write the model that would be released now to ``folder``."""
         seen, trained_on = self.model.info.training_data, f"{self.data.name}/{self.data.split}"
         from_scratch = self.base["pretrained"] == "none" and self.model.info.visual is None
         info = self.model.info
@@ -212,7 +212,7 @@ class Trainer:
         return self.validation is not None and (self.step % self.options.validate_every == 0 or self.step == self.steps)
 
     def _validate(self) -> dict[str, Any]:
-        """Accuracies on the validation images; the model is kept if none before was as good."""
+        """Accuracies on the validation images; the model is saved if no earlier one was as good."""
         assert self.validation is not None
         with self._released():
             row = validate(self.model, self.validation, self.tree, self.options).as_row(self.options.best_by)
@@ -224,7 +224,7 @@ class Trainer:
 
     @contextmanager
     def _released(self) -> Iterator[None]:
-        """Inside, the model has the weights that are given away: the running mean, moved towards the original's."""
+        """A context in which the model has the weights to release: the mean, moved towards the original weights."""
         o = self.options
         if not (self._mean or self._original):
             yield
@@ -260,7 +260,7 @@ class Trainer:
             found.append((share, here, Loss(loss.total.detach(), loss.log)))
         tuned = [p for g in optimizer.param_groups for p in g["params"]]
         norm = torch.nn.utils.clip_grad_norm_(tuned, self.options.clip_grad or math.inf)
-        # Every number of the step is fetched at once: each fetch waits for all that the device has been given to do.
+        # All numbers of the step are fetched at once, since each fetch waits for the device to finish its work.
         numbers = iter(
             torch.stack([n for _, _, loss in found for n in (loss.total, *loss.log.values())] + [norm]).tolist()
         )
@@ -278,11 +278,11 @@ class Trainer:
         optimizer.step()
         self.step += 1
         if self._mean:
-            # At first the mean follows more quickly: otherwise the first weights would stay in it for long.
+            # At first the mean follows faster, or else the first weights would stay in it for long.
             decay = min(self.options.ema, self.step / (self.step + 9))
             torch._foreach_lerp_(self._mean, [p.detach() for p in self._tuned], 1 - decay)
         log = {"loss": value, "lr": self.options.lr * factor, "grad_norm": norm_value}
-        # NaN stands for what this batch has nothing of.
+        # NaN marks figures for which this batch has no images.
         log |= {key: number for key, number in parts.items() if not math.isnan(number)} | self.method.after_step()
         if log.get("cap_share", 0.0) > 0.01:
             logger.warning("%.1f%% of the image embeddings are at the ball's boundary, where gradients vanish: "
@@ -316,7 +316,7 @@ class Trainer:
         return optimizer
 
     def _order(self) -> list[int]:
-        """Indices of every image of the whole run: each epoch a permutation of its own, its remainder dropped."""
+        """Image indices of the whole run: a permutation for each epoch, less the remainder that fills no batch."""
         per_epoch = len(self.data) // self.batch_size
         order: list[int] = []
         for epoch in range(math.ceil(self.steps / per_epoch)):
@@ -330,7 +330,7 @@ class Trainer:
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, optimizer: torch.optim.Optimizer) -> None:
-        """Everything that the rest of the run depends on."""
+        """Write everything that the rest of the run depends on."""
         save_checkpoint(self.folder, self._state(optimizer))
 
     def _state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -351,9 +351,9 @@ class Trainer:
         """Go on from the last whole checkpoint; False if there is none.
 
         Raises:
-            UsageError: no checkpoint is whole, or the one that is belongs to other options.
+            UsageError: no checkpoint is whole, or the last whole one belongs to other options.
         """
-        # On the CPU, where the optimiser wants to find its count of steps; what belongs on the device gets there below.
+        # On the CPU, where the optimiser needs its count of steps; the other tensors are moved to the device below.
         state = load_checkpoint(self.folder, torch.device("cpu"))
         if state is None:
             return False
@@ -377,10 +377,10 @@ class Trainer:
 
 
 def by_class(order: list[int], labels: Sequence[int], per_class: int, generator: torch.Generator) -> list[int]:
-    """The images of ``order``, such that each run of ``per_class`` images is of one class, the runs in random order.
+    """``order`` rearranged into runs of ``per_class`` images of one class each, with the runs in random order.
 
-    So a batch has ``per_class`` images each of random classes, and HypAvg has something to average. Each image comes
-    once; what is left over of a class whose number of images is no multiple of ``per_class`` comes last.
+    So a batch has ``per_class`` images of each of its classes, and HypAvg has several to average. Each image comes
+    once; the images that fill no run come last.
     """
     of_class: dict[int, list[int]] = {}
     for i in order:
@@ -399,12 +399,12 @@ def total_steps(options: TrainOptions, images: int) -> int:
 
 
 def is_finished(folder: Path) -> bool:
-    """The model is written last but for its page, which a run that still has checkpoints can make up for."""
+    """Is the model written, and its page too? A missing page matters only if a checkpoint is left to resume from."""
     return (folder / WEIGHTS_FILE).is_file() and ((folder / REPORT_FILE).is_file() or not has_checkpoint(folder))
 
 
 def lr_factor(step: int, steps: int, warmup: float, schedule: str = "cosine") -> float:
-    """Linear warm-up over the share ``warmup`` of all steps, then a cosine to zero, or ``constant``."""
+    """Factor of the learning rate: linear warm-up over the share ``warmup`` of steps, then a cosine to zero, or 1."""
     rise = max(1, round(warmup * steps))
     if step < rise:
         return (step + 1) / rise
@@ -414,7 +414,7 @@ def lr_factor(step: int, steps: int, warmup: float, schedule: str = "cosine") ->
 
 
 def augment(images: Tensor, seeds: list[int], kind: str) -> Tensor:
-    """``flip``: mirror half of the images; ``dihedral``: one of the square's eight symmetries."""
+    """Images mirrored at random (``flip``), or moved by one of the square's eight symmetries (``dihedral``)."""
     if kind == "none":
         return images
     out = images.clone()
@@ -432,12 +432,12 @@ def augment(images: Tensor, seeds: list[int], kind: str) -> Tensor:
 
 
 def _keep_lines(path: Path, steps: int) -> None:
-    """Forget what was logged after the checkpoint that the run goes on from."""
+    """Keep the log up to the checkpoint at ``steps``, from which the run goes on."""
     if path.is_file():
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(line for line in lines[:steps] if line.endswith("\n")))
 
 
 def options_as_config(options: TrainOptions) -> dict[str, Any]:
-    """Plain values, ε as fractions: what ``config.yaml`` keeps and ``--config`` reads back."""
+    """The options as plain values, ε as fractions, which ``config.yaml`` keeps and ``--config`` reads back."""
     return {k: str(v) if k in ("eps", "step_size") else v for k, v in asdict(options).items()}

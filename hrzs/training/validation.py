@@ -1,8 +1,8 @@
-"""A small look at held-out images while training: clean and robust accuracy at every level, and which model is best.
+"""Validation while training, on held-out images: clean and robust accuracy at every level, and which model is best.
 
 Accuracies are per image and *balanced*: over the nodes of a level, each of which counts alike however few images it has
-(`hrzs.results.metrics.node_weights`). In a lopsided tree a model that always names the largest node is right about
-most images of a level and about one of its K nodes.
+(`hrzs.results.metrics.node_weights`). In a lopsided tree, a model that always names the largest node is right about
+most images of a level, but only about one of its K nodes.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from hrzs.training.options import TrainOptions
 
 @dataclass(frozen=True)
 class Validation:
-    """Right or not, of each image at each level; ``robust``: right when clean and when that level is attacked.
+    """Is each image right at each level? ``robust`` means right when clean and also when that level is attacked.
 
-    Superclasses are scored by their own prompt, by the head the model is trained with. ``truth`` is the true node of
-    each image at each level: what balances over nodes.
+    Superclasses are scored by their own prompt, with the head that the model is trained with. ``truth`` is the true
+    node of each image at each level, by which accuracies are balanced.
     """
 
     clean: Bool[Tensor, "levels N"]
@@ -40,10 +40,10 @@ class Validation:
     truth: Int[Tensor, "levels N"]
 
     def criterion(self, name: str) -> float:
-        """The accuracy called ``name``, in [0, 1]; what may be asked for is `CRITERIA`.
+        """The accuracy called ``name``, one of `CRITERIA`, in [0, 1].
 
         ``clean``: the mean over levels; ``leaf``: robust at the leaves; ``levels``: robust, the mean over levels;
-        ``any-level``: right at every level whichever is attacked; ``balanced``: the mean of ``clean`` and ``levels``.
+        ``any-level``: right at every level, whichever is attacked; ``balanced``: the mean of ``clean`` and ``levels``.
 
         Each that spans levels is balanced over the nodes of every level (``any-level`` in the mean over levels);
         ``leaf`` is per image.
@@ -61,7 +61,7 @@ class Validation:
         return [balanced(hit, node_weights(nodes)) for hit, nodes in zip(correct, self.truth, strict=True)]
 
     def as_row(self, name: str) -> dict[str, Any]:
-        """What ``metrics.jsonl`` keeps: accuracies by level, the criterion, and what to hold them against.
+        """The row of ``metrics.jsonl``: accuracies by level, the criterion, and what a constant answer scores.
 
         ``clean``, ``robust`` and ``any_level`` are per image, the same with ``_balanced`` balanced over nodes;
         ``constant`` is what the best constant answer scores per image at each level (balanced, one of K nodes).
@@ -85,7 +85,7 @@ class Validation:
 
 @exact_fp32()
 def validate(model: ClipModel, data: Dataset, tree: Tree, options: TrainOptions) -> Validation:
-    """PGD of ``val_steps`` steps at the training ε against every level in turn; the same seeds each time.
+    """Accuracies under PGD of ``val_steps`` steps at the training ε against each level in turn; seeds never change.
 
     Verdicts are in fp32; an image that is wrong when clean is not attacked.
     """

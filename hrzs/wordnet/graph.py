@@ -1,6 +1,6 @@
-"""The hypernyms of all nouns as plain dictionaries: a few tenths of a second for all of them, and no object for each.
+"""The hypernyms of all nouns as plain dictionaries, read in a few tenths of a second, without an object per synset.
 
-Synsets are their byte offsets: 2119789 is ``n02119789``.
+A synset is an int, its byte offset: 2119789 is ``n02119789``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class NounGraph:
-    """Which synsets stand above which.
+    """The hypernym relation of noun synsets.
 
     Args:
         reader: a reader of `open_wordnet`, whose noun file is read once, as text.
@@ -38,7 +38,7 @@ class NounGraph:
                 self.titles[int(fields[0])] = fields[4].replace("_", " ")
 
     def above(self, synset: int) -> tuple[int, ...]:
-        """The synset and everything above it by any path, each after all that is above it."""
+        """The synset and all its ancestors by any path; each comes after its own ancestors."""
         known = self._above.get(synset)
         if known is None:
             known = tuple(sorted(self._closure(synset), key=self.rank))
@@ -55,7 +55,7 @@ class NounGraph:
         return found
 
     def rank(self, synset: int) -> tuple[int, int]:
-        """Sorts a synset behind all above it, which have fewer above them, and is the same in every run."""
+        """A sort key, the same in every run: a synset comes after its ancestors, which have fewer ancestors."""
         known = self._ranks.get(synset)
         if known is None:
             known = self._ranks[synset] = len(self._closure(synset)), synset
@@ -63,7 +63,7 @@ class NounGraph:
 
     @cached_property
     def sizes(self) -> Counter[int]:
-        """How many synsets stand at or below each."""
+        """For each synset, the number of synsets at or below it."""
         return Counter(above for synset in self.parents for above in self._closure(synset))
 
 

@@ -1,4 +1,4 @@
-"""What WordNet says of a synset that is known by its id: its words, and what it is a kind of."""
+"""The words and the hypernyms of a synset, by its WordNet id."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hrzs.wordnet.reader import noun_synset, open_wordnet
 
 
 class Meanings:
-    """WordNet is opened at the first question.
+    """The dictionary that `hrzs.hierarchy.namesakes` asks; WordNet is opened at the first call.
 
     Args:
-        wordnet: as for `open_wordnet`.
+        wordnet: the ``where`` of `open_wordnet`.
     """
 
     def __init__(self, wordnet: str | None = None) -> None:
@@ -24,12 +24,12 @@ class Meanings:
         return open_wordnet(self._wordnet)
 
     def words(self, wnid: str) -> tuple[str, ...]:
-        """All lemmas, the usual one first; none for an id that WordNet has not."""
+        """All lemmas, the usual one first; empty for an id that WordNet does not have."""
         synset = noun_synset(self._reader, wnid)
         return () if synset is None else tuple(lemma.replace("_", " ") for lemma in synset.lemma_names())
 
     def kinds(self, wnid: str) -> tuple[str, ...]:
-        """The first lemma of all that stands above the synset, the lowest first."""
+        """The first lemma of each ancestor of the synset, the nearest first; empty for an unknown id."""
         graph, synset = noun_graph(self._reader), int(wnid[1:])
         if synset not in graph.parents:
             return ()

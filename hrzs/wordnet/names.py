@@ -1,14 +1,14 @@
 """From a class's name, however it is written, to the nouns of WordNet that it may be.
 
-A name is tried as it stands, then without what datasets add to names. Of each form, case, underscore, hyphen and blank
-do not matter, WordNet's own rules take back plurals, and what WordNet lacks is tried in American spelling.
+A name is tried as it stands, then without what datasets add to names. Case, underscores, hyphens and blanks
+do not matter. WordNet's own rules undo plurals. A form that WordNet lacks is tried in American spelling.
 
 - ``kit fox, Vulpes macrotis``, ``apse/indoor``: the first part that WordNet knows.
 - ``crane (bird)``: the bracket narrows the senses to those at or beneath it; if none is, the class goes beneath it.
 - ``015.bonsai-101``: numbers before and behind the name are dropped. ``AnnualCrop``: two words.
 - ``maple tree``, not in WordNet: the maple that is a tree.
-- ``cup of coffee``, ``aquarium fish``: the class goes beneath the head noun, a cup, a fish; that is the last words that
-  WordNet knows, or those before ``of``, ``with`` and the like.
+- ``cup of coffee``, ``aquarium fish``: the class goes beneath its head noun, cup or fish. The head noun is the words
+  before ``of``, ``with`` and the like, or else the last words that WordNet knows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from hrzs.wordnet.graph import NounGraph
 
-# A few general rules, for the words that WordNet has in American spelling only; what they make must be in WordNet.
+# A few general rules for words that WordNet has in American spelling only; a result counts only if WordNet has it.
 _AMERICAN = (
     (r"our", "or"), (r"re\b", "er"), (r"grey", "gray"), (r"aero", "air"), (r"[ao]e", "e"), (r"ise", "ize"),
     (r"yse", "yze"), (r"ogue\b", "og"), (r"ll", "l"), (r"mme\b", "m"), (r"ence\b", "ense"), (r"ould", "old"),
@@ -34,13 +34,13 @@ _PREPOSITION = re.compile(r"\s+(?:of|with|without|on|in|for|at|from)\s+", re.I)
 
 @dataclass(frozen=True)
 class Reading:
-    """What a name may be.
+    """The synsets that a name may mean.
 
     Args:
         name: the name as a person would write it.
         synsets: NLTK's synsets in WordNet's order, at least one.
         word: the words of the name that were found.
-        beneath: WordNet lacks the name, and the class is a kind of what was found.
+        beneath: WordNet lacks the whole name, and the class is a kind of ``word``.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Names:
         self._graph = graph
 
     def read(self, name: str) -> Reading | None:
-        """What ``name`` may be; None if WordNet has nothing for it."""
+        """The synsets that ``name`` may mean; None if WordNet has none."""
         whole, hint = _split_hint(name)
         parts = [part for part in re.split(r"\s*[,;/]\s*", whole) if part] or [whole]
         forms = list(dict.fromkeys(form for part in parts for form in _forms(part)))
@@ -66,7 +66,7 @@ class Names:
         if kinds is not None:
             near = (*exact, *(head for form in forms if (head := self._head(form))))
             narrowed = (self._narrow(reading, kinds.synsets) for reading in near)
-            # A hint is meant to be plain: in its first sense.
+            # Whoever writes a hint means its most common sense, the first.
             beneath = replace(kinds, name=forms[-1], synsets=kinds.synsets[:1], beneath=True)
             return next((reading for reading in narrowed if reading.synsets), beneath)
         if exact:
@@ -81,10 +81,10 @@ class Names:
             for form in dict.fromkeys((*joined, name.lower() if spelling == words else spelling)):
                 found = dict.fromkeys(self._reader.synsets(form, "n"))
                 if found:
-                    # NLTK adds the senses of base forms. They count only for a word WordNet lacks.
+                    # NLTK adds the senses of base forms, which count only for a word that WordNet lacks.
                     own = [synset for synset in found if form in (lemma.lower() for lemma in synset.lemma_names())]
                     return tuple(own or found)
-        # Without any punctuation; and what WordNet has in the plural only: binoculars.
+        # Compare without punctuation; then try the plural, for words such as binoculars.
         squeezed = _squeeze(words)
         lemma = self._squeezed.get(squeezed) or (self._squeezed.get(squeezed + "s") if squeezed else None)
         return tuple(self._reader.synsets(lemma, "n")) if lemma else ()
@@ -97,14 +97,14 @@ class Names:
             found = self.exact(" ".join(words[start:]))
             if found:
                 first = " ".join(words[:start])
-                # In its first sense only: a full stop is a kind of sign, but not what stands at a crossing.
+                # The head noun in its first sense only: in another sense a full stop is a sign, but not a stop sign.
                 named = self._narrow(Reading(name, self.exact(first), first), found[:1])
                 return named if named.synsets else Reading(name, found, " ".join(words[start:]), beneath=True)
         return None
 
     @staticmethod
     def _agreed(readings: list[Reading]) -> Reading:
-        """The first reading, with those of its synsets that the others can mean too, as far as there are any."""
+        """The first reading, with only the synsets that the others share; a reading that shares none is ignored."""
         first, *others = readings
         for other in others:
             both = tuple(synset for synset in first.synsets if synset in other.synsets)
@@ -112,14 +112,14 @@ class Names:
         return first
 
     def _narrow(self, reading: Reading, kinds: tuple[Any, ...]) -> Reading:
-        """``reading`` with those of its synsets only that are at or beneath one of ``kinds``."""
+        """``reading`` with only its synsets that are at or beneath one of ``kinds``."""
         at = {kind.offset() for kind in kinds}
         kept = tuple(s for s in reading.synsets if not at.isdisjoint(self._graph.above(s.offset())))
         return replace(reading, synsets=kept)
 
     @cached_property
     def _squeezed(self) -> dict[str, str]:
-        """``jackolantern`` -> ``jack-o'-lantern``, where that is one lemma only."""
+        """Lemmas by their letters and digits alone: ``jackolantern`` -> ``jack-o'-lantern``; no ambiguous ones."""
         lemmas: defaultdict[str, list[str]] = defaultdict(list)
         for lemma in self._reader.all_lemma_names("n"):
             lemmas[_squeeze(lemma)].append(lemma)
@@ -148,7 +148,7 @@ def _forms(name: str) -> Iterator[str]:
 
 
 def _american(words: str) -> list[str]:
-    """``words`` by each rule alone, and by all of them."""
+    """``words`` respelt by each rule alone, and by all rules together."""
     spellings = [re.sub(british, american, words) for british, american in _AMERICAN]
     together = words
     for british, american in _AMERICAN:

@@ -1,7 +1,7 @@
 """Pack the nouns of a WordNet database folder for the package: `python -m hrzs.wordnet.pack SOURCE_DIR`.
 
 Glosses, most of the bytes, are blanked and not cut, so that each synset keeps its byte offset, which is its WordNet
-id. Of the counts only those of nouns are kept. The same folder gives the same bytes.
+id. Only the counts of nouns are kept. The same folder gives the same bytes.
 """
 
 import lzma
@@ -13,7 +13,7 @@ FILES = ("data.noun", "index.noun", "noun.exc", "cntlist.rev", "lexnames")
 
 
 def reduce(name: str, data: bytes) -> bytes:
-    """What the package keeps of one file of the database."""
+    """The bytes that the package keeps of one file of the database."""
     if name == "data.noun":
         return re.sub(rb"(?m)^(\d{8} [^|]*\|)(.*)$", lambda m: m[1] + b" " * len(m[2]), data)
     if name == "cntlist.rev":

@@ -37,7 +37,7 @@ class _Memory(PathPointer):  # type: ignore[misc]  # NLTK is untyped
 
 
 class _Text(io.StringIO):
-    """A file as NLTK reads them; NLTK looks counts up by bisection and wants to drop the line it fell into."""
+    """A file as NLTK reads it. NLTK finds counts by bisection, and drops the incomplete line that it lands in."""
 
     discard_line = io.StringIO.readline
 
@@ -48,29 +48,29 @@ class NounReader(WordNetCorpusReader):  # type: ignore[misc]  # NLTK is untyped
     Args:
         files: the texts of data.noun, index.noun, noun.exc, cntlist.rev and lexnames. WordNet is ASCII, so the
             position of a character is the byte offset that identifies a synset.
-        name: where they came from, for messages.
+        name: where the files came from, for messages.
     """
 
     def __init__(self, files: dict[str, str], name: str) -> None:
-        # The version stands at the head of each data file, but NLTK looks for it in that of the adjectives.
+        # Every data file begins with the version, but NLTK reads it from the file of the adjectives.
         head = files["data.noun"][:4000].splitlines(keepends=True)
         self._files = files | {"data.adj": "".join(line for line in head if line.startswith("  "))}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there is no multilingual data
+            warnings.simplefilter("ignore")  # NLTK warns that there is no multilingual data
             super().__init__(_Memory(name), None)
 
     def open(self, file: str) -> _Text:
         return _Text(self._files.get(file, ""))
 
     def _load_lemma_pos_offset_map(self) -> None:
-        """As NLTK does, token by token and for four parts of speech, in a fraction of the second that it takes."""
+        """The same result as NLTK's method, which takes a second, token by token for four parts of speech."""
         for line in self.open("index.noun"):
             if not line.startswith(" "):
                 fields = line.split()
                 self._lemma_pos_offset_map[fields[0]]["n"] = [int(offset) for offset in fields[-int(fields[2]) :]]
 
     def map_wn(self, version: str = "wordnet") -> None:
-        """Other languages' data refer to WordNet 3.0; there are none here, and the mapping would want a download."""
+        """Do nothing: the mapping is for data of other languages, which are not here, and needs a download."""
 
 
 def open_wordnet(where: str | None = None) -> Any:
@@ -114,7 +114,7 @@ def open_wordnet(where: str | None = None) -> Any:
 
 
 def noun_synset(reader: Any, name: str) -> Any:
-    """The noun synset called ``n02119789`` or ``star.n.05`` in what `open_wordnet` gave; None if there is none."""
+    """The noun synset called ``n02119789`` or ``star.n.05`` in a ``reader`` of `open_wordnet`; else None."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NLTK warns of an offset where no synset begins
         try:

@@ -1,14 +1,13 @@
-"""Which of its senses each of several names has: decided together.
+"""Decides which sense each of several class names has, for all of them together.
 
 A sense's weight is its prior times ``exp(FIT × fit)``. Its *fit* is the mean, over the other classes and their weighted
-senses, of the information that both share: that of the most specific synset at or above both, ``-log`` of the share of
-WordNet's nouns that stand at or below it (Resnik 1995). Weights and fits are updated in turn, from equal weights on,
-until they settle (mean field). So ``star`` is a plane figure among squares and circles, and a celestial body among
-planets.
+senses, of the information that the two senses share. Two senses share the information of the most specific synset at or
+above both: ``-log`` of the share of WordNet's nouns at or below that synset (Resnik 1995). Weights and fits are updated
+in turn, starting from equal weights, until they settle (mean field). So ``star`` is a plane figure among squares and
+circles, and a celestial body among planets.
 
-The *prior* is the product of three things: how often WordNet's texts use the word in that sense, each sense counted
-once more; whether the synset is known by that word first (``palace, castle`` by the other); and how often datasets of
-images mean things of its kind.
+The *prior* is the product of three factors: how often WordNet's texts use the word in that sense, plus one; whether the
+word is the synset's first (``castle`` is not in ``palace, castle``); how often image datasets mean things of its kind.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def senses_of(synsets: Sequence[Any], word: str) -> Senses:
 
 
 def _prior(synset: Any, form: str) -> float:
-    # A plural stands in the name and its singular in the synset: the longest common beginning tells which lemma.
+    # The name may be a plural and the lemma its singular: the lemma with the longest common beginning is meant.
     lemmas = synset.lemmas()
     lemma = max(lemmas, key=lambda lemma: _common_start(lemma.name().lower(), form))
     known_first = KNOWN_FIRST if lemma is lemmas[0] else 1.0
@@ -78,7 +77,7 @@ def choose(graph: NounGraph, names: Sequence[Senses]) -> list[int]:
 
 
 def _spread(graph: NounGraph, name: Senses, weights: Sequence[float]) -> dict[int, float]:
-    """How much of the name stands at each synset or beneath it, those above before those below."""
+    """The total weight of the name's senses at or beneath each synset, ancestors first."""
     spread: defaultdict[int, float] = defaultdict(float)
     for synset, weight in zip(name.synsets, weights, strict=True):
         for above in graph.above(synset):
@@ -89,7 +88,7 @@ def _spread(graph: NounGraph, name: Senses, weights: Sequence[float]) -> dict[in
 def _updated(
     graph: NounGraph, name: Senses, total: dict[int, float], own: dict[int, float], others: int
 ) -> list[float]:
-    # Summed along the path that shares most: of each synset, the information it adds times the share of others there.
+    # A sum along the path that shares most: each synset adds its information times the share of the others beneath it.
     shared: dict[int, float] = {}
     for synset in own:
         company = (total[synset] - own[synset]) / max(1, others)

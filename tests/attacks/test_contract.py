@@ -458,7 +458,7 @@ def test_named_goal(bench: Bench) -> None:
 @pytest.mark.parametrize(("goal", "level"), [("horse", 0), ("boat", 2), ("", 0)])
 def test_no_such_goal(goal: str, level: int, bench: Bench) -> None:
     spec = attack_spec(f"targeted-pgd:{goal}")
-    with pytest.raises(UsageError, match=f"targeted-pgd:{goal}: names none of level {level} .*--level"):
+    with pytest.raises(UsageError, match=f"{goal}: no node has this name or id at level {level} .*--level"):
         spec.objective(bench.classifier, level)
 
 

@@ -35,7 +35,7 @@ torch = timed("import torch", __import__, "torch")
 timed("ancestors", lambda: tree.ancestors)
 pairs = torch.randint(len(tree.classes), (2, 1_000_000))
 heights = timed("a million LCA heights", tree.lca_height, *pairs)
-print(json.dumps([[len(tree.classes), tree.top, *tree.ancestors.shape, int(heights.max())], seconds]))
+print(json.dumps([[len(tree.classes), tree.height, *tree.ancestors.shape, int(heights.max())], seconds]))
 """
 
 

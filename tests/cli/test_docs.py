@@ -23,7 +23,10 @@ def test_every_option_is_there_as_it_is() -> None:
     text = make_reference.PAGE.read_text()
     assert make_reference.page(text) == text, "`python docs/make_reference.py` writes its tables anew"
     assert "| `--lr` | Peak learning rate. | 0.0003 |" in text
-    assert "| `--hnsa` | Negatives from neighbouring levels. `none`, `lower`, `upper`, `both` | both |" in text
+    assert (
+        "| `--hnsa` | Neighbouring levels whose nodes are negatives too. `none`, `lower`, `upper`, `both` | both |"
+        in text
+    )
 
 
 def test_every_field_of_a_row_is_explained(hrzs: Hrzs, small: Options) -> None:

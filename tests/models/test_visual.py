@@ -467,4 +467,4 @@ def test_activation_of_weights_without_a_tag(
             visual=tmp_path / "robust.pt",
         )
     wanted = not quick and pretrained != "tag"
-    assert (f"want --model {arch}-quickgelu" in caplog.text) is wanted
+    assert (f"need --model {arch}-quickgelu" in caplog.text) is wanted

@@ -189,7 +189,7 @@ def test_refuses_where_nothing_is_alike(report: dict[str, Any], other: dict[str,
     for row in other["results"]:
         row["eps"] = "8/255"
     other["summary"]["levels"] = []
-    with pytest.raises(UsageError, match="no row of that report has its like"):
+    with pytest.raises(UsageError, match="the two reports share no measurement"):
         compare(report, other)
     other["tasks"][0]["dataset"] = "cifar10"
     with pytest.raises(UsageError, match="that report is about cifar10, this one about shapes"):

@@ -20,7 +20,7 @@ def method_class(name: str) -> type[Method]:
     """The method called ``name``.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no method has this name.
     """
     if name not in METHODS:
         raise UsageError(f"--method {name!r}: one of {', '.join(METHODS)}; `--method list` explains them")
@@ -28,7 +28,7 @@ def method_class(name: str) -> type[Method]:
 
 
 def check_options(name: str, given: AbstractSet[str]) -> None:
-    """Is every one of the options ``given`` read by the method ``name``, if it is read by some methods alone?
+    """Does the method ``name`` read every option of ``given`` that only some methods read?
 
     Raises:
         UsageError: there is no such method, or an option would have no effect on it.

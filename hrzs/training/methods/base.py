@@ -25,7 +25,7 @@ class Loss(NamedTuple):
 
 
 def _within(name: str, prefix: str) -> bool:
-    """Is this parameter that part, or inside of it? ``resblocks.1`` is no part of ``resblocks.10``."""
+    """Is the parameter ``name`` the part ``prefix`` or inside it? ``resblocks.10`` is not inside ``resblocks.1``."""
     return name == prefix or name.startswith(prefix + ".")
 
 
@@ -36,14 +36,14 @@ class Method(ABC):
         model: changed in place.
         tree: the class tree of the training data, in the data's class order.
         options: those of the run.
-        more_trees: further trees over the same classes (a forest); only what aligns levels reads them.
+        more_trees: further trees over the same classes (a forest); ``hierarchical`` alone uses them.
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
     #: What is trained unless ``--tune`` says otherwise.
     default_tune: ClassVar[str] = "image"
-    #: Options that not every method reads, and this one does.
+    #: The options that this method reads and others do not.
     reads: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
@@ -51,7 +51,7 @@ class Method(ABC):
         model: ClipModel,
         tree: Tree,
         options: TrainOptions,
-        more_trees: Sequence[Tree] = (),  # noqa: ARG002 -- for those with a loss over levels
+        more_trees: Sequence[Tree] = (),  # noqa: ARG002 -- for ``hierarchical``
     ) -> None:
         self.model = model
         self.tree = tree
@@ -64,9 +64,9 @@ class Method(ABC):
 
     @classmethod
     def encodings(cls, options: TrainOptions, levels: int) -> float:  # noqa: ARG003 -- for those with passes per level
-        """What a step costs, in forward-backward passes of its batch through the image encoder (``--dry-run``).
+        """The cost of a training step, in forward-backward passes of its batch through the image encoder.
 
-        A forward alone counts a third. By default: one pass for each step of the attack, one to train.
+        ``--dry-run`` uses it. A forward pass alone counts a third. By default: one per attack step, one to train.
         """
         return 1.0 + options.steps
 
@@ -95,7 +95,7 @@ class Method(ABC):
         return kept
 
     def adopt(self, head: HyperbolicHead) -> None:
-        """Take a head that was learnt before (a resumed run's)."""
+        """Use a head that was learnt before, such as that of a resumed run."""
         self.model.geometry = head.to(self.model.device)
 
     def text_features(self, bank: TextBank, *, normalise: bool = False) -> Float[Tensor, "N D"]:
@@ -113,5 +113,5 @@ class Method(ABC):
         """The loss of one batch; ``seeds`` are per image, for random starts."""
 
     def after_step(self) -> dict[str, float]:
-        """What the state of the method says after an optimiser step (scales, share at the boundary)."""
+        """Figures of the method's state after an optimiser step, for the log (such as scales)."""
         return {}

@@ -28,7 +28,7 @@ def kl_divergence(p: Float[Tensor, "B C"], q: Float[Tensor, "B C"]) -> Float[Ten
 class Clean(Method):
     """Cross-entropy on clean images, at the leaves or (``every_level``) at every level with weights ``ω_l``.
 
-    ``level_balance`` says whether a superclass level's mean weighs its images or its nodes alike.
+    ``level_balance`` says whether the mean of a superclass level weighs images or nodes alike.
     """
 
     name = "clean"
@@ -37,7 +37,7 @@ class Clean(Method):
 
     def __init__(self, model: ClipModel, tree: Tree, options: TrainOptions, more_trees: Sequence[Tree] = ()) -> None:
         super().__init__(model, tree, options, more_trees)
-        # Begun from a hierarchical run, the model leaves with the head that is trained here.
+        # A model from a hierarchical run loses its head: the head that is trained here is the cosine head.
         model.geometry = None
         self.head = model.head("cosine")
         self.bank = TextBank(model, tree, options.template)
@@ -55,17 +55,17 @@ class Clean(Method):
         return self.head.prepare(self.text_features(self.bank, normalise=True)[self.bank.index.owner])
 
     def texts(self) -> Float[Tensor, "N D"]:
-        """Every node's, as the head takes them; made once where no part of the text encoder is trained."""
+        """The prepared texts of all nodes; computed once if no part of the text encoder is trained."""
         return self._prepare() if self.prepared is None else self.prepared
 
     def leaf_logits(self, features: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"]) -> Float[Tensor, "B C"]:
-        """Over the classes, with the model's own temperature."""
+        """Logits over the classes, at the model's own temperature."""
         return self.head.logits(features, prepared[self.leaves])
 
     def cross_entropy(
         self, features: Float[Tensor, "B D"], prepared: Float[Tensor, "N D"], labels: Int[Tensor, "B"]
     ) -> Float[Tensor, ""]:
-        """The mean over the batch."""
+        """The loss at the leaves, or over all levels (``every_level``); a mean over the batch."""
         if self.options.every_level:
             logits = self.head.logits(features, prepared)
             levels = self.alignment.levels()
@@ -81,7 +81,7 @@ class Clean(Method):
     def adversary(
         self,
         images: Float[Tensor, "B 3 H W"],
-        labels: Int[Tensor, "B"],  # noqa: ARG002 -- for those who do attack
+        labels: Int[Tensor, "B"],  # noqa: ARG002 -- for methods that attack
         prepared: Float[Tensor, "N D"],  # noqa: ARG002
         seeds: Sequence[int],  # noqa: ARG002
     ) -> Float[Tensor, "B 3 H W"]:
@@ -92,8 +92,8 @@ class Clean(Method):
 class TeCoA(Clean):
     """Text-guided contrastive adversarial training (Mao et al., ICLR 2023): cross-entropy on PGD examples.
 
-    Text frozen, logits are cosines times the model's own ``logit_scale``. ``λ_anchor`` adds FARE's loss to it, which
-    the paper does not have.
+    By default the text encoder is frozen; logits are cosines times the model's own ``logit_scale``. ``lambda_anchor``
+    adds FARE's loss, which the paper does not have.
     """
 
     name = "tecoa"

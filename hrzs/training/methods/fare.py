@@ -21,7 +21,7 @@ class Fare(Method):
     """``(1 - w) ‖f(x̂) - f_orig(x)‖² + w ‖f(x) - f_orig(x)‖²`` with ``w = fare_clean``, 0 in the paper; no labels.
 
     The adversary maximises the first distance. Features are those before L2 normalisation. No text is read, so only
-    the image encoder can be tuned; a head learnt before is kept as it is, for the features stay where it knows them.
+    the image encoder can be tuned; a head learnt before is kept as it is, for the features stay where it expects them.
 
     Raises:
         UsageError: ``--tune`` asks for parts of the text encoder.

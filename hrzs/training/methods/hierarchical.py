@@ -1,4 +1,4 @@
-"""`hierarchical`: the paper's method (Dong et al., CVPR 2026; method.md, sections 1 to 4 and 6)."""
+"""`hierarchical`: the paper's method (Dong et al., CVPR 2026; docs/method.md)."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from hrzs.training.perturbation import perturb_universally
 logger = logging.getLogger(__name__)
 
 
-#: β starts at this share of what would give the hyperbolic logits the spread of the model's own. Features move outwards
-#: during training, which sharpens the logits by itself; half was better than all of it (docs/experiments.md).
+#: β starts at this share of the value that gives the hyperbolic logits the spread of the model's own logits. Features
+#: move outwards during training, which sharpens the logits by itself; a half did better than 1 (docs/experiments.md).
 SPREAD = 0.5
 
 
-#: At the start the largest margin of a level is this share of the level below's at most: margins grow with depth.
+#: At the start, a level's largest margin is at most this share of that of the level below: margins grow with depth.
 NARROWER = 0.9
 
 #: The class means of a batch, level by level.
 Means: TypeAlias = Sequence[Float[Tensor, "_ D"]]
-#: Which levels of the tree: these, or all.
+#: Levels of the tree; None: all of them.
 Levels: TypeAlias = Sequence[int] | None
 
 
 class _Batch(NamedTuple):
-    """What a tree knows of a batch from its labels: whose rows the logits have, and who is averaged.
+    """What the labels of a batch decide for one tree: the rows of the logits, and the groups of the class means.
 
-    ``means`` are rows of the class means of ``levels``, one below the other; ``kept`` says which of these rows.
+    ``means`` are the rows of the class means of ``levels``, stacked; ``kept`` says which of the stacked rows are used.
     """
 
     levels: list[int]
@@ -74,7 +74,7 @@ class _Aligned:
         return head.prepare(text[self.index.owner], self.index.level)
 
     def batch(self, labels: Int[Tensor, "B"], groups: Groups, levels: Levels) -> _Batch:
-        """Level 0 is aligned per image, the levels above as ``image_levels`` says."""
+        """The `_Batch` of ``labels``: level 0 is aligned per image, the levels above as ``image_levels`` says."""
         align = self.alignment
         wanted = align.levels(None if levels is None else [level for level in levels if level < align.height])
         by_means = [] if self.mode == "per-image" else [level for level in wanted if level > 0]
@@ -86,7 +86,7 @@ class _Aligned:
             images, means = images._replace(weights=halved), means._replace(weights=means.weights / 2)
         kept: Tensor | slice = slice(None)
         if means is not None and labels.device.type == "cpu":
-            # Most nodes have no image in a small batch. An accelerator would have to be waited for to know which.
+            # Most nodes have no image in a small batch. To learn which, one would have to wait for an accelerator.
             kept = means.weights.nonzero().squeeze(1)
             means = Rows(means.columns[kept], means.weights[kept])
         return _Batch(by_means, images, means, kept, groups)
@@ -119,16 +119,16 @@ def _shared(gradient: Float[Tensor, "L"]) -> Float[Tensor, "L"]:
 class Hierarchical(Method):
     """Alignment at every level in the Poincaré ball, against one universal perturbation of images and texts.
 
-    ``L = L' + λ_vic L_vic + λ_gap (L_gap^Label + L_gap^Intra)``, summed over the trees. ``λ_anchor`` adds the distance
-    of attacked images' features from the original's on clean ones, as a share of the latter's square: FARE's loss,
-    which the paper does not have.
+    ``L = L' + λ_vic L_vic + λ_gap (L_gap^Label + L_gap^Intra)``, summed over the trees. ``lambda_anchor`` adds
+    FARE's loss, which the paper does not have: the squared distance between the features of attacked images and the
+    original model's features of the clean ones, divided by the squared norm of the latter.
 
     ``--depth`` says what lies at the depth of its level from the start: texts and images (``both``), texts alone, with
     every image at the leaves' depth (``text``), or nothing (``none``). ``--image-levels`` says what stands for a
-    superclass's image: every image itself (``per-image``), the hyperbolic class means of the batch (``hypavg``, the
-    paper's), or the mean of both losses (``mixed``). ``--perturbation`` says
-    what the adversary maximises: ``L'`` over all levels at once (``universal``), its leaf term alone (``leaf``), or
-    each level's term by a perturbation of its own, on which that level is then trained (``per-level``; section 3).
+    superclass's image: each of its images (``per-image``), the hyperbolic class means of the batch (``hypavg``, the
+    paper's), or the mean of both losses (``mixed``). ``--perturbation`` says what the adversary maximises: ``L'`` over
+    all levels at once (``universal``), its leaf term alone (``leaf``), or each level's term by a perturbation of its
+    own, on which that level is then trained (``per-level``).
     """
 
     name = "hierarchical"
@@ -148,7 +148,7 @@ class Hierarchical(Method):
         if options.level_weights not in LEVEL_WEIGHTS and len(parse_level_weights(options.level_weights)) > levels:
             raise UsageError(f"--level-weights {options.level_weights!r}: more than the {levels} levels below the root")
         self.anchor = Anchor(model, options.lambda_anchor)
-        # What each pass attacks, and what it then trains on.
+        # The levels that each pass attacks, and those that it then trains on.
         self.passes: list[tuple[Levels, Levels]] = [(None, None)]
         if options.perturbation == "leaf":
             self.passes = [((0,), None)]
@@ -168,7 +168,7 @@ class Hierarchical(Method):
         return super().encodings(options, levels) * passes + (options.lambda_anchor > 0) / 3
 
     def adopt(self, head: HyperbolicHead) -> None:
-        head = head.to(self.model.device)  # before the hook, which a parameter that is made anew would lose
+        head = head.to(self.model.device)  # before the hook is set, which a parameter made anew by `to` would lose
         head.requires_grad_(True)
         head.log_curvature.requires_grad_(self.options.learn_curvature)
         if self.options.beta_levels == "tied":  # one gradient for all: their ratios stay
@@ -177,12 +177,12 @@ class Hierarchical(Method):
 
     @torch.no_grad()
     def begin(self, images: Float[Tensor, "B 3 H W"]) -> None:
-        """Choose scales, depth factors and β so that training starts where the model is (method.md, pilot figures).
+        """Choose scales, depth factors and β so that training starts where the model is (docs/method.md).
 
         The mean image and the mean leaf text land at ``radius`` and ``radius_text`` (of the ball's; in flat space at
         these norms). With depth, the levels above fall evenly to 0 at the root: level l at ``(1 - l/L)`` of the leaves'
         radius. ``β_l`` gives the logits of level l `SPREAD` times the spread that the model's own cosine logits have
-        there, but no margin above `NARROWER` times that of the level below. One β for all levels is that of the leaves.
+        there, but no margin above `NARROWER` times that of the level below. A single β for all levels is the leaves'.
         """
         if self.model.geometry is not None:
             return
@@ -276,7 +276,7 @@ class Hierarchical(Method):
             points = self._head().embed_image(features)
             means = [a.means(points, g, self._head()) for a, g in zip(self.forest, groups, strict=True)]
             alignment = alignment + self._align(features, prepared, among, means)
-            if i == 0:  # embeddings are placed at their depth once, on what was made against the leaves or against all
+            if i == 0:  # the placing terms count once: for the first pass, made against the leaves or all levels
                 placing, log = self._placing(points, prepared, labels, means, groups)
                 anchor, share = self.anchor(features, images)
                 placing, log = placing + anchor, log | share
@@ -287,7 +287,7 @@ class Hierarchical(Method):
         self, points: Float[Tensor, "B D"], prepared: Sequence[Float[Tensor, "_ D"]], labels: Int[Tensor, "B"],
         means: Sequence[Means], groups: Sequence[Groups],
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:  # fmt: skip
-        """``λ_vic L_vic + λ_gap (L_gap^Label + L_gap^Intra)`` (section 4), and where the embeddings lie."""
+        """``λ_vic L_vic + λ_gap (L_gap^Label + L_gap^Intra)``, and where the embeddings lie."""
         o, head = self.options, self._head()
         vic, gap_label, gap_intra = (points.new_zeros(()) for _ in range(3))
         for aligned, texts, averages, g in zip(self.forest, prepared, means, groups, strict=True):

@@ -1,4 +1,4 @@
-"""`pmg-aft`: TeCoA, held to what the original model predicts (Wang et al., CVPR 2024)."""
+"""`pmg-aft`: TeCoA, with predictions held to the original model's (Wang et al., CVPR 2024)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from hrzs.training.original import Original
 class PMGAFT(TeCoA):
     """``CE(x̂) + pmg_original KL(p_orig(x̂), p(x̂)) + pmg_clean KL(p(x), p(x̂))`` over the leaves, adversary of TeCoA.
 
-    ``pmg_direction`` says which prediction a divergence is the expectation of: ``target-first`` is ``KL(p' ‖ p(x̂))``.
-    ``pmg_reduction`` says whether divergences are summed over the batch, beside a mean cross-entropy, or are means.
-    All predictions have the temperature of their model, the original's in its own state too.
+    ``pmg_direction`` says under which prediction a divergence is an expectation: ``target-first`` is ``KL(p' ‖ p(x̂))``.
+    ``pmg_reduction`` says whether divergences are summed over the batch, beside a mean cross-entropy, or averaged.
+    Each prediction has its own model's temperature; the original's temperature is not trained.
     """
 
     name = "pmg-aft"
@@ -59,5 +59,5 @@ class PMGAFT(TeCoA):
         o = self.options
         pair = (target, adversarial) if o.pmg_direction == "target-first" else (adversarial, target)
         mean = kl_divergence(*pair)
-        # The sum is that of the step's whole batch, of which these images may be one part of many.
+        # The sum is over the step's whole batch, of which these images may be one of ``accumulate`` parts.
         return mean if o.pmg_reduction == "mean" else len(target) * o.accumulate * mean

@@ -1,4 +1,4 @@
-"""`tga-zsr`: TeCoA, with the text's attention to the image held where the original had it (Yu et al., NeurIPS 2024)."""
+"""`tga-zsr`: TeCoA, with the text's attention to the image held to the original model's (Yu et al., NeurIPS 2024)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from hrzs.training.original import Original
 class TGAZSR(TeCoA):
     """``CE(x̂) + tga_refinement ‖A(x̂) - A_orig(x)‖ + tga_constraint ‖A(x) - A_orig(x)‖``, adversary of TeCoA.
 
-    ``A`` is the attention of the true class's text to the image (`attention`), the norm that of the whole map, the
-    mean over the batch. At 224 pixels, as in the paper, the weights mean what they mean there.
+    ``A`` is the attention of the true class's text to the image (`attention`). Norms are over the whole map, and
+    averaged over the batch. At 224 pixels, as in the paper, the weights mean the same as there.
 
     Raises:
-        UsageError: the image encoder is no open_clip ViT, whose patch tokens share the space of the text.
+        UsageError: the image encoder is no open_clip ViT without attention pooling, whose patch tokens match texts.
     """
 
     name = "tga-zsr"
