@@ -1,14 +1,14 @@
 """Reading YAML of strangers: text, lists and maps with their lines, within fixed bounds, and nothing else.
 
 Never builds objects, resolves no tag, follows no alias. It works from the event stream with a stack of its own,
-for libyaml's composer recurses and dies of deep nesting.
+for the composer recurses: over libyaml 0.2.5, which PyYAML 6.0.2 still brings, it dies of deep nesting.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,38 +100,8 @@ def parse(data: bytes, max_depth: int, fault: Callable[[int, str], None]) -> Yam
     if directive:
         line = data.count(b"\n", 0, directive.end()) + 1
         raise BadYamlError(line, "a line begins with %: directives are not allowed here")
-    root: Yaml | None = None
-    stack: list[List | Map] = []
-    keys: list[Yaml | None] = []  # beside the stack: the key that waits for its value
-    documents = nodes = 0
     try:
-        for event in yaml.parse(data, Loader=_LOADER):
-            if isinstance(event, yaml.NodeEvent):
-                nodes += 1
-                node = _node(event, fault)
-                if nodes > MAX_NODES:
-                    raise BadYamlError(node.line, f"more than {MAX_NODES} nodes: no class tree")
-                if not stack:
-                    root = node
-                elif isinstance(parent := stack[-1], List):
-                    parent.items.append(node)
-                elif (key := keys[-1]) is None:
-                    keys[-1] = node
-                else:
-                    parent.pairs.append((key, node))
-                    keys[-1] = None
-                if not isinstance(node, Scalar):
-                    stack.append(node)
-                    keys.append(None)
-                    if len(stack) > max_depth:
-                        raise BadYamlError(node.line, _TOO_DEEP)
-            elif isinstance(event, yaml.CollectionEndEvent):
-                stack.pop()
-                keys.pop()
-            elif isinstance(event, yaml.DocumentStartEvent):
-                documents += 1
-                if documents > 1:
-                    raise BadYamlError(_line(event), "a second document begins here: there must be one")
+        return assemble(_nodes(data, fault), max_depth)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, problem = mark.line + 1 if mark else 1, str(error.problem or error.context)
@@ -143,7 +113,54 @@ def parse(data: bytes, max_depth: int, fault: Callable[[int, str], None]) -> Yam
         text = data.decode("utf-8-sig")
         odd = yaml.reader.Reader.NON_PRINTABLE.search(text)
         raise BadYamlError(text.count("\n", 0, odd.start()) + 1 if odd else 1, f"no YAML: {error.reason}") from error
+
+
+def assemble(nodes: Iterable[Yaml | None], max_depth: int) -> Yaml | None:
+    """The node that all others stand in. What stands in a list or map follows it, and then None.
+
+    Raises:
+        BadYamlError: more than ``MAX_NODES`` nodes, or more than ``max_depth`` collections inside one another.
+    """
+    root: Yaml | None = None
+    stack: list[List | Map] = []
+    keys: list[Yaml | None] = []  # beside the stack: the key that waits for its value
+    count = 0
+    for node in nodes:
+        if node is None:
+            # JSON may have an end too many, of which its reader tells later.
+            del stack[-1:], keys[-1:]
+            continue
+        count += 1
+        if count > MAX_NODES:
+            raise BadYamlError(node.line, f"more than {MAX_NODES} nodes: no class tree")
+        if not stack:
+            root = node
+        elif isinstance(parent := stack[-1], List):
+            parent.items.append(node)
+        elif (key := keys[-1]) is None:
+            keys[-1] = node
+        else:
+            parent.pairs.append((key, node))
+            keys[-1] = None
+        if not isinstance(node, Scalar):
+            stack.append(node)
+            keys.append(None)
+            if len(stack) > max_depth:
+                raise BadYamlError(node.line, _TOO_DEEP)
     return root
+
+
+def _nodes(data: bytes, fault: Callable[[int, str], None]) -> Iterator[Yaml | None]:
+    documents = 0
+    for event in yaml.parse(data, Loader=_LOADER):
+        if isinstance(event, yaml.NodeEvent):
+            yield _node(event, fault)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            yield None
+        elif isinstance(event, yaml.DocumentStartEvent):
+            documents += 1
+            if documents > 1:
+                raise BadYamlError(_line(event), "a second document begins here: there must be one")
 
 
 def _node(event: yaml.NodeEvent, fault: Callable[[int, str], None]) -> Yaml:

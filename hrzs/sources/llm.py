@@ -17,27 +17,19 @@ holds the endpoint or the key.
 
 from __future__ import annotations
 
-import email.message
-import email.utils
 import hashlib
-import http.client
 import json
 import logging
 import os
 import re
-import time
 import unicodedata
-import urllib.error
-import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TextIO, TypeVar
-from urllib.parse import urlsplit
 
 from hrzs.classes.specs import is_wnid
 from hrzs.errors import HrzsError, UsageError
@@ -56,11 +48,7 @@ MAX_NAME = 60
 # Of the samples of a forest; the first is drawn at temperature 0.
 TEMPERATURE = 0.8
 
-TRIES = 6
-TIMEOUT = 600.0  # s; a large model on a small machine takes minutes
-FIRST_WAIT, LONGEST_WAIT = 1.0, 120.0  # s
-MAX_BODY = 4 * 2**20  # bytes
-sleep = time.sleep
+RETRIES = 5  # of a request; a server that is loading its model fails for a while
 
 SCHEME = """\
 Here are the names of {count} classes of images. Devise a hierarchy of superclasses for them, from general to specific.
@@ -97,6 +85,8 @@ Answer the whole question again with one corrected JSON object and nothing else.
 # What a server may not know, in the order in which it is left out.
 _OPTIONAL = ("response_format", "seed", "temperature")
 _KEYS = ("HRZS_API_KEY", "OPENAI_API_KEY")
+# Of the headers, those that a request needs beside the key.
+_HEADERS = {"accept", "accept-encoding", "connection", "content-length", "content-type", "host", "user-agent"}
 _T = TypeVar("_T")
 
 
@@ -109,8 +99,8 @@ def grow(classes: Sequence[ClassSpec], options: SourceOptions) -> Grown:
     A class whose synset is known is explained to the model by its hypernym.
 
     Raises:
-        UsageError: no model is named, or no endpoint though a question is not in the cache; the server refuses the
-            key or knows no such model; a synset that WordNet lacks.
+        UsageError: no model is named; no endpoint, or no `openai` package, though a question is not in the cache; the
+            server refuses the key or knows no such model; a synset that WordNet lacks.
         HrzsError: the server cannot be reached or keeps failing, or the model's answers stay wrong.
     """
     if not options.llm_model:
@@ -413,13 +403,15 @@ class _Archive:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._server is not None:
+            self._server.client.close()
         if self._stream is not None and self.transcript is not None:
             self._stream.close()
             _aside(self.transcript).replace(self.transcript)
 
     def server(self, options: SourceOptions) -> _Server:
-        """Found at the first question that is not in the cache, so that a full cache needs neither server nor key."""
-        self._server = self._server or _Server.find(options)
+        """Made at the first question that is not in the cache: a full cache needs neither server, key nor `openai`."""
+        self._server = self._server or _Server(options)
         return self._server
 
     def record(self, exchange: Mapping[str, object]) -> None:
@@ -473,41 +465,14 @@ def _digest(value: object) -> str:
 # -- the server ------------------------------------------------------------------------------------------------
 
 
-class _TryAgainError(Exception):
-    """It may work later: after ``wait`` seconds, if the server said so."""
-
-    def __init__(self, message: str, wait: float | None = None) -> None:
-        super().__init__(message)
-        self.wait = wait
-
-
-class _RefusedError(Exception):
-    """The server takes no such request."""
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The key is for the server that was named, and no other."""
-
-    def redirect_request(self, *_: object) -> None:
-        return None
-
-
 def _endpoint(options: SourceOptions) -> str | None:
     return options.endpoint or os.environ.get("OPENAI_BASE_URL") or None
 
 
-@dataclass
 class _Server:
-    endpoint: str
-    model: str
-    key: str | None = field(repr=False)
-    key_name: str | None
-    refused: set[str] = field(default_factory=set)
-    opener: urllib.request.OpenerDirector = field(default_factory=lambda: urllib.request.build_opener(_NoRedirect))
+    """The endpoint, asked through the `openai` client, which tries again what may work later."""
 
-    @classmethod
-    def find(cls, options: SourceOptions) -> _Server:
-        assert options.llm_model is not None
+    def __init__(self, options: SourceOptions) -> None:
         endpoint = _endpoint(options)
         if endpoint is None:
             raise UsageError(
@@ -516,126 +481,85 @@ class _Server:
             )
         if "@" in endpoint:
             raise UsageError("--endpoint must not hold a user or password: the key is read from HRZS_API_KEY")
-        try:
-            parts = urlsplit(endpoint)
-            valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and endpoint.isprintable()
-        except ValueError:  # a port that is no number
-            valid = False
-        if not valid or parts.query or parts.fragment or " " in endpoint or not endpoint.isascii():
+        if not re.fullmatch(r"https?://[^/?#\s][^?#\s]*", endpoint, re.IGNORECASE):
             raise UsageError(f"--endpoint {endpoint!r}: write the base URL, such as http://127.0.0.1:8000/v1")
-        key_name = next((name for name in _KEYS if os.environ.get(name, "").strip()), None)
-        key = os.environ[key_name].strip() if key_name else None
-        if key and not (key.isascii() and key.isprintable()):
-            raise UsageError(f"{key_name} holds characters that no key has; copy it again")
-        return cls(endpoint.rstrip("/").removesuffix("/chat/completions"), options.llm_model, key, key_name)
+        self.endpoint, self.model = endpoint.rstrip("/").removesuffix("/chat/completions"), options.llm_model
+        self.key_name = next((name for name in _KEYS if os.environ.get(name, "").strip()), None)
+        self.key = os.environ[self.key_name].strip() if self.key_name else None
+        if self.key and not (self.key.isascii() and self.key.isprintable()):
+            raise UsageError(f"{self.key_name} holds characters that no key has; copy it again")
+        try:
+            import openai
+        except ImportError as error:
+            raise UsageError(f"--source llm needs another package: pip install 'hrzs[llm]' ({error})") from error
+        try:
+            self.client = openai.OpenAI(
+                api_key=self.key or "none",  # it insists on one, which `_strip` takes away again
+                base_url=self.endpoint,
+                max_retries=RETRIES,
+                # The key is for the server that was named, and no other.
+                http_client=openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"request": [self._strip]}),
+            )
+        except Exception as error:  # of many kinds: the address, a proxy of the environment, certificates
+            raise UsageError(f"--endpoint {endpoint!r}: no connection can be made: {error}") from error
+        self.refused: set[str] = set()
+
+    def _strip(self, request: Any) -> None:
+        """Take away every header but the needed ones.
+
+        `openai` adds others: some tell of this machine, some come from variables of its own.
+        """
+        for name in set(request.headers) - _HEADERS:
+            del request.headers[name]
+        if self.key:
+            request.headers["Authorization"] = f"Bearer {self.key}"
 
     def complete(self, request: Mapping[str, object]) -> tuple[dict[str, object], str, bool]:
         """What was sent, the text of the answer, and whether it was cut off."""
-        for attempt in range(1, TRIES + 1):
-            try:
-                return self._complete(request)
-            except _TryAgainError as error:
-                if attempt == TRIES:
-                    raise HrzsError(
-                        f"--endpoint {self.endpoint}: {error}; given up after {TRIES} tries. "
-                        "Is the server running, and is the address right?"
-                    ) from error
-                wait = FIRST_WAIT * 2 ** (attempt - 1) if error.wait is None else error.wait
-                wait = min(wait, LONGEST_WAIT)
-                logger.warning("%s: %s; trying again in %g s", self.endpoint, error, wait)
-                sleep(wait)
-        raise AssertionError("the last try returns or raises")
+        import openai
 
-    def _complete(self, request: Mapping[str, object]) -> tuple[dict[str, object], str, bool]:
         while True:
             sent = {name: value for name, value in request.items() if name not in self.refused}
             try:
-                data = self._post(sent)
+                data = self.client.post("/chat/completions", body=sent, cast_to=str)
                 break
-            except _RefusedError as error:
+            except openai.APIStatusError as error:
                 left = [name for name in _OPTIONAL if name in sent]
-                if not left:
-                    raise HrzsError(f"--endpoint {self.endpoint} --llm-model {self.model}: {error}") from error
-                dropped = [name for name in left if name in str(error)] or left[:1]
-                logger.info("%s: %s; going without %s", self.endpoint, error, ", ".join(dropped))
+                said = f"the server answers {error.status_code}: {self._shown(error.response.text)}"
+                if error.status_code not in (400, 422) or not left:
+                    place = self._shown(error.response.headers.get("Location", ""))
+                    raise self._judge(error.status_code, said, place) from None
+                dropped = [name for name in left if name in said] or left[:1]
+                logger.info("%s: %s; going without %s", self.endpoint, said, ", ".join(dropped))
                 self.refused.update(dropped)
+            except (openai.APIConnectionError, UnicodeError) as error:  # UnicodeError: no host is called so
+                reason = error.__cause__ or error
+                said = self._shown(f"{type(reason).__name__}: {reason}")
+                raise HrzsError(
+                    f"--endpoint {self.endpoint}: {said}. Is the server running, and is the address right?"
+                ) from error
         try:
             choice = json.loads(data)["choices"][0]
             text, reason = choice["message"]["content"], choice.get("finish_reason")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise _TryAgainError(f"the answer is no chat completion: {self._shown(data)}") from None
+            said = self._shown(data)
+            raise HrzsError(f"--endpoint {self.endpoint}: the answer is no chat completion: {said}") from None
         # A refusal has no text; half a surrogate pair is none.
         text = text.encode(errors="replace").decode() if isinstance(text, str) else ""
         return sent, self._without_key(text), reason == "length"
 
-    def _post(self, sent: Mapping[str, object]) -> bytes:
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "hrzs"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        url = f"{self.endpoint}/chat/completions"
-        try:
-            with self.opener.open(
-                urllib.request.Request(url, json.dumps(sent).encode(), headers), timeout=TIMEOUT
-            ) as response:
-                return self._read(response)
-        except urllib.error.HTTPError as error:
-            with error:
-                try:
-                    said = self._shown(error.read(4000))
-                except (OSError, http.client.HTTPException):
-                    said = ""
-                status = f"{error.code} {self._shown(str(error.reason).encode())}" + (f": {said}" if said else "")
-                raise self._judge(error.code, status, error.headers) from None
-        except (OSError, http.client.HTTPException, UnicodeError) as error:  # UnicodeError: no host is called so
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise _TryAgainError(self._shown(f"{type(reason).__name__}: {reason}".encode())) from error
+    def _judge(self, code: int, said: str, place: str) -> HrzsError:
+        key = f"the key in {self.key_name}" if self.key_name else "no key was sent: put one into HRZS_API_KEY, which"
+        remedies = dict.fromkeys((401, 403), f"{key} must be valid for this server and model")
+        remedies[404] = f"the endpoint usually ends in /v1, and {self.endpoint}/models lists the names of its models"
+        remedies |= dict.fromkeys(range(300, 400), f"it redirects to {place!r}: give the address itself")
+        call = f"--endpoint {self.endpoint} --llm-model {self.model}: {said}"
+        return UsageError(f"{call}; {remedies[code]}") if code in remedies else HrzsError(call)
 
-    def _read(self, response: http.client.HTTPResponse) -> bytes:
-        deadline = time.monotonic() + TIMEOUT
-        data = bytearray()
-        while chunk := response.read1(2**16):
-            data += chunk
-            if len(data) > MAX_BODY:
-                raise HrzsError(f"--endpoint {self.endpoint}: the answer is longer than {MAX_BODY} bytes; refused")
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the answer took more than {TIMEOUT:g} s")
-        return bytes(data)
-
-    def _judge(self, code: int, status: str, headers: email.message.Message) -> Exception:
-        call = f"--endpoint {self.endpoint} --llm-model {self.model}: the server answers {status}"
-        if code in (408, 409, 425, 429) or code >= 500:
-            return _TryAgainError(f"the server answers {status}", _retry_after(headers.get("Retry-After")))
-        if code in (400, 422):
-            return _RefusedError(f"the server answers {status}")
-        if code in (401, 403):
-            key = (
-                f"the key in {self.key_name}" if self.key_name else "no key was sent: put one into HRZS_API_KEY, which"
-            )
-            return UsageError(f"{call}; {key} must be valid for this server and model")
-        if code == 404:
-            return UsageError(
-                f"{call}; the endpoint usually ends in /v1, and {self.endpoint}/models lists the names of its models"
-            )
-        if 300 <= code < 400:
-            return UsageError(f"{call}; it redirects to {headers.get('Location')!r}: give the address itself")
-        return HrzsError(call)
-
-    def _shown(self, data: bytes) -> str:
-        text = " ".join(self._without_key(data.decode(errors="replace")).split())
+    def _shown(self, said: str) -> str:
+        text = " ".join(self._without_key(said).split())
         return "".join(c for c in text if c.isprintable())[:300]
 
     def _without_key(self, text: str) -> str:
         # What people write for a server that wants none, such as `none` or `x`, is no secret but part of many a word.
         return text.replace(self.key, "***") if self.key and len(self.key) >= 16 else text
-
-
-def _retry_after(value: str | None) -> float | None:
-    """The seconds that a Retry-After header asks for, as a number or as a date."""
-    if value is None:
-        return None
-    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value.strip()):
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hrzs.errors import UsageError
+from hrzs.hierarchy.safe_yaml import BadYamlError, List, Map, Scalar, Yaml
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.hierarchy.yaml_form import MAX_DEPTH, dump_trees, load_tree
-from hrzs.sources import ClassSpec, SourceOptions
+from hrzs.sources import ClassSpec, SourceOptions, json_text
 from hrzs.sources.build import build_trees
 from hrzs.sources.file import classes_of, grow
 from hrzs.sources.formats import MAX_NAME
@@ -398,17 +399,18 @@ def test_every_class_without_a_leaf_is_named(write: Write) -> None:
         ("p.json", '[["a", "b"],\n["a"],\n"c",\n["a", 1]]', ["2: a pair is", "3: a pair is", "4: a child is text"]),
         ("i.json", '{"a": ["b"],\n"b": ["a"]}', ["2: cycle: 'a' < 'b' < 'a'"]),
         ("k.json", '{"a": [{"b": ["c"]}, "b"]}', ["1: class 'b' is a superclass too"]),
-        ("comma.json", '{"a": ["x",\n]}', ["2: no JSON: ] stands where a value should"]),
-        ("open.json", '{"a": ["x",\n"y', ["2: no JSON: a string that does not end"]),
-        ("end.json", '{"a": ["x"', ["1: no JSON: the text ends where a comma or a closing"]),
-        ("two.json", '{"a": ["x"]}\n{}', ["2: no JSON: { stands where the end of the file should"]),
-        ("half.json", '{"a": ["\\ud800"]}', ["1: no JSON: an escape"]),
-        ("mix.json", '{"a": ["x"]]', ["1: no JSON: ] stands where"]),
-        ("key.json", "{1: []}", ["1: no JSON: 1 stands where a key in double quotes should"]),
+        ("comma.json", '{"a": [\n,"x"]}', ["2: no JSON: Expecting value"]),
+        ("nan.json", '{"a": [\nNaN]}', ["2: no JSON: 'NaN]}' means nothing"]),
+        ("open.json", '{"a": ["x",\n"y', ["2: no JSON: Unterminated string"]),
+        ("end.json", '{"a": ["x"', ["1: no JSON: Expecting ',' delimiter"]),
+        ("two.json", '{"a": ["x"]}\n{}', ["2: no JSON: Extra data"]),
+        ("half.json", '{"a": ["\\ud800"]}', ["1: no JSON: '\"\\\\ud800\"]}' means nothing"]),
+        ("mix.json", '{"a": ["x"]]', ["1: no JSON: Expecting ',' delimiter"]),
+        ("key.json", "{1: []}", ["1: no JSON: Expecting property name enclosed in double quotes"]),
         ("quote.json", "{'a': []}", ["1: no JSON"]),
-        ("colon.json", '{"a" ["x"]}', ["1: no JSON: [ stands where a colon should"]),
+        ("colon.json", '{"a" ["x"]}', ["1: no JSON: Expecting ':' delimiter"]),
         ("scalar.json", "3", ["1: a map or a list is needed"]),
-        ("empty.json", "", ["1: no JSON: the text ends where a value"]),
+        ("empty.json", "", ["1: no JSON: Expecting value"]),
         ("none.json", "[]", ["there are no classes in it"]),
         ("t.yaml", "hrzs-tree: 1\ntree:\n- r:\n  - a\n  - a\n", ["5: class 'a' stands on a second leaf"]),
     ],
@@ -442,9 +444,9 @@ def test_faults_of_several_files(write: Write) -> None:
     [
         ("deep.json", "[" * 10**6, "nested too deep"),
         ("maps.json", '{"a":' * 10**6, "nested too deep"),
-        ("many.json", "[" + "1," * 10**6, "more than 20000 values"),
-        ("escapes.json", '["' + "\\\\" * 5 * 10**6, "a string that does not end"),
-        ("line.json", '["' + "x" * 10**7, "a string that does not end"),
+        ("many.json", "[" + "1," * 10**6, "more than 20000 nodes"),
+        ("escapes.json", '["' + "\\\\" * 5 * 10**6, "Unterminated string"),
+        ("line.json", '["' + "x" * 10**7, "Unterminated string"),
         ("cells.csv", "," * 10**7, "more than 20000 cells"),
         ("cell.csv", "x" * 10**6 + ",b", "field larger than"),
         ("quotes.csv", '"' * (10**6 + 1), "a double quote is not closed"),
@@ -459,8 +461,9 @@ def test_hostile_files_end_soon(
     write: Write, monkeypatch: pytest.MonkeyPatch, name: str, content: str, expected: str
 ) -> None:
     # Types are checked in tests, and a million of them take their time.
-    for bound in ("formats.MAX_NODES", "formats.MAX_CELLS", "json_text.MAX_NODES"):
+    for bound in ("formats.MAX_NODES", "formats.MAX_CELLS"):
         monkeypatch.setattr(f"hrzs.sources.{bound}", 20_000)
+    monkeypatch.setattr("hrzs.hierarchy.safe_yaml.MAX_NODES", 20_000)
     file = write(name, content)
     start = time.process_time()
     with pytest.raises(UsageError) as caught:
@@ -580,15 +583,52 @@ def test_json_round_trip(
     _check_round_trip(file, rows)
 
 
+@given(
+    value=st.recursive(
+        st.one_of(
+            st.none(),
+            st.booleans(),
+            st.integers(),
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.text(),
+            # What a YAML reader stumbles over.
+            st.sampled_from(["\x7f", "a\x85b", "\u2028", "\ufeff", "\uffff", "🦊", "k" * 20_000, '\\"/', "---", "#%{"]),
+        ),
+        lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.one_of(st.text(), st.just("k" * 2000)), inner)),
+        max_leaves=20,
+    ),
+    indent=st.sampled_from([None, 0, 2, "\t"]),
+    separators=st.sampled_from([None, (",", ":"), (" ,\r\n", "\n:\n")]),
+    ascii_only=st.booleans(),
+)
+def test_json_is_read_with_its_lines(
+    value: object, indent: int | str | None, separators: tuple[str, str] | None, ascii_only: bool
+) -> None:
+    text = json.dumps(value, indent=indent, separators=separators, ensure_ascii=ascii_only)
+    place = 0
+
+    def expected(value: object) -> Yaml:
+        nonlocal place
+        scalar = json.dumps(value, ensure_ascii=ascii_only)
+        begin = scalar[0] if isinstance(value, list | dict) else scalar
+        # Between two beginnings there is no third: only closing brackets, commas, colons and blanks.
+        place = text.index(begin, place) + len(begin)
+        line = 1 + text.count("\n", 0, place)
+        if isinstance(value, list):
+            return List(line, [expected(item) for item in value])
+        if isinstance(value, dict):
+            return Map(line, [(expected(key), expected(item)) for key, item in value.items()])
+        return Scalar(line, value, plain=False) if isinstance(value, str) else Scalar(line, begin, plain=True)
+
+    assert json_text.parse(text, 100) == expected(value)
+
+
 @given(text=st.text(st.sampled_from('[]{}",:\\ \n\tax10nulltrue'), max_size=40))
 def test_json_agrees_with_python(text: str) -> None:
-    from hrzs.hierarchy.safe_yaml import BadYamlError
-    from hrzs.sources.json_text import parse
-
     try:
         json.loads(text)
     except json.JSONDecodeError:
         with pytest.raises(BadYamlError):
-            parse(text, 100)
+            json_text.parse(text, 100)
     else:
-        parse(text, 100)
+        json_text.parse(text, 100)
