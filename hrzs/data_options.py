@@ -9,6 +9,7 @@ from typing import Any
 
 from hrzs.classes.specs import read_class_list
 from hrzs.errors import UsageError
+from hrzs.files import exists
 from hrzs.option import check, listed, option
 
 RESIZE = ("auto", "in-graph", "before")
@@ -53,7 +54,7 @@ class DataOptions:
         """
         values = {name: value for name, value in given.items() if value is not None}
         if "data" in values:
-            whole = isinstance(values["data"], str) and Path(values["data"]).exists()  # a comma may be part of a name
+            whole = isinstance(values["data"], str) and exists(values["data"])  # a comma may be part of a name
             values["data"] = (values["data"],) if whole else tuple(dict.fromkeys(map(str, listed(values["data"]))))
         if not all(name.strip() for name in values.get("data", ("shapes",))):
             raise UsageError(f"--data {given['data']!r}: a name is missing")
@@ -92,7 +93,7 @@ class DataOptions:
 
 def _class_ids(given: Any) -> tuple[str, ...]:
     """``--classes``: a file with one class id per line, ``a,b,c``, or a sequence of them."""
-    if isinstance(given, Path) or (isinstance(given, str) and Path(given).is_file()):
+    if isinstance(given, Path) or (isinstance(given, str) and exists(given) and Path(given).is_file()):
         names = tuple(known.class_id for known in read_class_list(Path(given)))
     else:
         names = tuple(name for name in listed(given) if name)

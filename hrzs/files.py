@@ -112,6 +112,14 @@ def fsync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def exists(text: str | Path) -> bool:
+    """Is there such a file or folder? A text that no path can be, for its length or its characters, is none."""
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def dump_yaml(value: dict[str, Any]) -> str:
     """As ``--config`` reads it back."""
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)

@@ -78,6 +78,8 @@ def _fail(error: Exception, status: int, given: Sequence[str]) -> Any:
         raise error
     if isinstance(error, HrzsError):
         _say(str(error))
+    elif isinstance(error, OSError):  # a full disk, a file that went away: no fault of hrzs
+        _say(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
     else:
         _say(f"{type(error).__name__}: {error} (a fault of hrzs? --debug shows where)")
     sys.exit(status)

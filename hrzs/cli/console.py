@@ -63,17 +63,24 @@ def progress_bar(title: str, *, quiet: bool) -> Iterator[Update]:
         yield _PlainProgress(title)
 
 
+# What comes so soon after what came before it, in seconds, was done by a run that this one resumes.
+_AT_ONCE = 0.005
+
+
 class _PlainProgress:
     def __init__(self, title: str) -> None:
         self.title, self.tenth, self.started, self.before = title, -1, time.monotonic(), 0
+        self.last = self.started
 
     def __call__(self, done: int, total: int, note: str) -> None:
         tenth = 10 * done // max(total, 1)
+        now = time.monotonic()
+        if now - self.last < _AT_ONCE:
+            self.started, self.before = now, done
+        self.last = now
         if tenth > self.tenth:
             self.tenth = tenth
-            elapsed = time.monotonic() - self.started
-            if elapsed < 1:  # what comes at once was done before, by a run that this one resumes
-                self.before = done
+            elapsed = now - self.started
             new = done - self.before
             left = f", {elapsed * (total - done) / new:.0f} s left" if new else ""
             line = f"{self.title}: {done}/{total}, {elapsed:.0f} s{left}  {note}"

@@ -3,6 +3,7 @@ resumed run needs no random state, and ends with the weights of an uninterrupted
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -21,6 +22,7 @@ from torch import Tensor
 from hrzs.attacks.base import sample_seeds
 from hrzs.data import Dataset, digest, loader
 from hrzs.errors import HrzsError, UsageError
+from hrzs.files import whole_lines
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.exact import exact_fp32
@@ -434,8 +436,8 @@ def augment(images: Tensor, seeds: list[int], kind: str) -> Tensor:
 def _keep_lines(path: Path, steps: int) -> None:
     """Keep the log up to the checkpoint at ``steps``, from which the run goes on."""
     if path.is_file():
-        lines = path.read_text().splitlines(keepends=True)
-        path.write_text("".join(line for line in lines[:steps] if line.endswith("\n")))
+        # Cut off, not written anew: a kill in between must lose no line.
+        os.truncate(path, max((end for _, end in itertools.islice(whole_lines(path), steps)), default=0))
 
 
 def options_as_config(options: TrainOptions) -> dict[str, Any]:
