@@ -11,6 +11,7 @@ from typing import Any, Literal
 from hrzs.data import Dataset, digest, open_dataset, pick, resize_to, subset
 from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
+from hrzs.files import exists
 from hrzs.hierarchy.namesakes import REMEDY, Namesakes, sentences
 from hrzs.hierarchy.published import find_tree
 from hrzs.hierarchy.tree import Tree
@@ -149,6 +150,6 @@ def _find_trees(tree: str | Tree | Sequence[str] | None, data: Dataset, spec: st
 
 def _read(spec: str) -> list[Tree]:
     """All trees of ``FILE``, or the one that ``FILE#2`` names, or those published for a dataset."""
-    spec = spec if Path(spec).is_file() else str(find_tree(spec) or spec)
+    spec = spec if exists(spec) else str(find_tree(spec) or spec)
     file, _ = parse_tree_spec(spec)
     return load_trees(file) if file == spec else [load_tree(spec)]

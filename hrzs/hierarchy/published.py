@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from hrzs.files import exists
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 # A wheel carries the trees inside the package; in a checkout they stand beside it.
 _FOLDERS = (_PACKAGE / "hierarchies", _PACKAGE.parent / "hierarchies")
@@ -13,6 +15,6 @@ def find_tree(dataset: str) -> Path | None:
         return None
     for folder in _FOLDERS:
         file = folder / f"{dataset}.yaml"
-        if file.is_file():
+        if exists(file):
             return file
     return None
