@@ -40,6 +40,7 @@ class Disk:
     """A drawing of the disk in a square of this width, y downwards, and figures of all that lies in it.
 
     Args:
+        radius: that of the rim.
         lift: how the nodes came there, in words.
         share: that of the variance of the directions which the angles hold.
         norms: of all nodes by level, the highest first.
@@ -49,6 +50,7 @@ class Disk:
     """
 
     width: int
+    radius: float
     lift: str
     share: float
     norms: dict[int, list[float]]
@@ -59,7 +61,7 @@ class Disk:
     @classmethod
     def of(cls, placed: NodePoints, width: int, steps: int, most: int | None = None) -> Disk:
         """Draw ``most`` nodes, each edge through so many ``steps``."""
-        middle, radius = width / 2, _radius(width)
+        middle, radius = width / 2, width / 2 - 8
 
         def place(z: complex) -> tuple[float, float]:
             return round(middle + radius * z.real, 1), round(middle - radius * z.imag, 1)
@@ -81,11 +83,7 @@ class Disk:
             for child in dot.node.children
             if id(child) in drawn
         ]
-        return cls(width, placed.lift, share, norms, ordered, dots, edges)
-
-    @property
-    def radius(self) -> float:
-        return _radius(self.width)
+        return cls(width, radius, placed.lift, share, norms, ordered, dots, edges)
 
     def names(self) -> Iterator[tuple[Node, str, float, float, str]]:
         """From the root downwards, each name that has a place free of points and of the names before it.
@@ -108,10 +106,6 @@ class Disk:
                     taken.append(box)
                     yield dot.node, name, round(x, 1), round(base, 1), anchor
                     break
-
-
-def _radius(width: int) -> float:
-    return width / 2 - 8
 
 
 def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:

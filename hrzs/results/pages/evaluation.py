@@ -49,6 +49,7 @@ def render(report: Report, pictures: Mapping[str, Pictures]) -> str:
         figures=FIGURES,
         growths=_growths(heads),
         matrices=_matrices(report.results),
+        lopsided_levels=lopsided_levels,
         worst={
             (name, one.outcome.eps): _worst(one.tree, one.outcome)
             for name, one in pictures.items()
@@ -89,10 +90,6 @@ class _Matrix:
         return {row.level: row for row in sorted(self.rows, key=lambda row: row.level)}
 
     @property
-    def lopsided(self) -> set[int]:
-        return lopsided_levels(self.rows)
-
-    @property
     def attacks(self) -> dict[tuple[str, AttackLevel, str | None], dict[int, Row]]:
         """Rows by level under each attack, the level it aims at and what it goes through."""
         found: dict[tuple[str, AttackLevel, str | None], dict[int, Row]] = {}
@@ -127,22 +124,21 @@ def _growths(heads: Sequence[Headline]) -> dict[str, tuple[dict[float, str], lis
 def _curves(heads: Mapping[float, Headline]) -> list[Curve]:
     """Of each level, and of any level, from the clean accuracy onwards; none of what was not attacked."""
     first = next(iter(heads.values()))
+    found: dict[str, list[tuple[float, float | None, Interval | None]]]
+    found = {f"level {level}": [(0.0, row.clean, row.clean_ci95)] for level, row in first.clean.items()}
+    found["any level"] = [] if first.summary is None else [(0.0, first.summary.any_level_clean, None)]
+    for x, h in heads.items():
+        for level, row in h.robust.items():
+            found[f"level {level}"].append((x, row.robust, row.robust_ci95))
+        if h.summary is not None:
+            found["any level"].append((x, h.summary.any_level_robust, h.summary.any_level_robust_ci95))
     curves = []
-    for i, (level, row) in enumerate(first.clean.items()):
-        hits = {x: hit for x, h in heads.items() if (hit := h.robust.get(level)) is not None}
-        found = [(0.0, row.clean, row.clean_ci95), *((x, hit.robust, hit.robust_ci95) for x, hit in hits.items())]
-        curves.append(_curve(f"level {level}", found, i))
-    if first.summary is not None:
-        sums = {x: h.summary for x, h in heads.items() if h.summary is not None}
-        found = [(x, s.any_level_robust, s.any_level_robust_ci95) for x, s in sums.items()]
-        curves.append(_curve("any level", [(0.0, first.summary.any_level_clean, None), *found], None))
+    for i, (name, values) in enumerate(found.items()):
+        colour, kind = (None, "thick") if name == "any level" else (i, "line")
+        points = [(x, 100 * value) for x, value, _ in values if value is not None]
+        whiskers = [(x, 100 * ci95[0], 100 * ci95[1]) for x, _, ci95 in values if ci95 is not None]
+        curves.append(Curve(name, points, colour, kind, whiskers))
     return [curve for curve in curves if len(curve.points) > 1]
-
-
-def _curve(name: str, found: Sequence[tuple[float, float | None, Interval | None]], colour: int | None) -> Curve:
-    points = [(x, 100 * value) for x, value, _ in found if value is not None]
-    whiskers = [(x, 100 * ci95[0], 100 * ci95[1]) for x, _, ci95 in found if ci95 is not None]
-    return Curve(name, points, colour, "thick" if colour is None else "line", whiskers)
 
 
 def _radii(depth: Depth) -> tuple[list[Curve], dict[float, str]]:

@@ -180,11 +180,6 @@ class _Run:
         return [curve for curve in self.smoothed("loss", *main) if curve.kind != "faint" or not curve.colour]
 
     @property
-    def near_cap(self) -> _Points:
-        """The steps at which the trainer warns."""
-        return [(step, share) for step, share in self.series("cap_share") if share > _CAP]
-
-    @property
     def boundary(self) -> list[Curve]:
         """The share of embeddings at the ball's boundary in %, and where the trainer warns."""
         share = [] if self.model.ball is None else self.curves("cap_share", unit=100)
