@@ -46,17 +46,25 @@ def test_killed_at_random_moments(tmp_path: Path, name: str, signum: int) -> Non
     common = (sys.executable, "-m", "hrzs", name, "--model", str(config), "--pretrained", "none", "--limit", "24",
               "--device", "cpu", "--threads", "1", *COMMANDS[name])  # fmt: skip
     whole, killed = (tmp_path / (f"{which}.json" if name == "eval" else which) for which in ("whole", "killed"))
-    started = time.monotonic()
     subprocess.run([*common, str(whole)], check=True, capture_output=True)
-    took = time.monotonic() - started
+    kept = {"finetune": killed / "metrics.jsonl", "attack": killed / ".manifest.jsonl.partial",
+            "eval": killed.with_name(f"{killed.name}.partial")}[name]  # fmt: skip
+
+    def lines() -> int:
+        return kept.read_bytes().count(b"\n") if kept.is_file() else 0
+
     chance = random.Random(f"{name}{signum}")
     kills = 0
     while True:
+        before = lines()
         process = subprocess.Popen(
             [*common, str(killed), "--resume"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         if kills < KILLS:
-            time.sleep(chance.uniform(0.3, 1.0) * took)
+            further = chance.randint(0, 3)
+            while process.poll() is None and lines() < before + further:
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0, 0.05))
             process.send_signal(signum)
         _, said = process.communicate(timeout=600)
         if process.returncode == 0:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TypeAlias
 
-from hrzs.results.pages.markup import Markup, el, join
+from markupsafe import Markup
+
+from hrzs.results.pages.templates import COLOURS, render
 
 Points: TypeAlias = Sequence[tuple[float, float]]
-_Scale: TypeAlias = Callable[[float], float]
 
 #: Drawing area, in units of its own: small, so that words stay legible when a phone shrinks it.
 WIDTH, HEIGHT = 420, 240
@@ -20,7 +22,6 @@ _TOP, _RIGHT, _BOTTOM = 10, 22, 40
 MAX_POINTS = 500
 #: A curve of so few points shows each of them.
 _DOTTED = 15
-_COLOURS = 6
 _DASHES = ("", "7 4", "2 3", "9 3 2 3", "4 2", "1 4")
 _LARGEST = 1e300
 
@@ -44,22 +45,53 @@ class Curve:
     kind: str = "line"
     whiskers: Sequence[tuple[float, float, float]] = ()
 
-    @property
+    @cached_property
     def finite(self) -> list[tuple[float, float]]:
         """The points that can be drawn."""
         return [(x, y) for x, y in self.points if math.isfinite(x) and math.isfinite(y)]
 
-    def stroke(self) -> dict[str, str | None]:
-        """What tells it from the others."""
-        if self.colour is None:
-            return {"class_": f"curve {self.kind}", "style": "--c:var(--ink)"}
-        dashes = _DASHES[(self.colour + self.colour // _COLOURS) % len(_DASHES)] if self.kind != "faint" else ""
-        style = f"--c:var(--s{self.colour % _COLOURS})"
-        return {"class_": f"curve {self.kind}", "style": style, "stroke_dasharray": dashes or None}
+    @property
+    def last(self) -> float:
+        """The last value that can be drawn."""
+        return self.finite[-1][1]
+
+    @property
+    def dashes(self) -> str:
+        """They tell it from the other curves of its colour."""
+        if self.colour is None or self.kind == "faint":
+            return ""
+        return _DASHES[(self.colour + self.colour // COLOURS) % len(_DASHES)]
+
+    @cached_property
+    def stretches(self) -> list[list[tuple[float, float]]]:
+        """What lies between the gaps, thinned together."""
+        runs: list[list[tuple[float, float]]] = [[]]
+        for x, y in self.points:
+            if math.isfinite(x) and math.isfinite(y):
+                runs[-1].append(_clamped((x, y)))
+            elif runs[-1]:
+                runs.append([])
+        total = sum(map(len, runs))
+        return [thin(run, max(2, MAX_POINTS * len(run) // total)) if total > MAX_POINTS else run for run in runs if run]
+
+    @property
+    def lines(self) -> list[list[tuple[float, float]]]:
+        """The stretches that are more than a dot."""
+        return [] if self.kind == "cloud" else [run for run in self.stretches if len(run) > 1]
+
+    @property
+    def dots(self) -> list[tuple[float, float]]:
+        """A lone point is one, and every point of a short curve."""
+        if self.kind == "cloud":
+            return [_clamped(point) for point in self.finite]
+        every = self.kind in ("line", "thick") and len(self.finite) <= _DOTTED
+        return [point for run in self.stretches if every or len(run) == 1 for point in run]
 
 
 def smooth(points: Points, reach: int) -> list[tuple[float, float]]:
     """The mean of every y and of the ``reach`` before and after it; what is not finite counts for nothing."""
+    if not reach:
+        return list(points)
     sums, counts = [0.0], [0]
     for _, y in points:
         is_finite = math.isfinite(y)
@@ -119,16 +151,16 @@ def line_chart(
         about: what the chart shows, for those who cannot see it; its figures are added.
         x: the name of the horizontal axis.
         y: the ends of the vertical axis; by default those of what is drawn.
-        x_names: the ticks of the horizontal axis with their words, instead of numbers.
+        x_names: the ticks of the horizontal axis with their words, instead of numbers; those that have room are shown.
         marks: places on the horizontal axis that a vertical line marks, with a word each.
         unit: follows the values in the legend.
     """
-    finite = {i: [_clamped(p) for p in curve.finite] for i, curve in enumerate(curves)}
-    drawn_points = [p for points in finite.values() for p in points]
-    if not drawn_points:
-        return el("p", "Nothing finite was logged.", class_="soft")
+    curves = [curve for curve in curves if curve.finite]
+    if not curves:
+        return render("chart.html.j2", curves=curves)
+    drawn_points = [_clamped(point) for curve in curves for point in curve.finite]
     low, high = y or _bounds([v for _, v in drawn_points])
-    named = x_names or {}
+    named = _spaced(x_names or {})
     across = [at for at, _ in drawn_points] + [*named]
     left_end, right_end = min(across), max(across)
     # Half a step beside the outermost ticks with words.
@@ -144,34 +176,26 @@ def line_chart(
     def at_y(value: float) -> float:
         return round(_TOP + (HEIGHT - _TOP - _BOTTOM) * (1 - (value - low) / (high - low)), 1)
 
-    drawn: list[Markup] = [el("desc", _described(curves, unit))]
-    for value, word in zip(levels, words, strict=True):
-        height = at_y(value)
-        drawn.append(el("line", class_="axis", x1=round(left, 1), x2=WIDTH - _RIGHT, y1=height, y2=height))
-        drawn.append(el("text", word, x=round(left - 6, 1), y=height + 4, text_anchor="end"))
     whole = named or {t: str(round(t)) for t in ticks(left_end, right_end) if abs(t - round(t)) < 1e-6}
-    for value, word in whole.items():
-        drawn.append(el("text", word, x=at_x(value), y=HEIGHT - 22, text_anchor="middle"))
-    drawn.append(el("text", x, x=round((left + WIDTH - _RIGHT) / 2, 1), y=HEIGHT - 4, text_anchor="middle"))
-    for value, word in marks:
-        place = at_x(value)
-        # On the side where there is more room.
-        beside: dict[str, object] = {"x": place + 5} if place < WIDTH / 2 else {"x": place - 5, "text_anchor": "end"}
-        drawn.append(el("line", class_="mark", x1=place, x2=place, y1=_TOP, y2=HEIGHT - _BOTTOM))
-        drawn.append(el("text", word, y=HEIGHT - _BOTTOM - 5, **beside))
-    for curve in curves:
-        drawn += _drawn(curve, at_x, at_y)
-    svg = el("svg", *drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=about, class_="chart")
-    return el("figure", svg, _legend(curves, unit))
-
-
-def number(value: float) -> str:
-    """Four digits, which is what a legend has room for."""
-    return f"{value:.4g}"
+    return render(
+        "chart.html.j2", about=about, curves=curves, x=x, unit=unit, marks=marks, at_x=at_x, at_y=at_y, across=whole,
+        levels=list(zip(levels, words, strict=True)), width=WIDTH, height=HEIGHT,
+        left=left, right=WIDTH - _RIGHT, top=_TOP, bottom=HEIGHT - _BOTTOM,
+    )  # fmt: skip
 
 
 def _clamped(point: tuple[float, float]) -> tuple[float, float]:
     return point[0], max(-_LARGEST, min(_LARGEST, point[1]))
+
+
+def _spaced(words: Mapping[float, str]) -> dict[float, str]:
+    """Words below the axis, from the left; a letter takes a fiftieth of its length."""
+    spaced: dict[float, str] = {}
+    for x in sorted(words):
+        last = max(spaced, default=-math.inf)
+        if x - last >= 0.01 * len(words[x] + spaced.get(last, "")) * (max(words) - min(words)):
+            spaced[x] = words[x]
+    return spaced
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
@@ -182,55 +206,3 @@ def _bounds(values: Sequence[float]) -> tuple[float, float]:
     pad = 0.04 * (high - low)
     # Zero belongs to the picture where it is near.
     return (0.0 if 0 <= low < 0.3 * high else low - pad), high + pad
-
-
-def _runs(curve: Curve) -> Iterator[list[tuple[float, float]]]:
-    """The stretches between the gaps, thinned together."""
-    runs: list[list[tuple[float, float]]] = [[]]
-    for px, py in curve.points:
-        if math.isfinite(px) and math.isfinite(py):
-            runs[-1].append(_clamped((px, py)))
-        elif runs[-1]:
-            runs.append([])
-    total = sum(map(len, runs))
-    for run in filter(None, runs):
-        yield thin(run, max(2, MAX_POINTS * len(run) // total)) if total > MAX_POINTS else run
-
-
-def _drawn(curve: Curve, at_x: _Scale, at_y: _Scale) -> Iterator[Markup]:
-    stroke = curve.stroke()
-    if curve.kind == "cloud":
-        for px, py in map(_clamped, curve.finite):
-            yield el("circle", class_="node", style=stroke["style"], cx=at_x(px), cy=at_y(py), r=2.5)
-        return
-    for px, lowest, highest in curve.whiskers:
-        ends = {"y1": at_y(lowest), "y2": at_y(highest)}
-        yield el("line", class_="whisker", style=stroke["style"], x1=at_x(px), x2=at_x(px), **ends)
-    has_dots = curve.kind in ("line", "thick") and len(curve.finite) <= _DOTTED
-    for run in _runs(curve):
-        if len(run) > 1:
-            yield el("polyline", points=" ".join(f"{at_x(px)},{at_y(py)}" for px, py in run), **stroke)
-        for px, py in run if has_dots or len(run) == 1 else ():
-            yield el("circle", class_="dot", style=stroke["style"], cx=at_x(px), cy=at_y(py), r=2.5)
-
-
-def _legend(curves: Sequence[Curve], unit: str) -> Markup:
-    entries = []
-    for curve in curves:
-        if curve.finite and curve.kind not in ("faint", "cloud"):
-            line = el("line", x1=0, x2=34, y1=5, y2=5, **curve.stroke())
-            swatch = el("svg", line, class_="swatch", viewBox="0 0 34 10", aria_hidden="true")
-            last = el("b", f"{number(curve.finite[-1][1])}{unit}")
-            entries.append(el("li", swatch, join([curve.name, " ", last])))
-    return el("ul", *entries, class_="legend")
-
-
-def _described(curves: Sequence[Curve], unit: str) -> str:
-    said = []
-    for curve in curves:
-        if points := curve.finite:
-            lowest, highest = min(y for _, y in points), max(y for _, y in points)
-            ends = f"{number(points[0][1])}{unit} to {number(points[-1][1])}{unit}"
-            within = f"between {number(lowest)}{unit} and {number(highest)}{unit}"
-            said.append(f"{curve.name}: {len(points)} points from {ends}, {within}")
-    return "; ".join(said)

@@ -1,9 +1,14 @@
-"""A tree in the Poincaré disk: where a model has its nodes."""
+"""A tree in the Poincaré disk: where a model has its nodes.
+
+A `Disk` says what stands where. The page of a run shows it as a template does, a file as matplotlib does.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,11 +19,106 @@ from hrzs.hierarchy.describe import check_picture, picture_style, save_picture, 
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.depth import NodePoints
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+#: In a tree of so many nodes at most, leaves are named as well; and of so many nodes names are tried.
+_NAME_LEAVES, _MOST_NAMES = 60, 300
+#: What a letter of a name takes, in the units of a drawing; a longer name is cut.
+_LETTER, _LONGEST = 6.2, 24
 
-#: In a tree of so many nodes at most, leaves are named in the disk as well.
-_NAME_LEAVES = 60
+
+@dataclass(frozen=True)
+class Dot:
+    """A node in a drawing; ``radius`` is its norm in the unit disk."""
+
+    node: Node
+    x: float
+    y: float
+    radius: float
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A drawing of the disk in a square of this width, y downwards, and figures of all that lies in it.
+
+    Args:
+        radius: that of the rim.
+        lift: how the nodes came there, in words.
+        share: that of the variance of the directions which the angles hold.
+        norms: of all nodes by level, the highest first.
+        ordered: of every edge, whether the parent lies nearer the centre than the child.
+        dots: the nodes that are drawn, the highest first.
+        edges: the corners of geodesics between these.
+    """
+
+    width: int
+    radius: float
+    lift: str
+    share: float
+    norms: dict[int, list[float]]
+    ordered: list[bool]
+    dots: list[Dot]
+    edges: list[list[tuple[float, float]]]
+
+    @classmethod
+    def of(cls, placed: NodePoints, width: int, steps: int, most: int | None = None) -> Disk:
+        """Draw ``most`` nodes, each edge through so many ``steps``."""
+        middle, radius = width / 2, width / 2 - 8
+
+        def place(z: complex) -> tuple[float, float]:
+            return round(middle + radius * z.real, 1), round(middle - radius * z.imag, 1)
+
+        plane, share = to_disk(placed.points)
+        at = {id(node): complex(z) for node, z in zip(placed.nodes, plane, strict=True)}
+        lengths = placed.points.double().norm(dim=1).tolist()
+        nodes = sorted(zip(placed.nodes, lengths, strict=True), key=lambda found: -found[0].level)
+        norms: dict[int, list[float]] = {}
+        for node, norm in nodes:
+            norms.setdefault(node.level, []).append(norm)
+        norm_of = {id(node): norm for node, norm in nodes}
+        ordered = [norm < norm_of[id(child)] for node, norm in nodes for child in node.children]
+        dots = [Dot(node, *place(at[id(node)]), norm) for node, norm in nodes[:most]]
+        drawn = {id(dot.node) for dot in dots}
+        edges = [
+            [place(complex(z)) for z in geodesic(at[id(dot.node)], at[id(child)], steps)]
+            for dot in dots
+            for child in dot.node.children
+            if id(child) in drawn
+        ]
+        return cls(width, radius, placed.lift, share, norms, ordered, dots, edges)
+
+    def names(self) -> Iterator[tuple[Node, str, float, float, str]]:
+        """From the root downwards, each name that has a place free of points and of the names before it.
+
+        Of each the node, what is written, and where it starts or, as the last word says, ends. In a large tree the
+        leaves go without, and names may lie over their points.
+        """
+        few = len(self.dots) <= _NAME_LEAVES
+        named = [dot for dot in self.dots if few or not dot.node.is_leaf][:_MOST_NAMES]
+        taken = [(dot.x - 4, dot.y - 4, dot.x + 4, dot.y + 4) for dot in (self.dots if few else named)]
+        for dot in named:
+            name = visible(dot.node.name)
+            name = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+            width = _LETTER * len(name)
+            for anchor, base in itertools.product(("start", "end"), (dot.y + 4, dot.y - 6, dot.y + 14)):
+                x = dot.x + (9 if anchor == "start" else -9)
+                first = x if anchor == "start" else x - width
+                box = (first, base - 10, first + width, base + 3)
+                if box[0] >= 0 and box[2] <= self.width and not any(_overlap(box, other) for other in taken):
+                    taken.append(box)
+                    yield dot.node, name, round(x, 1), round(base, 1), anchor
+                    break
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def level_name(level: int, tree: Tree) -> str:
+    return "leaves" if level == 0 else "root" if level == tree.height else f"level {level}"
+
+
+def spread(heights: Sequence[float]) -> list[tuple[float, float]]:
+    """Points of these heights, a fixed way sideways (within ± 0.225), so that equal ones do not hide one another."""
+    return [(0.45 * ((0.618034 * i + 0.5) % 1 - 0.5), height) for i, height in enumerate(heights)]
 
 
 def to_disk(points: Float[Tensor, "N D"]) -> tuple[Complex128[np.ndarray, "N"], float]:
@@ -68,68 +168,43 @@ def plot_disk(placed: NodePoints, tree: Tree, file: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.patches import Circle
 
-    disk, share = to_disk(placed.points)
-    at = {id(node): complex(z) for node, z in zip(placed.nodes, disk, strict=True)}
+    disk = Disk.of(placed, width=620, steps=24)
     colours = colormaps["viridis_r"](np.linspace(0.1, 1, tree.height + 1))
-    by_level = [[node for node in placed.nodes if node.level == level] for level in range(tree.height + 1)]
     with picture_style(file):
         figure = Figure(figsize=(15, 8.6))
         figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.1)
         figure.suptitle(f"{len(placed.nodes)} nodes of the tree in the Poincaré ball: {placed.lift}", fontsize=12)
         left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
         left.set_title(
-            f"norms exact; angle: first two principal components of the directions ({share:.0%} of their variance)\n"
-            "edges: geodesics of the disk",
+            f"norms exact; angle: first two principal components of the directions ({disk.share:.0%} of their "
+            "variance)\nedges: geodesics of the disk",
             fontsize=10,
         )
-        left.set(xlim=(-1.02, 1.02), ylim=(-1.02, 1.02), aspect="equal")
+        left.set(xlim=(0, disk.width), ylim=(disk.width, 0), aspect="equal")
         left.axis("off")
-        left.add_patch(Circle((0, 0), 1, fill=False, color="0.5"))
-        edges = [geodesic(at[id(node)], at[id(child)]) for node in tree.root.walk() for child in node.children]
-        lines = [np.stack([edge.real, edge.imag], 1) for edge in edges]
-        left.add_collection(LineCollection(lines, colors="0.6", linewidths=0.6, alpha=min(1.0, 150 / len(lines))))
-        for level, nodes in enumerate(by_level):
-            z = np.array([at[id(node)] for node in nodes], complex)
-            label = "leaves" if level == 0 else "root" if level == tree.height else f"level {level}"
-            left.scatter(z.real, z.imag, s=12 + 14 * level, color=colours[level], zorder=2 + level, label=label)
-            # A fixed spread sideways, so that equal norms do not hide one another.
-            sideways = level + 0.5 * ((np.arange(len(z)) * 0.618034 + 0.5) % 1 - 0.5)
-            right.scatter(sideways, abs(z), s=10, color=colours[level], alpha=0.7)
-            if len(z):
-                right.hlines(np.median(abs(z)), level - 0.35, level + 0.35, color="black", lw=1.5)
+        left.add_patch(Circle((disk.width / 2, disk.width / 2), disk.radius, fill=False, color="0.5"))
+        alpha = min(1.0, 150 / len(disk.edges))
+        left.add_collection(LineCollection(disk.edges, colors="0.6", linewidths=0.6, alpha=alpha))
+        for level in range(tree.height + 1):
+            dots, label = [dot for dot in disk.dots if dot.node.level == level], level_name(level, tree)
+            x, y, norms = [dot.x for dot in dots], [dot.y for dot in dots], [dot.radius for dot in dots]
+            left.scatter(x, y, s=12 + 14 * level, color=colours[level], zorder=2 + level, label=label)
+            sideways = [level + s for s, _ in spread(norms)]
+            right.scatter(sideways, norms, s=10, color=colours[level], alpha=0.7)
+            if dots:
+                right.hlines(np.median(norms), level - 0.35, level + 0.35, color="black", lw=1.5)
         left.legend(loc="lower left", fontsize=9, frameon=False)
         right.set_title("norm of each node by level; line: median", fontsize=10)
         right.set(xlabel="level (0: leaves)", ylabel="norm in the unit ball (1: its boundary)")
         right.set_xticks(range(tree.height + 1))
         right.set_xlim(tree.height + 0.5, -0.5)
         right.grid(axis="y", color="0.9")
-        # Where names overlap is known only once everything has its place.
-        figure.draw_without_rendering()
-        named = by_level if len(placed.nodes) <= _NAME_LEAVES else by_level[1:]
-        _name(left, [node for nodes in reversed(named) for node in nodes], at)
-        save_picture(figure, file)
-
-
-def _name(axes: Axes, nodes: list[Node], at: dict[int, complex]) -> None:
-    """Write the names of ``nodes`` beside their points, each that has a place free of names and points before it."""
-    from matplotlib.transforms import Bbox
-
-    taken: list[Bbox] = []
-    for node in nodes:
-        z = at[id(node)]
-        centre = axes.transData.transform((z.real, z.imag))
-        taken.append(Bbox([centre - 4, centre + 4]))
-        for x, y in ((6, 5), (6, -5), (-6, 5), (-6, -5)):
-            text = axes.annotate(
-                visible(node.name)[:30], (z.real, z.imag), (x, y), textcoords="offset points", parse_math=False,
-                fontsize=8 if node.is_leaf else 9, color="0.35" if node.is_leaf else "black", zorder=99,
-                ha="left" if x > 0 else "right", va="bottom" if y > 0 else "top",
+        for node, name, *place, anchor in disk.names():
+            text = left.text(
+                *place, name, parse_math=False, zorder=99, ha="left" if anchor == "start" else "right",
+                fontsize=8 if node.is_leaf else 9, color="0.35" if node.is_leaf else "black",
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.6, "pad": 0.5},
             )  # fmt: skip
-            # A name takes no part in the layout, which is settled.
+            # A name takes no part in the layout.
             text.set_in_layout(False)
-            box = text.get_window_extent()
-            if not any(box.overlaps(other) for other in taken):
-                taken.append(box)
-                break
-            text.remove()
+        save_picture(figure, file)

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hrzs.hierarchy.tree import Tree
 from hrzs.results.outcome import Example
+
+
+def magnified(example: Example) -> tuple[Float[Tensor, "3 H W"], float]:
+    """The perturbation, its largest entry spanning the whole range and grey being none; and that entry."""
+    delta = example.adversarial - example.clean
+    peak = delta.abs().max().item()
+    return (0.5 + 0.5 * delta / (peak or 1.0)).clamp(0, 1), peak
 
 
 def draw_gallery(path: Path, examples: Sequence[Example], tree: Tree, title: str) -> None:
@@ -25,11 +32,9 @@ def draw_gallery(path: Path, examples: Sequence[Example], tree: Tree, title: str
     with mpl.rc_context({"image.interpolation": "nearest"}):
         axes = figure.subplots(rows, 5, squeeze=False, width_ratios=(1, 1.25, 1, 1, 1.25))
         for row, example in zip(axes, examples, strict=True):
-            delta = example.adversarial - example.clean
-            peak = delta.abs().max().item()
-            magnified = (0.5 + 0.5 * delta / (peak or 1.0)).clamp(0, 1)
+            perturbation, peak = magnified(example)
             pictures = ((0, example.clean, f"original: {tree.levels[0][example.label].name}"),
-                        (2, magnified, f"perturbation, largest {255 * peak:.1f}/255"),
+                        (2, perturbation, f"perturbation, largest {255 * peak:.1f}/255"),
                         (3, example.adversarial, "adversarial"))  # fmt: skip
             for column, picture, caption in pictures:
                 row[column].imshow(picture.permute(1, 2, 0).numpy())

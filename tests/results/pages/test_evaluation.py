@@ -23,7 +23,8 @@ from hrzs.results import metrics
 from hrzs.results.outcome import Example, Gallery, Outcome, Pictures, most_instructive
 from hrzs.results.report import Report
 
-HOSTILE = "<script>alert('x')</script>\"&amp;\x1b"
+# An element, the end of an attribute and another one, an entity, a template's expression, a command to a terminal.
+HOSTILE = "<script>alert('x')</script>\" onload='y' &amp;{{ 7 * 7 }}\x1b"
 CANARY = {"name": "huge-eps", "value": 0.5, "expected": "at most 0.05", "ok": False, "note": "masked?", "dataset": "d"}
 
 
@@ -318,7 +319,7 @@ def test_names_are_text() -> None:
     image = torch.rand(3, 4, 4)
     example = Example(HOSTILE, 0, image, image, torch.tensor([0, 0]), torch.tensor([1, 1]))
     page = check(render(report, {HOSTILE: Pictures(tree, outcome, Gallery(HOSTILE, [example]))}))
-    assert page.text.count("<script>alert('x')</script>\"&amp;\\x1b") > 10
+    assert page.text.count(HOSTILE.replace("\x1b", r"\x1b")) > 10
     assert "\x1b" not in page.text
 
 

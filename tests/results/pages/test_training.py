@@ -25,7 +25,8 @@ from hrzs.training.methods import METHODS
 from hrzs.training.options import DEFAULTS, TrainOptions
 from hrzs.training.trainer import Trainer, options_as_config
 
-HOSTILE = "<script>alert('x')</script>\"&amp;\x1b"
+# An element, the end of an attribute and another one, an entity, a template's expression, a command to a terminal.
+HOSTILE = "<script>alert('x')</script>\" onload='y' &amp;{{ 7 * 7 }}\x1b"
 BALL = HyperbolicHead(0.02, 0.03, 14.0, 1.0)
 FLAT = HyperbolicHead(0.02, 0.03, 14.0, 0.0)
 OPTIONS = TrainOptions(steps=1, val_steps=1, batch_size=8, max_steps=2, lr=1e-3)
@@ -65,13 +66,13 @@ class Page(HTMLParser):
 
     def rows(self, caption: str) -> list[list[str]]:
         """The cells of the table called so."""
-        (body,) = re.findall(f"<caption>{caption}[^<]*</caption>.*?<tbody>(.*?)</tbody>", self.source)
-        found = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in body.split("</tr>") if row]
+        (body,) = re.findall(f"<caption>{caption}[^<]*</caption>.*?<tbody>(.*?)</tbody>", self.source, re.DOTALL)
+        found = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in body.split("</tr>") if row.strip()]
         return [[html.unescape(re.sub("<[^>]*>", "", cell)) for cell in row] for row in found]
 
     def curves(self, about: str) -> list[list[tuple[float, float]]]:
         """The corners of the lines of the chart called so."""
-        (svg,) = re.findall(f'<svg [^>]*aria-label="{re.escape(html.escape(about))}[^"]*"[^>]*>.*?</svg>', self.source)
+        (svg,) = re.findall(f'<svg [^>]*aria-label="{html.escape(about)}[^"]*"[^>]*>.*?</svg>', self.source, re.DOTALL)
         lines = re.findall(r'<polyline points="([^"]*)"', svg)
         return [[(float(x), float(y)) for x, y in (p.split(",") for p in line.split())] for line in lines]
 
@@ -380,7 +381,7 @@ def test_names_are_escaped(write: Callable[..., Page]) -> None:
     log = rows(3, **{HOSTILE: 1.0})
     config = {"method": HOSTILE, "model": HOSTILE, "data": HOSTILE, HOSTILE: HOSTILE, "best-by": HOSTILE}
     page = write(log, config, tree=Tree(Node(HOSTILE, "root", leaves, level=1)))
-    assert page.text.count("<script>alert('x')</script>") > 6
+    assert page.text.count(HOSTILE.replace("\x1b", r"\x1b")) > 6
     assert "\x1b" not in page.source
 
 
