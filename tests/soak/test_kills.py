@@ -22,7 +22,7 @@ CONFIG = {
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "finetune": ("--max-steps", "60", "--batch-size", "8", "--steps", "2", "--save-every", "3", "--val-limit", "8",
+    "finetune": ("--max-steps", "90", "--batch-size", "8", "--steps", "2", "--save-every", "3", "--val-limit", "8",
                  "--val-steps", "1", "--validate-every", "5", "-o"),
     "attack": ("--steps", "60", "--batch-size", "2", "-o"),
     "eval": ("--attack", "aa-2,leaf-pgd", "--steps", "20", "--no-matrix", "--no-canaries", "--batch-size", "2", "--json"),
@@ -64,7 +64,7 @@ def test_killed_at_random_moments(tmp_path: Path, name: str, signum: int) -> Non
             further = chance.randint(0, 3)
             while process.poll() is None and lines() < before + further:
                 time.sleep(0.001)
-            time.sleep(chance.uniform(0, 0.05))
+            time.sleep(chance.uniform(0, 0.01))
             process.send_signal(signum)
         _, said = process.communicate(timeout=600)
         if process.returncode == 0:
