@@ -21,7 +21,8 @@ def replacing(path: Path, called: str = "") -> Iterator[Path]:
     """A file beside ``path`` to write to; when the block has ended well it is on the disk and takes its place.
 
     A reader never sees half a file, not even after the power failed. Several processes may write the same one: the last
-    that ends stays. Where the block does not end well, ``path`` is what it was, and nothing is left beside it.
+    that ends stays. Where the block does not end well, ``path`` is what it was, and nothing is left beside it. A link is
+    followed. A pipe or a device, which nothing can take the place of, is written to as it is.
 
     Args:
         called: what an error calls the file, by default its path.
@@ -29,19 +30,23 @@ def replacing(path: Path, called: str = "") -> Iterator[Path]:
     Raises:
         HrzsError: it cannot be written.
     """
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    place = Path(os.path.realpath(path))
+    is_device = path.exists() and not place.is_file()
+    aside = path if is_device else place.with_name(f".{place.name}.{secrets.token_hex(4)}")
     try:
         yield aside
-        with aside.open("rb+") as file:
-            fsync(file)
-        aside.replace(path)
-        fsync_folder(path.parent)
+        if not is_device:
+            with aside.open("rb+") as file:
+                fsync(file)
+            aside.replace(place)
+            fsync_folder(place.parent)
     except OSError as error:
         raise HrzsError(
             f"{called or path}: cannot be written ({error.strerror or error}); what was there is untouched"
         ) from error
     finally:
-        aside.unlink(missing_ok=True)
+        if not is_device:
+            aside.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, called: str = "") -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import stat
 import subprocess
 import sys
@@ -94,3 +95,31 @@ def test_a_folder_with_a_run_is_taken_only_to_go_on(tmp_path: Path) -> None:
         pytest.fail("it was taken")
     with output_folder(folder, resume=True):
         assert (folder / "config.yaml").read_text() == "lr: 0.1\n"
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.write_text("old")
+    link.symlink_to(real)
+    write_text(link, "new")
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+    assert sorted(names(tmp_path)) == ["link", "real"]
+
+
+def test_a_pipe_stays_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True) as reader:
+        write_text(pipe, "text\n")
+        assert reader.communicate()[0] == "text\n"
+    assert pipe.is_fifo()
+
+
+def test_a_full_device_is_named_and_stays(tmp_path: Path) -> None:
+    link = tmp_path / "full"
+    link.symlink_to("/dev/full")
+    with pytest.raises(HrzsError, match="No space left on device"):
+        write_text(link, "text")
+    assert link.is_symlink()
+    assert Path("/dev/full").is_char_device()

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with listen():
             app(args=given, standalone_mode=True)
     except Stopped as stop:
-        _say(f"stopped by {Signals(stop.signum).name}. {_how_to_go_on(given)}")
+        _say(f"Stopped by {Signals(stop.signum).name}. {_how_to_go_on(given)}")
         sys.exit(stop.status)
     except UsageError as error:
         _fail(error, 2, given)
@@ -77,11 +77,11 @@ def _fail(error: Exception, status: int, given: Sequence[str]) -> Any:
     if "--debug" in given:
         raise error
     if isinstance(error, HrzsError):
-        _say(str(error))
+        _say(f"Error: {error}")
     elif isinstance(error, OSError):  # a full disk, a file that went away: no fault of hrzs
-        _say(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        _say(f"Error: {error.filename}: {error.strerror}" if error.filename and error.strerror else f"Error: {error}")
     else:
-        _say(f"{type(error).__name__}: {error} (a fault of hrzs? --debug shows where)")
+        _say(f"Error: {type(error).__name__}: {error} (a fault of hrzs? --debug shows where)")
     sys.exit(status)
 
 
@@ -98,4 +98,4 @@ def _how_to_go_on(given: Sequence[str]) -> str:
 def _say(message: str) -> None:
     from hrzs.cli.console import printable
 
-    print(printable(f"Error: {message}"), file=sys.stderr)  # noqa: T201
+    print(printable(message), file=sys.stderr)  # noqa: T201
