@@ -21,8 +21,9 @@ def replacing(path: Path, called: str = "") -> Iterator[Path]:
     """A file beside ``path`` to write to; when the block has ended well it is on the disk and takes its place.
 
     A reader never sees half a file, not even after the power failed. Several processes may write the same one: the last
-    that ends stays. Where the block does not end well, ``path`` is what it was, and nothing is left beside it. A link is
-    followed. A pipe or a device, which nothing can take the place of, is written to as it is.
+    that ends stays. Where the block does not end well, ``path`` is what it was, and nothing is left beside it.
+
+    A link is followed. A pipe or a device, which nothing can take the place of, is written to as it is.
 
     Args:
         called: what an error calls the file, by default its path.
