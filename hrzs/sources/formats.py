@@ -42,9 +42,9 @@ from typing import NamedTuple
 from hrzs.classes.specs import SPLIT_FOLDERS
 from hrzs.errors import UsageError
 from hrzs.hierarchy import yaml_form
-from hrzs.hierarchy.safe_yaml import MAX_NODES, BadYamlError, List, Map, Scalar, Yaml, read_source
 from hrzs.hierarchy.tree import Node
 from hrzs.hierarchy.yaml_form import MAX_DEPTH
+from hrzs.safe_yaml import MAX_NODES, BadYamlError, List, Map, Scalar, Yaml, read_source
 from hrzs.sources import json_text
 
 # Ids are made of two names, so this bounds the memory that a hostile file can ask for.

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hrzs.errors import UsageError
-from hrzs.hierarchy.safe_yaml import BadYamlError, List, Map, Scalar, Yaml
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.hierarchy.yaml_form import MAX_DEPTH, dump_trees, load_tree
+from hrzs.safe_yaml import BadYamlError, List, Map, Scalar, Yaml
 from hrzs.sources import ClassSpec, SourceOptions, json_text
 from hrzs.sources.build import build_trees
 from hrzs.sources.file import classes_of, grow
@@ -463,7 +463,7 @@ def test_hostile_files_end_soon(
     # Types are checked in tests, and a million of them take their time.
     for bound in ("formats.MAX_NODES", "formats.MAX_CELLS"):
         monkeypatch.setattr(f"hrzs.sources.{bound}", 20_000)
-    monkeypatch.setattr("hrzs.hierarchy.safe_yaml.MAX_NODES", 20_000)
+    monkeypatch.setattr("hrzs.safe_yaml.MAX_NODES", 20_000)
     file = write(name, content)
     start = time.process_time()
     with pytest.raises(UsageError) as caught:
