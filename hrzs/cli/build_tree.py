@@ -51,6 +51,10 @@ def build_tree(
         list[str] | None,
         typer.Option(metavar="FILE", help="What `--source file` reads: YAML, CSV, TSV, JSON or a folder; repeatable."),
     ] = None,
+    header: Annotated[
+        bool | None,
+        typer.Option("--header/--no-header", help="Whether a table of --tree has a header, where it does not show."),
+    ] = None,
     endpoint: Annotated[
         str | None, typer.Option(metavar="URL", help="For `--source llm`: an OpenAI-compatible server.")
     ] = None,
@@ -101,7 +105,7 @@ def build_tree(
         if tree and source != "file":
             raise UsageError(f"--tree {tree[0]} is read by --source file, and the source is {source}")
         asked = SourceOptions(
-            trees=trees, seed=seed, senses=_senses(sense or []), wordnet=wordnet, files=tuple(tree or ()),
+            trees=trees, seed=seed, senses=_senses(sense or []), wordnet=wordnet, files=tuple(tree or ()), has_header=header,
             endpoint=endpoint, llm_model=llm_model, cache=cache or _beside(output), model=model or "tiny",
             pretrained=pretrained, data=data, data_root=data_root, limit=limit, distance=distance,
         )  # fmt: skip
@@ -154,7 +158,7 @@ def _make(
             raise UsageError(f"--source file: no tree is published for {classes}; name one with --tree FILE")
         asked = replace(asked, files=(str(published),))
     if source == "file" and classes is None:
-        specs, label = classes_of(asked.files), None
+        specs, label = classes_of(asked.files, asked.has_header), None
     else:
         specs, label = read_classes(classes or "shapes", asked.data_root)
     made, notes = build_trees(specs, source=source, levels=levels, depths=depths, options=asked, label=label)
@@ -271,6 +275,8 @@ def _write(file: Path, text: str) -> None:
     """Write the tree."""
     if file.is_dir():
         raise UsageError(f"-o {file} is a folder; name a file in it, such as {file / 'tree.yaml'}")
+    if file.exists() and not file.is_file():  # taking its place would remove the device
+        raise UsageError(f"-o {file} is no regular file; without -o the tree goes to standard output")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
