@@ -33,6 +33,7 @@ from hrzs.classes.specs import (
     holds_wnid,
     is_wnid,
     part_wnid,
+    prompt_name,
 )
 from hrzs.errors import UsageError
 from hrzs.safe_yaml import BadYamlError, List, Map, Scalar, Yaml, parse
@@ -48,10 +49,15 @@ _HEADINGS = {
     "signname", "synset", "wnid", "category", "categoryid", "categoryname",
 }  # fmt: skip
 # A number before the name; a WordNet id; a number behind that one.
-_HEAD = re.compile(r"(?:([0-9]+)(\s*[,;:]\s*|[.)]\s+|\s+))?(?:(n[0-9]{8})(?:[\s,;:]+([0-9]+))?[\s,;:]+)?(?=\S)")
+_HEAD = re.compile(
+    r"(?:([0-9]+)(\s*(?:[,;:=|]|[-=]>)\s*|[.)]\s+|\s+))?"
+    r"(?:(n[0-9]{8})(?:[\s,;:]+([0-9]+))?[\s,;:]+)?(?=\S)"
+)
+# As NLTK calls one.
+_SYNSET = re.compile(r"(\S+)\.n\.[0-9]+")
 _QUOTED = re.compile(r"""(["'])(.*)\1""")
 # What no name looks like: a quotation, a piece of a list or map, an escape, a control character.
-_PIECE = re.compile(r"""\w?(["']).*\1|[{\[].*|\(["'].*|.*[,:]|.*[\\\x00-\x1f\x7f-\x9f].*""", re.DOTALL)
+_PIECE = re.compile(r"""\w?(["']).*\1|[*•]\s.*|[{\[].*|\(["'].*|.*[,:]|.*[\\\x00-\x1f\x7f-\x9f].*""", re.DOTALL)
 _STRUCTURED = re.compile(r"(?:\w+\s*=\s*)?(?=[\[{])")
 
 
@@ -269,7 +275,9 @@ def _numbered(lines: list[_Entry]) -> list[_Entry]:
             logger.info("the classes are numbered: %r is read as number %d and %r",
                         lines[0].text, parted[0].number, parted[0].text)  # fmt: skip
             return parted
-        elif place is _before and len({entry.number for entry in parted}) == len(parted):
+        elif len({entry.number for entry in parted}) == len(parted) > 1 and (
+            place is _before or max(entry.number or 0 for entry in parted) < 1000  # more may be years
+        ):
             raise _WrongFormError(
                 lines[0].line,
                 f"the number in {lines[0].text!r} may count the classes or be part of the name, since the numbers do "
@@ -403,13 +411,15 @@ def _class(entry: _Entry) -> ClassSpec:
     class_id, name, synset, *more = (*(part.strip() for part in entry.text.split("\t")), "", "")
     if not class_id:
         raise _WrongFormError(entry.line, "there is no class before the tab")
-    if any(more) or (synset and not is_wnid(synset) and not re.fullmatch(r"\S+\.n\.\d+", synset)):
+    if any(more) or (synset and not is_wnid(synset) and not _SYNSET.fullmatch(synset)):
         raise _WrongFormError(entry.line, "the columns are not ID<TAB>NAME<TAB>SYNSET, such as n02119789")
     if not name and (parted := part_wnid(class_id)):
         wnid, words = parted
         if re.search(rf"^{wnid}[-_.]|[-_.]{wnid}$", class_id):
             return folder_class(class_id)
         class_id, name = wnid, words
+    if not name and (match := _SYNSET.fullmatch(class_id)):
+        return ClassSpec(class_id, prompt_name(match[1]), class_id)
     if is_wnid(class_id):
         name = name.split(",")[0].strip(" \"'")  # synonyms follow
     return _checked(entry, ClassSpec(class_id, name or None, synset or None))

@@ -147,6 +147,8 @@ def _beside(output: Path | None) -> Path:
 def _make(
     source: str, classes: str | None, levels: int | None, depths: tuple[int, ...], asked: SourceOptions
 ) -> list[Tree]:
+    from hrzs.classes.specs import dataset_classes
+    from hrzs.hierarchy.namesakes import same_names
     from hrzs.hierarchy.published import find_tree
     from hrzs.sources.build import build_trees
     from hrzs.sources.classes import read_classes
@@ -164,6 +166,13 @@ def _make(
     made, notes = build_trees(specs, source=source, levels=levels, depths=depths, options=asked, label=label)
     for note in notes:
         console.note(note)
+    if classes is not None and dataset_classes(classes) is None:  # of a known dataset, people know its names
+        for group in same_names(made[0]):
+            ids = " and ".join(repr(leaf.class_id) for leaf in group[:4]) + (" and others" if len(group) > 4 else "")
+            console.warn(
+                f"the classes {ids} have the same name, {group[0].name!r}: --sense CLASS=SYNSET says what one means, and "
+                "ID<TAB>NAME in a file of --classes what it is called"
+            )
     return made
 
 

@@ -52,6 +52,9 @@ def read(tmp_path: Path, text: str | bytes, name: str = "classes.txt", *, by_lin
         ("0,Stop sign\n1,Speed limit (20km/h)\n", "x.csv", SIGNS),
         ("ClassId,SignName\r\n14,Stop sign\r\n20,Speed limit (20km/h)\r\n", "x.csv", SIGNS),
         ("0: Stop sign\n1: Speed limit (20km/h)\n", "", SIGNS),
+        ("0 -> Stop sign\n1 -> Speed limit (20km/h)\n", "", SIGNS),
+        ("0|Stop sign\n1|Speed limit (20km/h)\n", "", SIGNS),
+        ("ice_cream.n.01\n", "", [ClassSpec("ice_cream.n.01", "ice cream", "ice_cream.n.01")]),
         ("Stop sign,0\nSpeed limit (20km/h),1\n", "x.csv", SIGNS),
         ("\ufeff1. Speed limit (20km/h)\r\n0. Stop sign\r\n", "", SIGNS),
         ('0,"tench, Tinca tinca"\n1,goldfish\n', "x.csv", NAMES),
@@ -95,6 +98,8 @@ def test_forms(tmp_path: Path, text: str, name: str, classes: list[ClassSpec]) -
     ("text", "name", "said"),
     [
         ("1 cent\n5 cent\n", "", r":1: the number in '1 cent' may count the classes or be part of the name"),
+        ("airplane 0\nbird 2\n", "", r":1: the number in 'airplane 0' may count the classes"),
+        ("* cat\n* dog\n", "", r":1: '\* cat' is a piece of something else"),
         ("0,cat\ndog\n2,cow\n", "", r":2: 'dog' has no number, but other lines have one"),
         ("0 cat\n1 dog\ncow\n", "", r":3: 'cow' has no number"),
         ("n01440764 1 tench\nn01443537 goldfish\n", "", r":2: 'n01443537 goldfish' has no number"),

@@ -24,6 +24,7 @@ app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(build_tree)
 
 Run = Callable[..., Result]
+Hrzs = Callable[..., Any]
 
 
 @pytest.fixture
@@ -235,7 +236,8 @@ def test_check_warns_of_the_same_prompt_twice(run: Run, caplog: pytest.LogCaptur
     (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert warning == (
         "level 1: food (a) and food (b) have the same prompt, 'food': a model can predict one of them at most; "
-        "`prompts: [ANOTHER NAME]` in the tree file tells one from the other"
+        "`prompts: [ANOTHER NAME]` in the tree file tells one from the other; so does, for a class, a NAME of its own "
+        "in the file of `hrzs build-tree --classes` (ID<TAB>NAME)"
     )
 
 
@@ -273,6 +275,16 @@ def test_a_converted_tree_is_told_apart_too(run: Run) -> None:
         ("food",),
         ("food such as pizza and soup",),
     ]
+
+
+def test_classes_of_one_name_are_named(hrzs: Hrzs, tmp_path: Path) -> None:
+    for name in ("cat", "Cat", "dog"):
+        (tmp_path / name).mkdir()
+    done = hrzs("build-tree", "--classes", tmp_path, "--quiet")
+    assert done.status == 0
+    assert "the classes 'Cat' and 'cat' have the same name" in " ".join(done.err.split())
+    assert "--sense CLASS=SYNSET" in done.err
+    assert hrzs("build-tree", "--classes", "cat,dog", "--quiet").err == ""
 
 
 # -- where the result goes -----------------------------------------------------------------------------------------
