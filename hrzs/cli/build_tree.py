@@ -147,7 +147,7 @@ def _beside(output: Path | None) -> Path:
 def _make(
     source: str, classes: str | None, levels: int | None, depths: tuple[int, ...], asked: SourceOptions
 ) -> list[Tree]:
-    from hrzs.classes.specs import dataset_classes
+    from hrzs.classes.specs import dataset_classes, is_wnid
     from hrzs.hierarchy.namesakes import same_names
     from hrzs.hierarchy.published import find_tree
     from hrzs.sources.build import build_trees
@@ -166,8 +166,12 @@ def _make(
     made, notes = build_trees(specs, source=source, levels=levels, depths=depths, options=asked, label=label)
     for note in notes:
         console.note(note)
-    if classes is not None and dataset_classes(classes) is None:  # of a known dataset, people know its names
+    # Who says what such classes mean knows of them, and so does who takes a known dataset.
+    if classes is not None and dataset_classes(classes) is None:
+        meant = {spec.class_id for spec in specs if spec.synset or is_wnid(spec.class_id)} | asked.senses.keys()
         for group in same_names(made[0]):
+            if all(leaf.class_id in meant for leaf in group):
+                continue
             ids = " and ".join(repr(leaf.class_id) for leaf in group[:4]) + (" and others" if len(group) > 4 else "")
             console.warn(
                 f"the classes {ids} have the same name, {group[0].name!r}: --sense CLASS=SYNSET says what one means, and "
