@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hrzs.classes.specs import read_class_list
+from hrzs.classes.forms import named_classes
 from hrzs.errors import UsageError
 from hrzs.files import exists
 from hrzs.option import check, listed, option
@@ -92,11 +92,9 @@ class DataOptions:
 
 
 def _class_ids(given: Any) -> tuple[str, ...]:
-    """``--classes``: a file with one class id per line, ``a,b,c``, or a sequence of them."""
-    if isinstance(given, Path) or (isinstance(given, str) and exists(given) and Path(given).is_file()):
-        names = tuple(known.class_id for known in read_class_list(Path(given)))
-    else:
-        names = tuple(name for name in listed(given) if name)
+    """``--classes``: what `hrzs build-tree --classes` reads, but for a tar, or a sequence of class ids."""
+    found = named_classes(str(given)) if isinstance(given, str | Path) and str(given) else None
+    names = tuple(spec.class_id for spec in found[0]) if found else tuple(name for name in listed(given) if name)
     if len(names) < 2:
         raise UsageError(f"--classes {given!r}: at least two classes are needed: a file with one per line, or a,b,c")
     return names

@@ -9,6 +9,7 @@ from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
 from hrzs.hierarchy.published import find_tree
 from hrzs.hierarchy.yaml_form import load_tree
+from hrzs.sources.classes import read_classes
 
 
 @pytest.mark.parametrize(
@@ -81,3 +82,14 @@ def test_a_tree_in_memory_has_no_name_for_a_configuration() -> None:
     file = find_tree("shapes")
     assert file is not None
     assert DataOptions(tree=load_tree(file)).as_config()["tree"] is None
+
+
+def test_classes_are_read_as_build_tree_reads_them(tmp_path: Path) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_bytes(b"\xef\xbb\xbfn02119789 1 kit_fox, Vulpes macrotis\r\nn02084071 2 dog\r\n")
+    for given in (file, str(file), "shapes", "n02119789 kit fox,n02084071"):
+        assert DataOptions.of({"classes": given}).classes == tuple(s.class_id for s in read_classes(str(given))[0])
+    assert DataOptions.of({"classes": ["2 of clubs", "cat"]}).classes == ("2 of clubs", "cat")
+    file.write_text("1 cent\n5 cent\n")
+    with pytest.raises(UsageError, match=r":1: the number in '1 cent'"):
+        DataOptions.of({"classes": file})

@@ -1,7 +1,7 @@
-"""Classes of known datasets, of folders and of text files, and their names in prompts.
+"""Classes of known datasets and of folders, and their names in prompts.
 
-A class list is text: ``ID``, ``ID<TAB>NAME`` or ``ID<TAB>NAME<TAB>SYNSET`` to a line, in the dataset's own order; lines
-that begin with ``#`` are comments. The lists of known datasets are in ``hrzs/classes/lists``.
+A list in ``hrzs/classes/lists`` has ``ID``, ``ID<TAB>NAME`` or ``ID<TAB>NAME<TAB>SYNSET`` to a line, in the dataset's
+own order; lines that begin with ``#`` are comments. `hrzs.classes.forms` reads the lists of users.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "valid": "
 
 #: One text file for each known dataset.
 LISTS = Path(__file__).resolve().parent / "lists"
-# A line of a list of synsets, as others publish them: `n02119789 kit fox, Vulpes macrotis`.
-_SYNSET_LINE = re.compile(r"(n\d{8})\s+([^,\t]+)(?:,.*)?")
+_WNID = r"(?<![0-9A-Za-z])(n[0-9]{8})(?![0-9])"
+# A WordNet id before a name or behind it: `n02085620-Chihuahua`, `tench (n01440764)`.
+_ID_NAME = re.compile(_WNID + r"[\s,;:._-]+(\S.*)")
+_NAME_ID = re.compile(r"(.*[^\s,;:._-])[\s,;:._-]+[(\[]?" + _WNID + r"[)\]]?")
 
 
 class ClassSpec(NamedTuple):
@@ -34,46 +36,45 @@ def is_wnid(text: str) -> bool:
     return re.fullmatch(r"n[0-9]{8}", text) is not None
 
 
+def part_wnid(text: str) -> tuple[str, str] | None:
+    """The WordNet id before or behind a name, and the name; None if ``text`` is not both."""
+    if match := _ID_NAME.fullmatch(text):
+        found = match[1], match[2]
+    elif match := _NAME_ID.fullmatch(text):
+        found = match[2], match[1]
+    else:
+        return None
+    return found if any(map(str.isalpha, found[1])) and not holds_wnid(found[1]) else None
+
+
+def holds_wnid(text: str) -> bool:
+    """Does a WordNet id stand anywhere in ``text``?"""
+    return re.search(_WNID, text) is not None
+
+
+def folder_class(name: str) -> ClassSpec:
+    """The class of a folder: a WordNet id in its name is its synset, and the rest is what it is called."""
+    parted = part_wnid(name)
+    return ClassSpec(name, prompt_name(name), parted[0]) if parted else ClassSpec(name)
+
+
 def prompt_name(class_id: str) -> str:
     """In words: ``aquarium_fish`` → ``aquarium fish``, ``001.ak47`` → ``ak47``, ``AnnualCrop`` → ``Annual Crop``.
 
-    A WordNet id stays as it is: the tree knows its words.
+    A WordNet id is left out (``n02085620-Chihuahua`` → ``Chihuahua``); alone it stays, for the tree knows its words.
     """
-    unnumbered = re.sub(r"^\d{3}\.", "", class_id)
+    parted = part_wnid(class_id)
+    unnumbered = re.sub(r"^\d{3}\.", "", parted[1] if parted else class_id)
     return re.sub(r"(?<=[A-Za-z][a-z][a-z])(?=[A-Z][a-z])", " ", unnumbered).replace("_", " ").strip()
 
 
 def dataset_classes(dataset: str) -> list[ClassSpec] | None:
     """The classes of a known dataset, in label order; None for one without a list here."""
     file = LISTS / f"{dataset}.tsv"
-    return read_class_list(file) if Path(dataset).name == dataset and file.is_file() else None
-
-
-def read_class_list(file: Path) -> list[ClassSpec]:
-    """The classes of a text file.
-
-    Raises:
-        UsageError: the file cannot be read, is no UTF-8 text, has an empty id, or names no class.
-    """
-    try:
-        lines = file.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise UsageError(f"--classes {file}: cannot read it: {reason}; it should have one class per line") from error
-    specs: list[ClassSpec] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        if match := _SYNSET_LINE.fullmatch(line.strip()):
-            class_id, name, synset = match[1], match[2], ""
-        else:
-            class_id, name, synset, *_ = (*(part.strip() for part in line.split("\t")), "", "")
-        if not class_id:
-            raise UsageError(f"--classes {file}:{number}: there is no class before the tab")
-        specs.append(ClassSpec(class_id, name.strip() or None, synset or None))
-    if not specs:
-        raise UsageError(f"--classes {file}: the file is empty; it should have one class per line")
-    return specs
+    if Path(dataset).name != dataset or not file.is_file():
+        return None
+    lines = (line for line in file.read_text("utf-8").splitlines() if not line.startswith("#"))
+    return [ClassSpec(*line.split("\t")) for line in lines]
 
 
 def class_folders(path: Path) -> list[str]:
@@ -92,4 +93,11 @@ def class_folders(path: Path) -> list[str]:
     in_splits = [f for split in folders if split.name in SPLIT_FOLDERS for f in inside(split)]
     if not folders:
         raise UsageError(f"--classes {path}: it has no subfolders; one per class is needed, as in {path}/<class>/")
-    return sorted({f.name for f in in_splits or folders})
+    classes = in_splits or folders
+    below = {f: [g.name[0] for g in inside(f)] for f in classes if len(f.name) == 1}
+    if len(below) == len(classes) and all(letters and {*letters} == {f.name} for f, letters in below.items()):
+        raise UsageError(
+            f"--classes {path}: its folders are letters, as in Places365, with the classes below, such as "
+            f"{classes[0] / inside(classes[0])[0].name}; move the class folders up, next to one another"
+        )
+    return sorted({f.name for f in classes})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from io import TextIOWrapper
 from signal import Signals
 from typing import Annotated, Any
 
@@ -59,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     0: done; 1: it failed; 2: the call was wrong; 128 + n: signal n stopped it.
     """
     given: list[str] = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, TextIOWrapper) and (not given or {"-h", "--help"} & {*given}):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the help has signs such as ε
     try:
         with listen():
             app(args=given, standalone_mode=True)
@@ -78,8 +82,8 @@ def _fail(error: Exception, status: int, given: Sequence[str]) -> Any:
         raise error
     if isinstance(error, HrzsError):
         _say(f"Error: {error}")
-    elif isinstance(error, OSError):  # a full disk, a file that went away: no fault of hrzs
-        _say(f"Error: {error.filename}: {error.strerror}" if error.filename and error.strerror else f"Error: {error}")
+    elif isinstance(error, OSError) and error.strerror:  # a full disk, missing rights: faults of the machine
+        _say(f"Error: {error.filename}: {error.strerror}" if error.filename else f"Error: {error.strerror}")
     else:
         _say(f"Error: {type(error).__name__}: {error} (a fault of hrzs? --debug shows where)")
     sys.exit(status)
@@ -98,4 +102,5 @@ def _how_to_go_on(given: Sequence[str]) -> str:
 def _say(message: str) -> None:
     from hrzs.cli.console import printable
 
-    print(printable(message), file=sys.stderr)  # noqa: T201
+    with suppress(OSError):  # where stderr is full or closed, the exit status is left to tell
+        print(printable(message), file=sys.stderr)  # noqa: T201

@@ -51,6 +51,10 @@ def build_tree(
         list[str] | None,
         typer.Option(metavar="FILE", help="What `--source file` reads: YAML, CSV, TSV, JSON or a folder; repeatable."),
     ] = None,
+    header: Annotated[
+        bool | None,
+        typer.Option("--header/--no-header", help="Whether a table of --tree has a header, where it does not show."),
+    ] = None,
     endpoint: Annotated[
         str | None, typer.Option(metavar="URL", help="For `--source llm`: an OpenAI-compatible server.")
     ] = None,
@@ -101,7 +105,7 @@ def build_tree(
         if tree and source != "file":
             raise UsageError(f"--tree {tree[0]} is read by --source file, and the source is {source}")
         asked = SourceOptions(
-            trees=trees, seed=seed, senses=_senses(sense or []), wordnet=wordnet, files=tuple(tree or ()),
+            trees=trees, seed=seed, senses=_senses(sense or []), wordnet=wordnet, files=tuple(tree or ()), has_header=header,
             endpoint=endpoint, llm_model=llm_model, cache=cache or _beside(output), model=model or "tiny",
             pretrained=pretrained, data=data, data_root=data_root, limit=limit, distance=distance,
         )  # fmt: skip
@@ -143,6 +147,8 @@ def _beside(output: Path | None) -> Path:
 def _make(
     source: str, classes: str | None, levels: int | None, depths: tuple[int, ...], asked: SourceOptions
 ) -> list[Tree]:
+    from hrzs.classes.specs import dataset_classes, is_wnid
+    from hrzs.hierarchy.namesakes import same_names
     from hrzs.hierarchy.published import find_tree
     from hrzs.sources.build import build_trees
     from hrzs.sources.classes import read_classes
@@ -154,12 +160,23 @@ def _make(
             raise UsageError(f"--source file: no tree is published for {classes}; name one with --tree FILE")
         asked = replace(asked, files=(str(published),))
     if source == "file" and classes is None:
-        specs, label = classes_of(asked.files), None
+        specs, label = classes_of(asked.files, asked.has_header), None
     else:
         specs, label = read_classes(classes or "shapes", asked.data_root)
     made, notes = build_trees(specs, source=source, levels=levels, depths=depths, options=asked, label=label)
     for note in notes:
         console.note(note)
+    # Who says what such classes mean knows of them, and so does who takes a known dataset.
+    if classes is not None and dataset_classes(classes) is None:
+        meant = {spec.class_id for spec in specs if spec.synset or is_wnid(spec.class_id)} | asked.senses.keys()
+        for group in same_names(made[0]):
+            if all(leaf.class_id in meant for leaf in group):
+                continue
+            ids = " and ".join(repr(leaf.class_id) for leaf in group[:4]) + (" and others" if len(group) > 4 else "")
+            console.warn(
+                f"the classes {ids} have the same name, {group[0].name!r}: --sense CLASS=SYNSET says what one means, and "
+                "ID<TAB>NAME in a file of --classes what it is called"
+            )
     return made
 
 
@@ -271,6 +288,8 @@ def _write(file: Path, text: str) -> None:
     """Write the tree."""
     if file.is_dir():
         raise UsageError(f"-o {file} is a folder; name a file in it, such as {file / 'tree.yaml'}")
+    if file.exists() and not file.is_file():  # taking its place would remove the device
+        raise UsageError(f"-o {file} is no regular file; without -o the tree goes to standard output")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

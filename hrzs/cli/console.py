@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hrzs.errors import HrzsError
+
 stderr = Console(stderr=True)
 
 #: What a listing option is given to print the names it takes.
@@ -98,14 +100,21 @@ def printable(text: str) -> str:
 
 
 def emit(text: str) -> None:
-    """The result, on stdout; in UTF-8 where the stream's own encoding lacks a character."""
+    """The result, on stdout; in UTF-8 where the stream's own encoding lacks a character.
+
+    Raises:
+        HrzsError: stdout cannot be written: it was closed, or its disk is full.
+    """
     text = text if text.endswith("\n") else text + "\n"
     try:
-        sys.stdout.write(text)
-    except UnicodeEncodeError:
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(text.encode(errors="backslashreplace"))
         sys.stdout.flush()
-        sys.stdout.buffer.write(text.encode(errors="backslashreplace"))
-    sys.stdout.flush()
+    except OSError as error:
+        raise HrzsError(f"the result cannot be written to standard output: {error.strerror or error}") from error
 
 
 def print_names(pairs: list[tuple[str, str]]) -> None:

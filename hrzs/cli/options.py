@@ -20,8 +20,8 @@ from hrzs.cli.console import LIST, print_names
 from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
 from hrzs.evaluation.options import EvalOptions
-from hrzs.hierarchy.safe_yaml import BadYamlError, Map, Scalar, parse
 from hrzs.option import Option
+from hrzs.safe_yaml import BadYamlError, Map, Scalar, parse
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def _read_config(path: Path) -> dict[Any, Any]:
-    """A mapping, within the bounds that files of strangers have (`hrzs.hierarchy.safe_yaml`), each key once."""
+    """A mapping, within the bounds that files of strangers have (`hrzs.safe_yaml`), each key once."""
 
     def refuse(line: int, message: str) -> None:
         raise BadYamlError(line, message)

@@ -1,8 +1,9 @@
 """webdataset shards: tars of ``KEY.jpg`` beside ``KEY.cls`` or ``KEY.json``, read in place.
 
 A label is a number or a class: the text of ``KEY.cls``, or the value in ``KEY.json`` of one of `JSON_KEYS`. The classes
-stand in ``classnames.txt`` or ``classes.txt``, one to a line, beside the shards or beside their split folder, as in
-exports of CLIP_benchmark. As in github.com/webdataset/webdataset, a key ends at the first dot of the file name.
+stand in ``classnames.txt`` or ``classes.txt``, beside the shards or beside their split folder, as in exports of
+CLIP_benchmark: line n is label n, from 0. As in github.com/webdataset/webdataset, a key ends at the first dot of the
+file name.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
+from hrzs.classes.forms import read_class_list
 from hrzs.classes.match import ClassList, class_list, recognise
-from hrzs.classes.specs import SPLIT_FOLDERS, ClassSpec, read_class_list
+from hrzs.classes.specs import SPLIT_FOLDERS, ClassSpec
 from hrzs.data.base import Dataset, suggest
 from hrzs.data.folder import EXTENSIONS, Images, Member, Source, Tar, open_images, open_source
 from hrzs.errors import UsageError
@@ -105,7 +107,7 @@ def open_shards(shards: Mapping[str | None, Sequence[Path]], name: str) -> Opene
     file = next((f for place in (folder, _home(folder)) for c in CLASS_FILES if (f := place / c).is_file()), None)
     classes, like = class_list(name), None
     if file is not None:
-        specs = read_class_list(file)
+        specs = read_class_list(file, option="--data", by_line=True)
         dataset = recognise([spec.class_id for spec in specs], name, in_order=True)
         classes = class_list(dataset) if dataset else ClassList(specs)
         like = dataset if dataset != name else None

@@ -21,7 +21,10 @@ from hrzs.classes.specs import is_wnid
 from hrzs.hierarchy.tree import Node, Tree
 
 #: The remedy that messages name.
-REMEDY = "`prompts: [ANOTHER NAME]` in the tree file tells one from the other"
+REMEDY = (
+    "`prompts: [ANOTHER NAME]` in the tree file tells one from the other; so does, for a class, a NAME of its own "
+    "in the file of `hrzs build-tree --classes` (ID<TAB>NAME)"
+)
 # A text encoder would cut a longer prompt, and with it perhaps what tells the node apart.
 _MAX_NAME = 300
 
@@ -87,6 +90,14 @@ def alike(tree: Tree, key: Callable[[Node], Hashable]) -> Iterator[tuple[int, tu
 def fold(name: str) -> str:
     """``name`` as CLIP's tokenizer sees it: in lower case, with single blanks."""
     return " ".join(name.split()).lower()
+
+
+def same_names(tree: Tree) -> list[tuple[Node, ...]]:
+    """The classes of the same name, case and blanks aside, whatever their prompts are."""
+    groups: dict[str, list[Node]] = {}
+    for leaf in tree.root.leaves():
+        groups.setdefault(fold(leaf.name), []).append(leaf)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
 def sentences(found: Sequence[Namesakes]) -> list[str]:

@@ -23,7 +23,7 @@
 - A **forest**, several trees over the same classes, has ``trees:`` instead of ``tree:``, a list of maps of
   ``source`` and ``tree``. The order of the classes is then, unless given, that of the first tree's leaves.
 
-Any file is safe to open: see `hrzs.hierarchy.safe_yaml`.
+Any file is safe to open: see `hrzs.safe_yaml`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from typing import Literal
 import yaml
 
 from hrzs.errors import UsageError
-from hrzs.hierarchy.safe_yaml import MAX_TEXT, BadYamlError, List, Map, Scalar, Yaml, parse, read_source
 from hrzs.hierarchy.tree import Node, Tree
+from hrzs.safe_yaml import MAX_TEXT, BadYamlError, List, Map, Scalar, Yaml, parse, read_source
 
 MAX_DEPTH = 100
 MAX_FAULTS = 10_000

@@ -23,6 +23,7 @@ class SourceOptions:
         senses: class id or name -> synset (``star.n.05`` or ``n13881644``), as given.
         wordnet: where to find WordNet (see `hrzs.wordnet.open_wordnet`).
         files: what ``--source file`` reads (``FILE``, or ``FILE#2`` of a forest); several make a forest.
+        has_header: whether tables among them have a header; None: it has to show.
         endpoint: base URL of an OpenAI-compatible server (``http://127.0.0.1:8000/v1``).
         llm_model: what that server calls its model.
         cache: folder for answers and transcripts; None for none.
@@ -36,6 +37,7 @@ class SourceOptions:
     senses: Mapping[str, str] = field(default_factory=dict)
     wordnet: str | None = None
     files: tuple[str, ...] = ()
+    has_header: bool | None = None
     endpoint: str | None = None
     llm_model: str | None = None
     cache: Path | None = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hrzs.classes.specs import SPLIT_FOLDERS, ClassSpec, class_folders, dataset_classes, read_class_list
+from hrzs.classes.forms import named_classes
+from hrzs.classes.specs import ClassSpec, folder_class
 from hrzs.errors import UsageError
 
 
@@ -14,21 +15,8 @@ def read_classes(spec: str, data_root: Path | None = None) -> tuple[list[ClassSp
     Raises:
         UsageError: there is no such dataset, folder or file, or the file is no text.
     """
-    path = Path(spec)
-    if path.is_dir():
-        label = path.resolve().name
-        if label in SPLIT_FOLDERS:
-            label = f"{path.resolve().parent.name}/{label}"
-        return [ClassSpec(name) for name in class_folders(path)], label
-    if path.exists() and path.suffix != ".tar":
-        return read_class_list(path), path.name
-    if "," in spec and not path.exists():
-        names = [name.strip() for name in spec.split(",")]
-        if "" in names:
-            raise UsageError(f"--classes {spec}: there is an empty name between the commas")
-        return [ClassSpec(name) for name in names], f"{len(names)} names"
-    if (listed := dataset_classes(spec)) is not None:
-        return listed, spec
+    if (found := named_classes(spec)) is not None:
+        return found
     # A tar has to be opened to know its classes, and a misspelt name is answered with the datasets there are.
     from hrzs.data import open_dataset  # torch, which takes longer to import than a tree to build
 
@@ -38,4 +26,4 @@ def read_classes(spec: str, data_root: Path | None = None) -> tuple[list[ClassSp
         raise UsageError(
             f"--classes {spec}: {error} A text file with one class per line and a,b,c are understood as well."
         ) from error
-    return [ClassSpec(class_id) for class_id in data.classes], path.name
+    return [folder_class(class_id) for class_id in data.classes], Path(spec).name

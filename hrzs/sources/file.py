@@ -40,7 +40,7 @@ class _Found(NamedTuple):
 def grow(classes: Sequence[ClassSpec], options: SourceOptions) -> Grown:
     """A tree in a file: YAML, a table of paths, JSON, parent-child lists, nested folders (--tree FILE)."""
     words = _Words(options.wordnet)
-    found, notes = _read(options.files)
+    found, notes = _read(options.files, options.has_header)
     classes = classes or _specs(found[0], words)
     roots: list[Node] = []
     faults: list[Fault] = []
@@ -59,13 +59,13 @@ def grow(classes: Sequence[ClassSpec], options: SourceOptions) -> Grown:
     return Grown(tuple(roots), {}, tuple(notes), tuple(tree.said for tree in found))
 
 
-def classes_of(files: Sequence[str]) -> list[ClassSpec]:
+def classes_of(files: Sequence[str], has_header: bool | None = None) -> list[ClassSpec]:
     """The classes of the first tree in ``files``, in the order of its file, for want of other ones.
 
     Raises:
         UsageError: no file is named, or one cannot be read; every fault is listed.
     """
-    found, _ = _read(files)
+    found, _ = _read(files, has_header)
     return _specs(found[0], _Words(None))
 
 
@@ -83,7 +83,7 @@ def _specs(tree: _Found, words: _Words) -> list[ClassSpec]:
 # -- files -------------------------------------------------------------------------------------------------------
 
 
-def _read(specs: Sequence[str]) -> tuple[list[_Found], list[str]]:
+def _read(specs: Sequence[str], has_header: bool | None) -> tuple[list[_Found], list[str]]:
     """The trees in all the files, and what the user should know about them."""
     if not specs:
         raise UsageError(f"--source file reads a tree: name it with --tree FILE.yaml; FILE can be {FORMATS}")
@@ -92,7 +92,7 @@ def _read(specs: Sequence[str]) -> tuple[list[_Found], list[str]]:
     faults: list[Fault] = []
     for spec in specs:
         file, number = _split(spec)
-        contents, wrong = read(file)
+        contents, wrong = read(file, has_header)
         faults += wrong
         if contents is None:
             continue

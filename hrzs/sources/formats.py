@@ -8,9 +8,11 @@ What a path holds is told by its extension, by its content where there is none t
   that begin with ``#`` are skipped. *Without a header* a line is the path from the most general superclass down to
   the class, its last cell: ``animal,dog,poodle``; a shallow class has fewer cells, and empty ones at the end do not
   count. *With a header* one column is called ``class``; ``id`` (such as a WordNet id) and ``name`` are optional, and
-  all other columns are the superclasses, the most general on the left; the cells on the right may be empty. A
-  superclass is its path: ``other`` below ``animal`` and ``other`` below ``plant`` are two. With the two columns
-  ``parent`` and ``child`` the table is a list of pairs.
+  all other columns are the superclasses, the most general on the left; the cells on the right may be empty. Where the
+  header has several ranks of biology, ``class`` is one of them. There, and without ``class``, the class is the column
+  ``name``, or else the deepest rank, or else the last column. A superclass is its path: ``other`` below ``animal``
+  and ``other`` below ``plant`` are two. With the two columns ``parent`` and ``child`` the table is a list of pairs.
+  A header is told by its usual words, or asked for. A column that numbers the rows is left out.
 - **pairs**: ``parent child`` to a line (the isa lists of making-better-mistakes), or JSON: a list of pairs, or
   ``{parent: [child, …]}`` where some child is a parent too. The nodes that are no parent are the classes.
 - **json** (``.json``): ``{name: {name: [class, …]}}``, lists and maps nested as you like.
@@ -42,9 +44,9 @@ from typing import NamedTuple
 from hrzs.classes.specs import SPLIT_FOLDERS
 from hrzs.errors import UsageError
 from hrzs.hierarchy import yaml_form
-from hrzs.hierarchy.safe_yaml import MAX_NODES, BadYamlError, List, Map, Scalar, Yaml, read_source
 from hrzs.hierarchy.tree import Node
 from hrzs.hierarchy.yaml_form import MAX_DEPTH
+from hrzs.safe_yaml import MAX_NODES, BadYamlError, List, Map, Scalar, Yaml, read_source
 from hrzs.sources import json_text
 
 # Ids are made of two names, so this bounds the memory that a hostile file can ask for.
@@ -59,6 +61,21 @@ FORMATS = (
 
 _BREEDS = ("class_hierarchy.txt", "node_names.txt", "dataset_class_info.json")
 _IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+# A line of a table, and its cells.
+_Row = tuple[int, list[str]]
+# The ranks of biology, the most general first.
+_RANKS = (
+    "domain", "realm", "kingdom", "subkingdom", "phylum", "division", "subphylum", "superclass", "class", "subclass",
+    "superorder", "order", "suborder", "superfamily", "family", "subfamily", "tribe", "genus", "subgenus", "species",
+    "subspecies", "variety", "breed",
+)  # fmt: skip
+# A line of nothing but these is a header.
+_HEADINGS = {
+    *_RANKS, "supercategory", "category", "subcategory", "supergroup", "group", "subgroup", "coarse", "fine", "type",
+    "coarselabel", "finelabel", "coarseclass", "fineclass", "subtype", "level", "label", "name", "classname", "id",
+}  # fmt: skip
 
 
 class Fault(NamedTuple):
@@ -83,11 +100,15 @@ class Contents:
     notes: tuple[str, ...] = ()
 
 
-def read(path: str) -> tuple[Contents | None, list[Fault]]:
-    """The trees in a file or folder (``-``: YAML on standard input), or its faults; never both."""
+def read(path: str, has_header: bool | None = None) -> tuple[Contents | None, list[Fault]]:
+    """The trees in a file or folder (``-``: YAML on standard input), or its faults; never both.
+
+    Args:
+        has_header: whether a table has a header; None: it has to show.
+    """
     if path == "-":
         return _standard_input()
-    reader = _Reader(path)
+    reader = _Reader(path, has_header)
     try:
         contents = reader.read()
     except BadYamlError as error:
@@ -130,8 +151,8 @@ class _Draft:
 class _Reader:
     """Reads one path, and gathers every fault on the way."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, has_header: bool | None = None) -> None:
+        self.path, self.has_header = path, has_header
         self.faults: list[Fault] = []
         self.notes: list[str] = []
 
@@ -175,32 +196,22 @@ class _Reader:
     # -- tables ------------------------------------------------------------------------------------------------
 
     def table(self, text: str) -> Contents | None:
-        rows = self.rows(text)
-        columns = [cell.casefold() for cell in rows[0][1]] if rows else []
+        columns, rows = self.header(self.rows(text))
         if sorted(columns) == ["child", "parent"]:
-            at = columns.index("parent"), columns.index("child")
-            return self.pairs("pairs", self.pair_rows(rows[1:], *at))
-        headed = "class" in columns
-        if headed:
-            for column in ("class", "id", "name"):
-                if columns.count(column) > 1:
-                    self.fault(rows[0][0], f"there are {columns.count(column)} columns called {column!r}")
-            rows = rows[1:]
-        levels = [i for i, column in enumerate(columns) if column not in ("class", "id", "name")]
+            return self.pairs("pairs", self.pair_rows(rows, columns.index("parent"), columns.index("child")))
+        levels, places = self.columns(columns)
         root = _Draft("entity", 0)
         inner: dict[tuple[int, str], _Draft] = {}
         paths: list[tuple[int, list[str], str]] = []
         for line, cells in rows:
             identity = name = ""
-            if headed:
+            if columns:
                 if len(cells) > len(columns):
                     self.fault(line, f"there are {len(cells)} cells, and the header names {len(columns)}")
                     continue
                 cells += [""] * (len(columns) - len(cells))
                 path = _trimmed([cells[i] for i in levels])
-                key, identity, name = (
-                    cells[columns.index(column)] if column in columns else "" for column in ("class", "id", "name")
-                )
+                key, identity, name = ("" if i is None else cells[i] for i in places)
             else:
                 *path, key = _trimmed(cells) or [""]
             if not (key and all(path)):
@@ -217,9 +228,69 @@ class _Reader:
                     parent.children.append(child)
                 parent = inner[id(parent), superclass]
             parent.children.append(_Draft(key, line, name, identity, is_class=True))
-        if not headed:
+        if not columns:
             self.superclasses_as_classes(paths)
         return self.finish("table", root)
+
+    def header(self, rows: list[_Row]) -> tuple[list[str], list[_Row]]:
+        """The names of the columns, none for a table without a header, and the rows below it.
+
+        Columns that number the rows, as pandas writes them, are left out of both.
+        """
+        if not rows:
+            return [], rows
+        (line, first), below = rows[0], rows[1:]
+        columns = [cell.casefold() for cell in first]
+        numbered = _numbered(below)
+        headed = self.has_header
+        if headed is None:
+            words = {re.sub(r"[\W_\d]", "", column) for column in columns}
+            unnamed = {i for i, column in enumerate(columns) if column in ("", "unnamed: 0")}
+            usual = "class" in columns or sorted(columns) == ["child", "parent"]
+            usual = usual or words - {"index", "idx"} <= _HEADINGS
+            if usual or unnamed & numbered:
+                headed = True
+            elif len(columns) < 2 or len(columns) < max((len(cells) for _, cells in below), default=0):
+                headed = False
+            else:
+                others = {cell for _, cells in below for cell in cells}
+                # A header has nothing in common with what is below it.
+                if below and others.isdisjoint(first) and not _numbered(rows):
+                    self.fault(
+                        line,
+                        f"{_brief(', '.join(first))} may be a header or a class with its superclasses: say --header or "
+                        "--no-header",
+                    )
+                headed = False
+        if not headed:
+            columns, below, numbered = [], rows, _numbered(rows)
+        for column in {"class", "id", "name", *_RANKS}.intersection(columns):
+            if columns.count(column) > 1:
+                self.fault(line, f"there are {columns.count(column)} columns called {column!r}")
+        spare = numbered & {0, *(i for i, column in enumerate(columns) if column in ("", "index", "idx"))}
+        spare -= {i for i, column in enumerate(columns) if column in ("class", "id", "name", "parent", "child")}
+        if not spare or max(len(cells) for _, cells in rows) <= len(spare):
+            return columns, below
+        self.notes.append(f"{self.path}: column {min(spare) + 1} numbers the rows, and is left out")
+        below = [(line, [cell for i, cell in enumerate(cells) if i not in spare]) for line, cells in below]
+        return [column for i, column in enumerate(columns) if i not in spare], below
+
+    @staticmethod
+    def columns(columns: list[str]) -> tuple[list[int], tuple[int | None, ...]]:
+        """Which columns are superclasses, the most general first; and those of the class, its id and its name."""
+        at = {column: i for i, column in enumerate(columns)}
+        # In biology, a class is a rank like the others.
+        is_rank = len(at.keys() & set(_RANKS) - {"class", "superclass", "subclass"}) > 1
+        if "class" in at and not is_rank:
+            levels = [i for i, column in enumerate(columns) if column not in ("class", "id", "name")]
+            return levels, (at["class"], at.get("id"), at.get("name"))
+        levels = [i for i, column in enumerate(columns) if column not in ("id", "name")]
+        if all(columns[i] in _RANKS for i in levels):
+            levels.sort(key=lambda i: _RANKS.index(columns[i]))
+        leaf = at.get("name")
+        if leaf is None:
+            leaf = levels.pop() if levels else None
+        return levels, (leaf, at.get("id"), None)
 
     def superclasses_as_classes(self, paths: list[tuple[int, list[str], str]]) -> None:
         first: dict[str, int] = {}
@@ -234,7 +305,7 @@ class _Reader:
                     "`parent,child`; if both are meant, give the columns a header, one of them `class`",
                 )
 
-    def rows(self, text: str) -> list[tuple[int, list[str]]]:
+    def rows(self, text: str) -> list[_Row]:
         rows, count = [], 0
         delimiter = ""
         for line, content in _lines(text):
@@ -254,7 +325,7 @@ class _Reader:
 
     # -- pairs -------------------------------------------------------------------------------------------------
 
-    def pair_rows(self, rows: list[tuple[int, list[str]]], parent: int, child: int) -> Iterator[tuple[int, str, str]]:
+    def pair_rows(self, rows: list[_Row], parent: int, child: int) -> Iterator[tuple[int, str, str]]:
         for line, cells in rows:
             if len(cells) == 2 and all(cells):
                 yield line, cells[parent], cells[child]
@@ -546,6 +617,18 @@ class _Reader:
                 if siblings and child.is_class and child.key in inner:
                     where = f"class {_brief(child.key)} is a superclass too, on line {inner[child.key]}"
                     self.fault(child.line, f"{where}; put the class beneath that", child.file)
+
+
+def _numbered(rows: list[_Row]) -> set[int]:
+    """The columns that hold a number in every row, no two the same."""
+    if len(rows) < 2:
+        return set()
+    columns = zip(*(cells for _, cells in rows), strict=False)
+    return {
+        i
+        for i, column in enumerate(columns)
+        if len(set(column)) == len(rows) and all(cell.isascii() and cell.isdigit() for cell in column)
+    }
 
 
 def _in_file_order(root: _Draft) -> list[_Draft]:

@@ -1,4 +1,4 @@
-"""Reading JSON of strangers, as `hrzs.hierarchy.safe_yaml` reads YAML: with the line of each value, and bounded.
+"""Reading JSON of strangers, as `hrzs.safe_yaml` reads YAML: with the line of each value, and bounded.
 
 Python's own parser judges what is JSON, but it knows no lines, keeps the last of two equal keys, and has no bound. A
 YAML reader would refuse or alter strings: surrogate pairs, control characters, NEL, keys of over 1024 characters.
@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from hrzs.hierarchy.safe_yaml import BadYamlError, List, Map, Scalar, Yaml, assemble
+from hrzs.safe_yaml import BadYamlError, List, Map, Scalar, Yaml, assemble
 
 # Numbers stay text, however long. NaN and Infinity are no JSON: looking them up fails.
 _DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=dict[str, object]().__getitem__)

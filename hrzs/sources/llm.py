@@ -25,9 +25,12 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
+from threading import Thread
+from time import monotonic
 from types import TracebackType
 from typing import Any, NamedTuple, TextIO, TypeVar
 
@@ -49,6 +52,10 @@ MAX_NAME = 60
 TEMPERATURE = 0.8
 
 RETRIES = 5  # of a request; a server that is loading its model fails for a while
+# A server may drip headers or text for ever: one question takes so many seconds at most, its retries among them,
+# and one answer so many bytes.
+DEADLINE = 1800.0
+MAX_BYTES = 8 * 2**20
 
 SCHEME = """\
 Here are the names of {count} classes of images. Devise a hierarchy of superclasses for them, from general to specific.
@@ -498,7 +505,9 @@ class _Server:
                 base_url=self.endpoint,
                 max_retries=RETRIES,
                 # The key is for the server that was named, and no other.
-                http_client=openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"request": [self._strip]}),
+                http_client=openai.DefaultHttpxClient(
+                    follow_redirects=False, event_hooks={"request": [self._strip], "response": [self._bound]}
+                ),
             )
         except Exception as error:  # of many kinds: the address, a proxy of the environment, certificates
             raise UsageError(f"--endpoint {endpoint!r}: no connection can be made: {error}") from error
@@ -514,14 +523,49 @@ class _Server:
         if self.key:
             request.headers["Authorization"] = f"Bearer {self.key}"
 
+    def _bound(self, response: Any) -> None:
+        """Read the answer here, so that it is never larger than `MAX_BYTES`."""
+        parts, size = [], 0
+        for part in response.iter_bytes():
+            parts.append(part)
+            size += len(part)
+            if size > MAX_BYTES:
+                response.close()
+                raise HrzsError(f"--endpoint {self.endpoint}: the answer is larger than {MAX_BYTES // 2**20} MB")
+        response._content = b"".join(parts)  # as `read` leaves it
+
+    def _post(self, sent: Mapping[str, object], until: float) -> str:
+        """The server's answer, or its error.
+
+        The client's own limits are on single steps: none is on the whole. A thread that nobody waits for any more does
+        not keep the process from ending.
+        """
+        answer: Future[str] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(self.client.post("/chat/completions", body=sent, cast_to=str))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        Thread(target=ask, daemon=True).start()
+        try:
+            return answer.result(max(0.0, until - monotonic()))
+        except TimeoutError:
+            raise HrzsError(
+                f"--endpoint {self.endpoint}: no whole answer in {DEADLINE:.0f} s. Is it the right address, and is the "
+                "model small enough for its machine?"
+            ) from None
+
     def complete(self, request: Mapping[str, object]) -> tuple[dict[str, object], str, bool]:
         """What was sent, the text of the answer, and whether it was cut off."""
         import openai
 
+        until = monotonic() + DEADLINE
         while True:
             sent = {name: value for name, value in request.items() if name not in self.refused}
             try:
-                data = self.client.post("/chat/completions", body=sent, cast_to=str)
+                data = self._post(sent, until)
                 break
             except openai.APIStatusError as error:
                 left = [name for name in _OPTIONAL if name in sent]

@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hrzs.classes.specs import is_wnid
+from hrzs.classes.specs import is_wnid, prompt_name
 from hrzs.errors import UsageError
 from hrzs.hierarchy.tree import Node
 from hrzs.sources.base import ClassSpec, Grown, SourceOptions
@@ -106,7 +106,7 @@ class _Lookup:
                 else:
                     unknown.append(given if given == spec.class_id else f"{spec.class_id} as {given}")
                 continue
-            reading = self._names.read(name)
+            reading = self._names.read(spec.name or prompt_name(name))
             if reading is None:
                 unknown.append(plain(name) or name)
             else:

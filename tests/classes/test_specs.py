@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from hrzs.classes.specs import prompt_name
+from hrzs.classes.specs import class_folders, prompt_name
+from hrzs.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -14,7 +17,19 @@ from hrzs.classes.specs import prompt_name
         ("SeaLake", "Sea Lake"),
         ("McLaren MP4-12C", "McLaren MP4-12C"),
         ("n02119789", "n02119789"),
+        ("n02085620-Chihuahua", "Chihuahua"),
+        ("n02085782-Japanese_spaniel", "Japanese spaniel"),
+        ("golden_retriever_n02099601", "golden retriever"),
     ],
 )
 def test_prompt_name(class_id: str, name: str) -> None:
     assert prompt_name(class_id) == name
+
+
+def test_folders_of_letters_are_refused(tmp_path: Path) -> None:
+    for name in ("a/alcove", "a/attic", "b/barn"):
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"its folders are letters, as in Places365.* move the class folders up"):
+        class_folders(tmp_path)
+    (tmp_path / "c/user1").mkdir(parents=True)
+    assert class_folders(tmp_path) == ["a", "b", "c"]

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -22,6 +24,7 @@ app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(build_tree)
 
 Run = Callable[..., Result]
+Hrzs = Callable[..., Any]
 
 
 @pytest.fixture
@@ -233,7 +236,8 @@ def test_check_warns_of_the_same_prompt_twice(run: Run, caplog: pytest.LogCaptur
     (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert warning == (
         "level 1: food (a) and food (b) have the same prompt, 'food': a model can predict one of them at most; "
-        "`prompts: [ANOTHER NAME]` in the tree file tells one from the other"
+        "`prompts: [ANOTHER NAME]` in the tree file tells one from the other; so does, for a class, a NAME of its own "
+        "in the file of `hrzs build-tree --classes` (ID<TAB>NAME)"
     )
 
 
@@ -271,3 +275,74 @@ def test_a_converted_tree_is_told_apart_too(run: Run) -> None:
         ("food",),
         ("food such as pizza and soup",),
     ]
+
+
+def test_classes_of_one_name_are_named(hrzs: Hrzs, tmp_path: Path) -> None:
+    for name in ("cat", "Cat", "dog"):
+        (tmp_path / name).mkdir()
+    done = hrzs("build-tree", "--classes", tmp_path, "--quiet")
+    assert done.status == 0
+    assert "the classes 'Cat' and 'cat' have the same name" in " ".join(done.err.split())
+    assert "--sense CLASS=SYNSET" in done.err
+    assert hrzs("build-tree", "--classes", "cat,dog", "--quiet").err == ""
+
+
+# -- where the result goes -----------------------------------------------------------------------------------------
+
+
+def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "hrzs", *map(str, arguments)], stderr=subprocess.PIPE, check=False, **options
+    )
+
+
+def test_a_result_in_any_encoding(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("kind,class\nThé,café\nThé,crème\nfruit,狐\n", "utf-8")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = command(
+        "build-tree",
+        "--source",
+        "file",
+        "--tree",
+        tmp_path / "t.csv",
+        "--show",
+        stdout=subprocess.PIPE,
+        env=environment,
+    )
+    assert done.returncode == 0
+    assert {"café", "crème", "狐"} <= set(done.stdout.decode().replace("-", " ").split())
+    assert b"caf\\xe9" in done.stderr
+    shown = command("build-tree", "--help", stdout=subprocess.PIPE, env=environment)
+    assert shown.returncode == 0
+    assert command("eval", "--help", stdout=subprocess.PIPE, env=environment).returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
+def test_a_full_disk_is_named() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = command("build-tree", "--classes", "cat,dog", stdout=full)
+        version = command("--version", stdout=full)
+    assert done.returncode == version.returncode == 1
+    assert b"Error: the result cannot be written to standard output: No space left on device\n" in done.stderr
+    assert version.stderr == b"Error: No space left on device\n"
+
+
+def test_a_closed_pipe_is_named() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = command("build-tree", "--classes", "cat,dog", stdout=write)
+    finally:
+        os.close(write)
+    assert done.returncode == 1
+    assert b"Error: the result cannot be written to standard output: Broken pipe\n" in done.stderr
+    assert b"fault of hrzs" not in done.stderr
+
+
+def test_a_device_is_not_replaced(hrzs: Hrzs, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    done = hrzs("build-tree", "--classes", "cat,dog", "-o", pipe)
+    assert done.status == 2
+    assert "is no regular file" in done.err
+    assert pipe.is_fifo()

@@ -120,6 +120,17 @@ def test_labels(labels: dict, classes: str | None, expected: tuple[str, ...], fi
     }
 
 
+def test_line_n_is_label_n(tmp_path: Path) -> None:
+    write_shard(tmp_path / "toys/00.tar", {"a.png": picture(1), "a.cls": "0", "b.png": picture(2), "b.cls": "2"})
+    names = tmp_path / "toys/classnames.txt"
+    names.write_text("# teapot\nschool bus\nbarn\n\n")
+    data = open_dataset(str(tmp_path / "toys"))
+    assert [data.class_names[label] for label in data.labels] == ["# teapot", "barn"]
+    names.write_text("teapot\n\nbarn\n")
+    with pytest.raises(UsageError, match=r"classnames\.txt:2: the line is empty, so label 1 has no name"):
+        open_dataset(str(tmp_path / "toys"))
+
+
 def test_a_single_shard(export: Path, tmp_path: Path) -> None:
     assert len(open_dataset(str(export / "test/1.tar"))) == 12
     assert open_dataset(str(export / "test/1.tar")).name == "wds_toys"

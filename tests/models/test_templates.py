@@ -90,3 +90,39 @@ def test_every_form_is_described_in_a_line() -> None:
     assert all(line and "\n" not in line for line in described.values())
     assert "80 templates" in described["openai-imagenet"]
     assert described["openai-pcam"].startswith("1 template,")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a bad photo of a {}.\nart of the {}\n",
+        "'a bad photo of a {}.',\n'art of the {}',\n",
+        "\ufeff\"a bad photo of a {c}.\"\r\n'art of the {}'\r\n",
+        "[\n    'a bad photo of a {}.',\n    'art of the {}',\n]\n",
+        "templates = ['a bad photo of a {c}.', \"art of the {}\"]\n",
+        "openai = [\n    lambda c: f'a bad photo of a {c}.',\n    lambda name: f'art of the {name}',\n]\n",
+    ],
+)
+def test_templates_as_programs_have_them(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "t.txt"
+    file.write_bytes(text.encode())
+    assert resolve_template(str(file)) == ("a bad photo of a {}.", "art of the {}")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a photo of a {}.\n'a bad photo of a {}.',\n", r"t\.txt:2: .* is a piece of a program"),
+        ("a photo of a {} in {place}.\n", r"t\.txt:1: .* is a piece of a program"),
+        ("lambda c: 'a photo of a {}.' + c\n", r"t\.txt:1: .* is a piece of a program"),
+        (r"'l\'image d\'un {}'", r"t\.txt:1: .* is a piece of a program"),
+        ("['a photo of a {}.', x]\n", r"t\.txt:1: .* is a piece of a program"),
+        ("a photo of a {}.\n\na photo of a %s.\n", r"t\.txt:3: the line 'a photo of a %s\.' has no {}"),
+        ("[]", r"t\.txt: the file is empty"),
+    ],
+)
+def test_pieces_of_programs_are_no_templates(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "t.txt"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=said):
+        resolve_template(str(file))

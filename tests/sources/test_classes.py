@@ -57,6 +57,11 @@ def test_folder_has_the_classes_of_the_data(tmp_path: Path, layout: str) -> None
     assert label == tmp_path.name
 
 
+def test_an_id_in_a_folder_name_is_its_synset(tmp_path: Path) -> None:
+    (tmp_path / "n02085620-Chihuahua").mkdir()
+    assert specs(tmp_path) == [("n02085620-Chihuahua", "Chihuahua", "n02085620")]
+
+
 def test_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no subfolders"):
         specs(tmp_path)

@@ -7,6 +7,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hrzs.errors import UsageError
-from hrzs.hierarchy.safe_yaml import BadYamlError, List, Map, Scalar, Yaml
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.hierarchy.yaml_form import MAX_DEPTH, dump_trees, load_tree
+from hrzs.safe_yaml import BadYamlError, List, Map, Scalar, Yaml
 from hrzs.sources import ClassSpec, SourceOptions, json_text
 from hrzs.sources.build import build_trees
 from hrzs.sources.file import classes_of, grow
@@ -225,7 +226,7 @@ def test_synset_lists_get_words(write: Write) -> None:
 
 
 def test_words_of_synsets_find_their_leaf(write: Write) -> None:
-    file = write("t.csv", "insect,emmet\nfish,Tinca tinca\n")
+    file = write("t.csv", "kingdom,class\ninsect,emmet\nfish,Tinca tinca\n")
     leaves = list(grow([ClassSpec("n02219486"), ClassSpec("x", None, "n01440764")], options(file)).roots[0].leaves())
     assert [(leaf.class_id, leaf.name) for leaf in leaves] == [("n02219486", "emmet"), ("x", "Tinca tinca")]
 
@@ -253,6 +254,77 @@ def test_table_columns(write: Write) -> None:
         ("no", "no", "no"),
         ("1e3", "1e3", "1e3"),
     ]
+
+
+RANKS = "kingdom,phylum,class,order,family,genus,name\n"
+RAVEN, WOLF = (
+    "Animalia,Chordata,Aves,Passeriformes,Corvidae,Corvus",
+    "Animalia,Chordata,Mammalia,Carnivora,Canidae,Canis",
+)
+DOGS: Nested = {"dog": {"poodle": None, "beagle": None}, "cat": {"siamese": None}}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"{RANKS}{RAVEN},raven\n{WOLF},wolf\n{WOLF},jackal\n", None),
+        # From special to general, and without a column called `name`.
+        (
+            "Species,Genus,Family,Order,Class,Phylum,Kingdom\n"
+            + "".join(",".join([name, *reversed(path.split(","))]) + "\n"
+                      for name, path in (("raven", RAVEN), ("wolf", WOLF), ("jackal", WOLF))),
+            None,
+        ),
+        ("family,species\ndog,poodle\ndog,beagle\ncat,siamese\n", DOGS),
+        (",family,species\n0,dog,poodle\n1,dog,beagle\n2,cat,siamese\n", DOGS),
+        (",kind,what\n0,dog,poodle\n1,dog,beagle\n2,cat,siamese\n", DOGS),
+        ("Unnamed: 0,class,kind\n7,poodle,dog\n5,beagle,dog\n6,siamese,cat\n", DOGS),
+        ("index,coarse_label,fine_label\n0,dog,poodle\n1,dog,beagle\n2,cat,siamese\n", DOGS),
+        ("0,dog,poodle\n1,dog,beagle\n2,cat,siamese\n", DOGS),
+        (",parent,child\n0,dog,poodle\n1,dog,beagle\n2,cat,siamese\n", DOGS),
+        # One rank alone: `class` is the class.
+        ("class,order\npoodle,dog\nbeagle,dog\nsiamese,cat\n", DOGS),
+        # The last column holds the classes, even if they are numbers.
+        ("dog,1\ndog,2\ncat,3\n", {"dog": {"1": None, "2": None}, "cat": {"3": None}}),
+    ],
+)  # fmt: skip
+def test_headers(write: Write, text: str, expected: Nested | None) -> None:
+    birds: Nested = {"Passeriformes": {"Corvidae": {"Corvus": {"raven": None}}}}
+    beasts: Nested = {"Carnivora": {"Canidae": {"Canis": {"wolf": None, "jackal": None}}}}
+    life: Nested = {"Chordata": {"Aves": birds, "Mammalia": beasts}}
+    assert shape(grown(write("t.csv", text))) == (expected or life)
+
+
+def test_a_doubtful_header_is_asked_for(write: Write) -> None:
+    file = write("t.csv", "Art,Rasse\ndog,poodle\ndog,beagle\ncat,siamese\n")
+    assert "t.csv:1: 'Art, Rasse' may be a header" in faults(file)
+    assert shape(grow([], replace(options(file), has_header=True)).roots[0]) == DOGS
+    assert shape(grow([], replace(options(file), has_header=False)).roots[0]) == {"Art": {"Rasse": None}, **DOGS}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    text=st.one_of(
+        st.text(max_size=200),
+        st.text(alphabet=st.sampled_from(',;\t"\n\r#class01 é\x00'), max_size=80),
+        st.builds(
+            lambda form, at, cut, put: form[:at] + put + form[at + cut :],
+            st.sampled_from([TABLE, f"{RANKS}{RAVEN},raven\n{WOLF},wolf\n", ",family,species\n0,dog,poodle\n1,cat,x\n"]),
+            st.integers(0, 150), st.integers(0, 20), st.text(max_size=5),
+        ),
+    ),
+    has_header=st.sampled_from([None, True, False]),
+)  # fmt: skip
+def test_any_table_gives_a_tree_or_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, text: str, has_header: bool | None
+) -> None:
+    file = tmp_path_factory.mktemp("fuzz") / "t.csv"
+    file.write_bytes(text.encode(errors="replace"))
+    try:
+        made = grow([], replace(options(file), has_header=has_header))
+    except UsageError:
+        return
+    assert list(made.roots[0].leaves())
 
 
 def test_superclasses_of_one_name_stay_apart(write: Write) -> None:
@@ -463,7 +535,7 @@ def test_hostile_files_end_soon(
     # Types are checked in tests, and a million of them take their time.
     for bound in ("formats.MAX_NODES", "formats.MAX_CELLS"):
         monkeypatch.setattr(f"hrzs.sources.{bound}", 20_000)
-    monkeypatch.setattr("hrzs.hierarchy.safe_yaml.MAX_NODES", 20_000)
+    monkeypatch.setattr("hrzs.safe_yaml.MAX_NODES", 20_000)
     file = write(name, content)
     start = time.process_time()
     with pytest.raises(UsageError) as caught:
@@ -483,8 +555,8 @@ def test_too_large(tmp_path: Path, name: str) -> None:
 
 def test_deepest_tree_survives(write: Write) -> None:
     path = [f"s{i}" for i in range(MAX_DEPTH - 1)]
-    file = write("t.csv", ",".join([*path, "a"]) + "\nb,c\n")
-    assert len(list(grown(file).walk())) == MAX_DEPTH + 3
+    file = write("t.csv", ",".join([*path, "a"]) + "\ns0,c\n")
+    assert len(list(grown(file).walk())) == MAX_DEPTH + 1
 
 
 # -- round trips ---------------------------------------------------------------------------------------------------

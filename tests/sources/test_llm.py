@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import re
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -514,6 +516,52 @@ def test_time_out_is_tried_again(served: Served, options: SourceOptions, monkeyp
     llm.grow(CLASSES, options)
     assert len(served.waits) == 1
     assert len(served.requests) == 3
+
+
+def drip(start: bytes, part: bytes) -> Play:
+    """A server that never ends its headers, its preliminary answers or its text."""
+
+    def play(handler: Handler, _: object) -> None:
+        handler.close_connection = True
+        with suppress(OSError):
+            handler.wfile.write(start)
+            while not RELEASED.wait(0.01):
+                handler.wfile.write(part)
+
+    return play
+
+
+RELEASED = threading.Event()
+
+
+@pytest.mark.parametrize(
+    "play",
+    [
+        drip(b"HTTP/1.1 200 OK\r\n", b"X-More: 1\r\n"),
+        drip(b"HTTP/1.1 200 OK\r\nX-Long: ", b"x"),
+        drip(b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
+        drip(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{", b" "),
+    ],
+    ids=["headers", "header", "preliminary", "text"],
+)
+def test_an_answer_without_end(
+    play: Play, served: Served, options: SourceOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RELEASED.clear()
+    monkeypatch.setattr(llm, "DEADLINE", 1.0)
+    served.script = [play] * (1 + llm.RETRIES)
+    start = time.monotonic()
+    with pytest.raises(HrzsError, match=r"--endpoint http.*: no whole answer in 1 s"):
+        llm.grow(CLASSES, options)
+    RELEASED.set()
+    assert time.monotonic() - start < 5
+
+
+def test_an_answer_without_measure(served: Served, options: SourceOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm, "MAX_BYTES", 2**20)
+    served.script = [raw(gzip.compress(b" " * 2**24), Content_Encoding="gzip")] * (1 + llm.RETRIES)
+    with pytest.raises(HrzsError, match=r"--endpoint http.*: the answer is larger than 1 MB"):
+        llm.grow(CLASSES, options)
 
 
 def test_waits_as_long_as_the_server_asks(served: Served, options: SourceOptions) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hrzs.errors import UsageError
-from hrzs.hierarchy.safe_yaml import MAX_BYTES, BadYamlError, List, Map, Scalar, Yaml, parse, read_source
+from hrzs.safe_yaml import MAX_BYTES, BadYamlError, List, Map, Scalar, Yaml, parse, read_source
 
 SECONDS = 5
 BYTES = 500_000_000
