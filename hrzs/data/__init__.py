@@ -13,7 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from hrzs.classes.folders import warn_left_out
 from hrzs.data.base import Batch, Dataset, Sample, digest, held_out, loader, pick, resize_to, subset, suggest
+from hrzs.data.folder import Unlabelled
 from hrzs.data.named import NAMED, Splits, open_named
 from hrzs.data.shapes import SPLITS as SHAPES_SPLITS
 from hrzs.data.shapes import Shapes
@@ -83,14 +85,18 @@ def open_dataset(
     """
     splits = _splits(spec, root)
     if split is None:
-        split = "train" if purpose == "train" else next((s for s in ("test", "val", None) if s in splits), "train")
+        labelled = [s for s in ("test", "val", None) if not isinstance(splits.get(s, Unlabelled("")), Unlabelled)]
+        split = "train" if purpose == "train" else next((s for s in (*labelled, "val", "test") if s in splits), "train")
     undivided = None if "val" in splits else splits.get("train") or splits.get(None)
     if undivided and split in ("train", "val"):
-        return held_out(undivided(), "train" if split == "train" else "val")
-    if split not in splits:
+        data = held_out(undivided(), "train" if split == "train" else "val")
+    elif split in splits:
+        data = splits[split]()
+    else:
         there = {s for s in splits if s} | ({"train", "val"} if undivided else set())
         raise UsageError(f"--split {split}: {spec} has no such split, it has {', '.join(sorted(there))}.")
-    return splits[split]()
+    warn_left_out(spec, data.left_out)
+    return data
 
 
 def _splits(spec: str, root: Path | None) -> Splits:

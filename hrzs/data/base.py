@@ -17,7 +17,16 @@ from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor
 
+from hrzs.classes.folders import LeftOut
 from hrzs.errors import HrzsError, UsageError
+
+
+class ImageError(HrzsError):
+    """An image cannot be read or decoded, or whoever reads images is gone; what was done before can be kept."""
+
+
+#: What to do about one.
+REMEDY = "Replace it with an intact copy and run again, with --resume; or leave such images out: --bad-images skip."
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,8 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
         native_size: side in pixels of the square images; None if sizes differ, and `resize_to` must come first.
         default_eps: the data's own default L∞ radius of attacks; None for the common default.
         like: the known dataset that has these class ids, if it has another name; its tree fits.
+        left_out: what of the source is no part of it, or is met twice.
+        unreadable: ids of images that were left out since they cannot be decoded.
     """
 
     name: str
@@ -59,13 +70,15 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
     native_size: int | None
     default_eps: Fraction | None = None
     like: str | None = None
+    left_out: LeftOut = LeftOut()
+    unreadable: tuple[str, ...] = ()
 
     @abstractmethod
     def picture(self, index: int) -> Image.Image:
         """The RGB image at ``index``.
 
         Raises:
-            HrzsError: it cannot be decoded; the message names the image.
+            ImageError: it cannot be decoded; the message names the image.
         """
 
     def __len__(self) -> int:
@@ -92,6 +105,7 @@ class _View(Dataset):
         self.native_size = parent.native_size
         self.default_eps = parent.default_eps
         self.like = parent.like
+        self.left_out, self.unreadable = parent.left_out, parent.unreadable
 
     def picture(self, index: int) -> Image.Image:
         return self.parent.picture(self.indices[index])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hrzs.classes.specs import SPLIT_FOLDERS, ClassSpec, class_folders, dataset_classes, read_class_list
+from hrzs.classes.folders import Folder, class_folders, shards_in
+from hrzs.classes.specs import ClassSpec, dataset_classes, read_class_list, split_of
 from hrzs.errors import UsageError
 
 
@@ -15,12 +16,12 @@ def read_classes(spec: str, data_root: Path | None = None) -> tuple[list[ClassSp
         UsageError: there is no such dataset, folder or file, or the file is no text.
     """
     path = Path(spec)
-    if path.is_dir():
+    if path.is_dir() and not shards_in(folder := Folder(path))[0]:
         label = path.resolve().name
-        if label in SPLIT_FOLDERS:
+        if split_of(label):
             label = f"{path.resolve().parent.name}/{label}"
-        return [ClassSpec(name) for name in class_folders(path)], label
-    if path.exists() and path.suffix != ".tar":
+        return [ClassSpec(name) for name in class_folders(folder)], label
+    if path.exists() and not path.is_dir() and path.suffix != ".tar":
         return read_class_list(path), path.name
     if "," in spec and not path.exists():
         names = [name.strip() for name in spec.split(",")]

@@ -440,5 +440,5 @@ def test_a_folder_that_is_no_class_is_refused(make_folder: Maker, name: str, fol
 
 def test_imagenet_val_not_sorted_into_classes_is_refused(make_folder: Maker) -> None:
     root = make_folder(["imagenet/train/n01440764/1.png", "imagenet/val/ILSVRC2012_val_00000001.JPEG"])
-    with pytest.raises(UsageError, match=r"val/ has images but no folder per class, unlike train/.*sorted into val"):
+    with pytest.raises(UsageError, match=r"val/ has images but no folder per class.*sorted into val"):
         open_dataset("imagenet", root=root)

@@ -58,7 +58,8 @@ def test_folder_has_the_classes_of_the_data(tmp_path: Path, layout: str) -> None
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no subfolders"):
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(UsageError, match=f"--classes {tmp_path}: no images"):
         specs(tmp_path)
 
 
@@ -66,6 +67,7 @@ def test_label_of_a_split_folder_says_of_what(tmp_path: Path) -> None:
     folder = tmp_path / "animals" / "val"
     for class_id in ("n02084071", "n02119789"):
         (folder / class_id).mkdir(parents=True)
+        (folder / class_id / "1.png").touch()
     assert read_classes(str(folder))[1] == "animals/val"
 
 
