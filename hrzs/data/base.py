@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import signal
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.utils.data
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -87,9 +90,12 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} images, there is no number {index}")
-        pixels = torch.from_numpy(np.array(self.picture(index)))
-        image = pixels.permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
+        (image,) = _as_images(np.asarray(self.picture(index))[None])
         return Sample(image, self.labels[index], self.ids[index])
+
+
+def _as_images(pixels: UInt8[np.ndarray, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).to(torch.float32).div_(255)
 
 
 class _View(Dataset):
@@ -243,37 +249,76 @@ def resize_to(dataset: Dataset, size: int, interpolation: Literal["bicubic", "bi
     return _Resized(dataset, size, INTERPOLATIONS[interpolation])
 
 
-class _Fetch(torch.utils.data.Dataset[Sample | HrzsError]):
+class _Read(NamedTuple):
+    """Images as a worker sends them: not as tensors, for these go through shared memory, which Docker has little of."""
+
+    pixels: UInt8[np.ndarray, "B H W 3"]
+    labels: list[int]
+    ids: tuple[str, ...]
+
+
+class _Fetch(torch.utils.data.Dataset["_Read | HrzsError"]):
     """Returns errors of worker processes as values: raised in a worker, their messages would come back mangled."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, index: int) -> Sample | HrzsError:
+    def __getitem__(self, index: int) -> _Read | HrzsError:
+        data = self.dataset
         try:
-            return self.dataset[index]
+            return _Read(np.asarray(data.picture(index))[None], [data.labels[index]], (data.ids[index],))
         except HrzsError as error:
             return error
 
 
-def _collate(samples: list[Sample | HrzsError]) -> Batch | HrzsError:
-    good: list[Sample] = []
-    for sample in samples:
-        if isinstance(sample, HrzsError):
-            return sample
-        good.append(sample)
-    for sample in good:
-        if sample.image.shape != good[0].image.shape:
-            (_, h, w), (_, h0, w0) = sample.image.shape, good[0].image.shape
+def _collate(found: list[_Read | HrzsError]) -> _Read | HrzsError:
+    good: list[_Read] = []
+    for each in found:
+        if isinstance(each, HrzsError):
+            return each
+        good.append(each)
+    for each in good:
+        if each.pixels.shape != good[0].pixels.shape:
+            (_, h, w, _), (_, h0, w0, _) = each.pixels.shape, good[0].pixels.shape
             return HrzsError(
-                f"Image {sample.id} is {w}×{h} where {good[0].id} is {w0}×{h0}: "
+                f"Image {each.ids[0]} is {w}×{h} where {good[0].ids[0]} is {w0}×{h0}: "
                 "images of different sizes have to be resized first."
             )
-    return Batch(
-        torch.stack([s.image for s in good]),
-        torch.tensor([s.label for s in good], dtype=torch.int64),
-        tuple(s.id for s in good),
-    )
+    pixels = np.concatenate([each.pixels for each in good])
+    return _Read(pixels, [each.labels[0] for each in good], tuple(each.ids[0] for each in good))
+
+
+class _Watch:
+    """Says when a worker has died. torch would raise wherever the program then is, in the middle of a training step."""
+
+    raise_if_dead: Any = None
+    awaiting = False
+
+    @classmethod
+    def start(cls) -> None:
+        """Take the place of the handler that torch has set with its first workers."""
+        is_main = threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") and is_main else None
+        if callable(handler) and handler != cls._on_child:
+            cls.raise_if_dead = handler
+            signal.signal(signal.SIGCHLD, cls._on_child)
+
+    @classmethod
+    def _on_child(cls, signum: int, frame: Any) -> None:
+        if cls.awaiting:
+            cls.raise_if_dead(signum, frame)
+
+    @classmethod
+    @contextmanager
+    def over(cls) -> Iterator[None]:
+        """Inside, the death of a worker is an error, also one that died before."""
+        cls.awaiting = True
+        try:
+            if cls.raise_if_dead is not None:
+                cls.raise_if_dead(0, None)
+            yield
+        finally:
+            cls.awaiting = False
 
 
 def loader(dataset: Dataset, batch_size: int, workers: int = 0, order: Sequence[int] | None = None) -> Iterator[Batch]:
@@ -282,7 +327,8 @@ def loader(dataset: Dataset, batch_size: int, workers: int = 0, order: Sequence[
     The batches do not depend on ``workers``, the number of processes that read ahead (0: read in this process).
 
     Raises:
-        HrzsError: an image cannot be decoded, or differs in size from others of its batch; the message names it.
+        ImageError: an image cannot be decoded (the message names it), or a process that reads ahead has died.
+        HrzsError: an image differs in size from others of its batch; the message names it.
     """
     batches = torch.utils.data.DataLoader(
         _Fetch(dataset),
@@ -293,7 +339,30 @@ def loader(dataset: Dataset, batch_size: int, workers: int = 0, order: Sequence[
         # Without its own generator the loader would draw from the global one, and reading data would change training.
         generator=torch.Generator(),
     )
-    for batch in batches:
-        if isinstance(batch, HrzsError):
-            raise batch
-        yield batch
+    found: _Read | HrzsError | None
+    if not workers:
+        for found in batches:
+            yield _batch(found)
+        return
+    try:
+        reader = iter(batches)
+        _Watch.start()
+        while True:
+            with _Watch.over():
+                found = next(reader, None)
+            if found is None:
+                return
+            yield _batch(found)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise ImageError(
+            f"--workers {workers}: a process that reads images cannot go on ({str(error).strip()}). The memory, or "
+            "/dev/shm, may be too small. Run again, with --resume, and with fewer --workers or --workers 0."
+        ) from error
+
+
+def _batch(found: _Read | HrzsError) -> Batch:
+    if isinstance(found, HrzsError):
+        raise found
+    return Batch(_as_images(found.pixels), torch.tensor(found.labels, dtype=torch.int64), found.ids)

@@ -1,5 +1,10 @@
+import multiprocessing
+import os
+import signal
+import time
 from collections import Counter
 from collections.abc import Sequence
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -9,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hrzs.data import Dataset, digest, held_out, loader, pick, resize_to, subset
+from hrzs.data.base import ImageError, _collate, _Fetch
 from hrzs.errors import HrzsError, UsageError
 
 
@@ -188,3 +194,29 @@ def test_loader_names_the_broken_image(workers: int) -> None:
 def test_loader_names_images_that_differ_in_size() -> None:
     with pytest.raises(HrzsError, match=r"c0/1\.png is 6×7 where c0/0\.png is 6×6"):
         list(loader(Plain([4], sizes=[(6, 6), (6, 7)]), 2))
+
+
+@pytest.mark.parametrize("ahead", [0.0, 0.5])
+def test_a_worker_that_is_killed_is_noticed(ahead: float) -> None:
+    """While a batch is awaited, or before; what the program does in between is not broken off."""
+    batches = loader(Plain([40_000], sizes=[(64, 64)]), 64, 2)
+    next(batches)
+    os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+    time.sleep(ahead)
+    with pytest.raises(ImageError, match=r"--workers 2: a process that reads images cannot go on .*--workers 0"):
+        list(batches)
+
+
+def test_workers_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", refuse)
+    with pytest.raises(ImageError, match=r"--workers 2: .* \(\[Errno 28\] No space left on device\)"):
+        list(loader(Plain([4]), 2, 2))
+
+
+def test_workers_send_the_pixels_themselves() -> None:
+    """A tensor would be sent as the name of a piece of shared memory, of which Docker has 64 MB."""
+    sent = _collate([_Fetch(Plain([8], sizes=[(64, 64)]))[i] for i in range(8)])
+    assert len(ForkingPickler.dumps(sent)) > 8 * 64 * 64 * 3
