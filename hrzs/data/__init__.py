@@ -14,7 +14,20 @@ from pathlib import Path
 from typing import Literal
 
 from hrzs.classes.folders import warn_left_out
-from hrzs.data.base import Batch, Dataset, Sample, digest, held_out, loader, pick, resize_to, subset, suggest
+from hrzs.data.base import (
+    Batch,
+    Dataset,
+    ImageError,
+    Sample,
+    decodable,
+    digest,
+    held_out,
+    loader,
+    pick,
+    resize_to,
+    subset,
+    suggest,
+)
 from hrzs.data.folder import Unlabelled
 from hrzs.data.named import NAMED, Splits, open_named
 from hrzs.data.shapes import SPLITS as SHAPES_SPLITS
@@ -27,7 +40,9 @@ __all__ = [
     "Batch",
     "Dataset",
     "Entry",
+    "ImageError",
     "Sample",
+    "decodable",
     "describe_datasets",
     "digest",
     "held_out",

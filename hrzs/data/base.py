@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
 import signal
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,6 +26,8 @@ from torch import Tensor
 from hrzs.classes.folders import LeftOut
 from hrzs.errors import HrzsError, UsageError
 
+logger = logging.getLogger(__name__)
+
 
 class ImageError(HrzsError):
     """An image cannot be read or decoded, or whoever reads images is gone; what was done before can be kept."""
@@ -30,6 +35,10 @@ class ImageError(HrzsError):
 
 #: What to do about one.
 REMEDY = "Replace it with an intact copy and run again, with --resume; or leave such images out: --bad-images skip."
+
+
+#: The largest share of images that can be skipped.
+MOST_BAD = 0.1
 
 
 @dataclass(frozen=True)
@@ -187,6 +196,49 @@ def _positions(dataset: Dataset, classes: Sequence[str]) -> list[int]:
         twice = next(name for name in classes if list(classes).count(name) > 1)
         raise UsageError(f"Class {twice!r} is named twice: name each class once.")
     return [position[name] for name in classes]
+
+
+def decodable(dataset: Dataset, bad_images: str) -> Dataset:
+    """``dataset`` without the images that cannot be decoded, after a look at every one, on all cores.
+
+    Args:
+        bad_images: ``stop`` refuses them all at once, ``skip`` leaves them out if they are few (`MOST_BAD`).
+
+    Raises:
+        UsageError: there are some, with ``stop``, or too many; the message names the first and says what is wrong.
+    """
+
+    def fault_of(index: int) -> str | None:
+        try:
+            dataset.picture(index)
+        except ImageError as error:
+            return str(error).removesuffix(f" {REMEDY}")
+        return None
+
+    faults: dict[int, str] = {}
+    began = time.monotonic()
+    logger.info("%s (%s): looking at all of the %d images", dataset.name, dataset.split, len(dataset))
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(dataset), 1024):
+            some = range(start, min(start + 1024, len(dataset)))
+            faults |= {i: fault for i, fault in zip(some, pool.map(fault_of, some), strict=True) if fault}
+            if time.monotonic() - began > 30:
+                began = time.monotonic()
+                logger.info("%d of %d images looked at", some.stop, len(dataset))
+    if not faults:
+        return dataset
+    shown = " ".join([*faults.values()][:3]) + (" …" if len(faults) > 3 else "")
+    counted = f"{dataset.name} ({dataset.split}): {len(faults)} of {len(dataset)} images cannot be decoded"
+    if bad_images == "stop":
+        raise UsageError(f"--check-images: {counted}. {shown} {REMEDY}")
+    if len(faults) > MOST_BAD * len(dataset):
+        raise UsageError(
+            f"--bad-images skip: {counted}, more than {MOST_BAD:.0%}. Replace them with intact copies. {shown}"
+        )
+    logger.warning("%s, and are left out. %s", counted, shown)
+    view = _View(dataset, [i for i in range(len(dataset)) if i not in faults])
+    view.unreadable = tuple(dataset.ids[i] for i in faults)
+    return view
 
 
 def held_out(dataset: Dataset, part: Literal["train", "val"]) -> Dataset:
