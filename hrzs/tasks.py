@@ -124,7 +124,8 @@ def open_validation(
     """
     if split == task.data.split:
         raise UsageError(f"--val-split {split}: is what is trained on; --validate-every 0 trains without a look at it")
-    data = subset(open_dataset(spec, split, root=root, purpose="train"), limit=limit, classes=task.data.classes)
+    whole = open_dataset(spec, split, root=root, purpose="train", known=task.data.left_out)
+    data = subset(whole, limit=limit, classes=task.data.classes)
     try:
         data = _looked_at(data, task.options)
     except UsageError as error:  # which here is no reason to train without a look at it

@@ -226,6 +226,12 @@ def test_images_are_looked_at_beforehand(model: ClipModel, damaged: Path, limit:
         open_task(str(damaged), model, options, purpose="eval")
 
 
+def test_what_is_left_out_is_said_once(model: ClipModel, damaged: Path, caplog: pytest.LogCaptureFixture) -> None:
+    task = open_task(str(damaged), model, DataOptions(tree=str(PUBLISHED)), purpose="train")
+    open_validation(str(damaged), task, model, limit=2)
+    assert caplog.text.count("image without a class folder: 1 (logo.png)") == 1
+
+
 def test_validation_images_are_looked_at_too(model: ClipModel, damaged: Path) -> None:
     for split in ("train", "val"):
         for name in ("circle", "star"):

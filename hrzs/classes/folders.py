@@ -93,6 +93,7 @@ class Source:
     """
 
     def __init__(self, path: Path) -> None:
+        check_name(path, str(path))
         self.path = path
         self.left_out = LeftOut()
         self.folders: set[str] = set()
@@ -180,7 +181,7 @@ def is_hidden(path: str) -> bool:
     return "/." in f"/{path}" or "__MACOSX/" in path
 
 
-def check_name(source: Source, member: str) -> None:
+def check_name(source: Path, member: str) -> None:
     """
     Raises:
         UsageError: the name is not UTF-8; in no report, digest or prompt could it stand.
@@ -189,7 +190,7 @@ def check_name(source: Source, member: str) -> None:
         member.encode()
     except UnicodeEncodeError:
         raise UsageError(
-            f"--data {source.path}: the name {member!a} is not UTF-8. Rename it, such as with "
+            f"--data {source}: the name {member!a} is not UTF-8. Rename it, such as with "
             "`convmv -f latin1 -t utf8 -r --notest`."
         ) from None
 
@@ -220,7 +221,7 @@ def layout(source: Source) -> Layout:
     paths, others = [], Counter[str]()
     for member in members:
         if is_image(member) and not is_hidden(member):
-            check_name(source, member)
+            check_name(source.path, member)
             paths.append(tuple(member.split("/")))
         elif is_image(member):
             left.add(HIDDEN, member)
@@ -235,7 +236,8 @@ def layout(source: Source) -> Layout:
         inner = [p[1:] for p in inner if len(p) >= 3]
     depth, tops = len(wrapper), {p[0] for p in inner}
     if not tops:
-        raise UsageError(f"--data {source.path}: {_what_else(len(paths), others)}. {LAYOUT} {ENDINGS}")
+        beside = f" Left out: {left}." if left.counts else ""
+        raise UsageError(f"--data {source.path}: {_what_else(len(paths), others)}.{beside} {LAYOUT} {ENDINGS}")
     splits = {p[0]: split for p in inner if len(p) >= 3 and (split := split_of(p[0]))}
     flat = {top: split for top in tops - splits.keys() if (split := split_of(top))}
     if not splits and flat.keys() != tops:
@@ -261,6 +263,13 @@ def layout(source: Source) -> Layout:
             left.add("image outside of the split folders", path)
         else:
             found[None][where[0]].append(Member(path, "/".join(where)))
+    images = (
+        {m.path.rpartition("/")[2].partition(".")[0] for members in found["val"].values() for m in members}
+        if labels
+        else set()
+    )
+    for row in sorted(labels.keys() - images):
+        left.add(f"row of {KAGGLE} without an image", row)
     if not found:
         raise UsageError(f"--data {source.path}: {min(unlabelled.values())}. {LAYOUT}")
     with_images = {"/".join(p[:i]) for p in {p[:-1] for p in paths} for i in range(1, len(p) + 1)}

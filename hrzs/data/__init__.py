@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from hrzs.classes.folders import warn_left_out
+from hrzs.classes.folders import LeftOut, warn_left_out
 from hrzs.data.base import (
     Batch,
     Dataset,
@@ -84,7 +84,12 @@ def describe_datasets() -> list[tuple[str, str]]:
 
 
 def open_dataset(
-    spec: str, split: str | None = None, *, root: Path | None = None, purpose: Literal["train", "eval"] = "eval"
+    spec: str,
+    split: str | None = None,
+    *,
+    root: Path | None = None,
+    purpose: Literal["train", "eval"] = "eval",
+    known: LeftOut | None = None,
 ) -> Dataset:
     """The dataset that one ``--data`` value stands for.
 
@@ -94,6 +99,7 @@ def open_dataset(
             the whole of undivided data, and ``train`` that there is. Without a ``val`` split, a fixed tenth of
             ``train`` (or of undivided data) is held out as ``val`` (`held_out`).
         root: where named datasets lie (default: ``$HRZS_DATA``).
+        known: what is left out, if it was said already; otherwise a warning says it.
 
     Raises:
         UsageError: an unknown name, a missing or empty folder, or a missing split; the message has the remedy.
@@ -110,7 +116,8 @@ def open_dataset(
     else:
         there = {s for s in splits if s} | ({"train", "val"} if undivided else set())
         raise UsageError(f"--split {split}: {spec} has no such split, it has {', '.join(sorted(there))}.")
-    warn_left_out(spec, data.left_out)
+    if known is None or known.counts != data.left_out.counts:
+        warn_left_out(spec, data.left_out)
     return data
 
 

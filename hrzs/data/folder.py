@@ -252,6 +252,11 @@ def open_images(source: Source, name: str, *, is_named: bool = False, left_out: 
         present = {c for (c,) in class_of.values()}
         classes = [c for c in listed.ids if c in present]
         names = dict(zip(listed.ids, listed.names, strict=True))
+        met: set[str] = set()
+        for folder, (c,) in class_of.items():
+            if c in met:
+                found.left_out.add("class met twice, in folders of different names (both are read)", folder)
+            met.add(c)
         if by_name := [(folder, c) for folder, (c,) in class_of.items() if folder != c]:
             folder, c = by_name[0]
             more = f" and {len(by_name) - 1} more" if len(by_name) > 1 else ""

@@ -212,7 +212,7 @@ def _labelled(source: Shards, left: LeftOut) -> list[tuple[str, str]]:
             if {"cls", "json"} & files.keys():
                 left.add("label without an image that is read", next(iter(files.values())))
             continue
-        check_name(source, images[0])
+        check_name(source.path, images[0])
         label = _label(source, files)
         if label is None:
             raise UsageError(

@@ -150,6 +150,20 @@ def test_a_name_that_is_not_utf8_is_named(make: Maker) -> None:
             layout(source)
 
 
+def test_the_folder_itself_may_have_no_such_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"caf\\udce9' is not UTF-8"):
+        Folder(tmp_path / os.fsdecode(b"caf\xe9"))
+
+
+def test_where_nothing_is_read_it_is_said_what_is_there(make: Maker) -> None:
+    root = make("dog/1.heic", "dog/.2.png")
+    os.mkfifo(root / "dog/x.jpg")
+    with pytest.raises(
+        UsageError, match=r"no images, but 1 \.heic files\. Left out: .*no regular file: 1 \(dog/x\.jpg\)"
+    ):
+        layout(Folder(root))
+
+
 def test_a_folder_that_cannot_be_read_is_named(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     root, scan = make("cat/1.png", "dog/1.png"), os.scandir
 
@@ -173,7 +187,7 @@ KAGGLE = (
     "val/v_3.JPEG",
     "test/t_1.JPEG",
 )
-SOLUTION = "ImageId,PredictionString\nv_1,n01443537 85 1 499 272 \nv_2,n01440764 1 2 3 4 n01440764 5 6 7 8\n"
+SOLUTION = "ImageId,PredictionString\nv_0,n01443537 1 2 3 4\nv_1,n01443537 85 1 499 272 \nv_2,n01440764 1 2 3 4 n01440764 5 6 7 8\n"
 
 
 @pytest.mark.parametrize("place", [".", "ILSVRC/Data/CLS-LOC"])
@@ -183,7 +197,10 @@ def test_kaggles_imagenet(make: Maker, place: str) -> None:
     found = layout(Folder(root / place))
     assert sorted(ids(Folder(root / place), "val")) == ["n01440764/v_2.JPEG", "n01443537/v_1.JPEG"]
     assert ids(Folder(root / place), "train") == ["n01440764/1.JPEG", "n01443537/2.JPEG"]
-    assert found.left_out.counts == {"image without a class folder": 2}
+    assert found.left_out.counts == {
+        "image without a class folder": 2,
+        "row of LOC_val_solution.csv without an image": 1,
+    }
     assert found.unlabelled.keys() == {"test"}
 
 

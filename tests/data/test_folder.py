@@ -95,6 +95,14 @@ def test_every_image_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert open_dataset(str(tmp_path))[0].image.shape == (3, 8, 8)
 
 
+def test_a_class_met_twice_is_counted(make_folder: Maker) -> None:
+    data = open_dataset(
+        "imagenet", root=make_folder(["imagenet/n01440764/1.png", "imagenet/tench/2.png", "imagenet/n01443537/1.png"])
+    )
+    assert (data.classes, data.labels) == (("n01440764", "n01443537"), [0, 0, 1])
+    assert data.left_out.counts == {"class met twice, in folders of different names (both are read)": 1}
+
+
 @pytest.mark.parametrize("form", ["png", "tif", "pgm"])
 def test_of_16_bits_the_upper_8_count(tmp_path: Path, form: str) -> None:
     grey = np.array([[0, 255, 256], [30_000, 65_279, 65_535]], dtype=np.uint16)

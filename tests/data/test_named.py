@@ -5,6 +5,7 @@ import json
 import logging
 import pickle
 import shutil
+import subprocess
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from hrzs.classes.specs import dataset_classes
 from hrzs.data import open_dataset
@@ -372,6 +373,18 @@ def test_pcam_labels_open_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(datasets.PCAM, "__getitem__", lambda *_: pytest.fail("an image was decoded"))
     assert open_dataset("pcam", root=tmp_path).labels == [0, 1]
+
+
+def test_no_other_program_decodes_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision opens whatever Pillow can, and Pillow gives EPS to Ghostscript."""
+    dtd(tmp_path, ids("dtd"))
+    data = open_dataset("dtd", root=tmp_path)
+    file = tmp_path / "dtd/dtd/images/banded/banded_0001.jpg"
+    file.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(HrzsError, match="dtd/test/000000 cannot be decoded"):
+        data[0]
 
 
 def test_a_broken_image_is_named(tmp_path: Path) -> None:
