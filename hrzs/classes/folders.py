@@ -263,12 +263,8 @@ def layout(source: Source) -> Layout:
             left.add("image outside of the split folders", path)
         else:
             found[None][where[0]].append(Member(path, "/".join(where)))
-    images = (
-        {m.path.rpartition("/")[2].partition(".")[0] for members in found["val"].values() for m in members}
-        if labels
-        else set()
-    )
-    for row in sorted(labels.keys() - images):
+    in_val = [m.path.rpartition("/")[2] for members in found.get("val", {}).values() for m in members]
+    for row in sorted(labels.keys() - {name.partition(".")[0] for name in in_val}):
         left.add(f"row of {KAGGLE} without an image", row)
     if not found:
         raise UsageError(f"--data {source.path}: {min(unlabelled.values())}. {LAYOUT}")

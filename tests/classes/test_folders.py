@@ -211,6 +211,13 @@ def test_kaggles_imagenet_without_the_labels(make: Maker) -> None:
     assert "no LOC_val_solution.csv" in found.unlabelled["val"]
 
 
+def test_labels_of_other_images_are_no_images(make: Maker) -> None:
+    root = make("val/other.JPEG")
+    (root / "LOC_val_solution.csv").write_text(SOLUTION)
+    with pytest.raises(UsageError, match=r"val/ has images but no folder per class"):
+        layout(Folder(root))
+
+
 # -- shards -------------------------------------------------------------------------------------------------------
 
 
