@@ -37,6 +37,8 @@ class DataOptions:
     resize: str = option("auto", "in-graph (ε in native pixels), before, or auto: in-graph for small images.", choices=RESIZE)
     # `Any`, for the sake of `hrzs --help`: importing `Tree` takes as long as all the rest of it.
     tree: Any = option(None, "Tree file, FILE#2 is its second tree; or a dataset's name: its published tree.")
+    bad_images: str = option("stop", "An image that cannot be decoded stops the work (what is done is kept), or such images are looked for beforehand and left out.", choices=("stop", "skip"))
+    check_images: bool = option(False, "Decode every image beforehand, and refuse all that cannot be decoded at once.")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -54,8 +56,9 @@ class DataOptions:
         """
         values = {name: value for name, value in given.items() if value is not None}
         if "data" in values:
-            whole = isinstance(values["data"], str) and exists(values["data"])  # a comma may be part of a name
-            values["data"] = (values["data"],) if whole else tuple(dict.fromkeys(map(str, listed(values["data"]))))
+            given_data = values["data"]
+            names = _names_in(given_data) if isinstance(given_data, str) else map(str, listed(given_data))
+            values["data"] = tuple(dict.fromkeys(names))
         if not all(name.strip() for name in values.get("data", ("shapes",))):
             raise UsageError(f"--data {given['data']!r}: a name is missing")
         if "data_root" in values:
@@ -89,6 +92,17 @@ class DataOptions:
         """As ``--config`` reads it back; a tree in memory has no name that could be."""
         plain = {f.name.replace("_", "-"): _plain(getattr(self, f.name)) for f in fields(self)}
         return plain | {"data": ",".join(self.specs)}
+
+
+def _names_in(text: str) -> list[str]:
+    """The names between the commas; a path that exists is one name, even with commas in it."""
+    parts, names = text.split(","), list[str]()
+    while parts:
+        ends = range(len(parts), 1, -1)
+        end = next((n for n in ends if exists(",".join(parts[:n]).strip())), 1)
+        names.append(",".join(parts[:end]).strip())
+        parts = parts[end:]
+    return names
 
 
 def _class_ids(given: Any) -> tuple[str, ...]:

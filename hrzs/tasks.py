@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hrzs.data import Dataset, digest, open_dataset, pick, resize_to, subset
+from hrzs.data import Dataset, ImageError, decodable, digest, open_dataset, pick, resize_to, subset
 from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
 from hrzs.files import exists
@@ -31,6 +31,7 @@ class Task:
 
     ``more_trees`` are the others of a forest, over the same classes; only training reads them. ``namesakes`` are the
     nodes of ``tree`` that the model cannot tell from another one of their level, since it reads the same prompt.
+    ``options`` are those that it was opened with.
     """
 
     data: Dataset
@@ -39,9 +40,10 @@ class Task:
     resize: str
     more_trees: tuple[Tree, ...] = ()
     namesakes: tuple[Namesakes, ...] = ()
+    options: DataOptions = DEFAULTS
 
     def describe(self) -> dict[str, Any]:
-        """What a report says of the data and the tree; ``same_prompts`` only where there are namesakes."""
+        """What a report says of the data and the tree; the last of it only where there is something to say."""
         about = {
             "dataset": self.data.name,
             "split": self.data.split,
@@ -54,7 +56,12 @@ class Task:
             "tree_digest": self.tree.digest,
             "levels": [len(level) for level in self.tree.levels],
         }
-        return about | ({"same_prompts": [each.describe() for each in self.namesakes]} if self.namesakes else {})
+        more = {
+            "same_prompts": [each.describe() for each in self.namesakes],
+            "left_out": self.data.left_out.counts,
+            "unreadable": list(self.data.unreadable),
+        }
+        return about | {name: value for name, value in more.items() if value}
 
 
 def open_task(
@@ -84,8 +91,7 @@ def open_task(
     data = open_dataset(spec, options.split, root=options.data_root, purpose=purpose)
     if options.limit is not None or options.skip or options.classes is not None:
         data = subset(data, limit=options.limit, skip=options.skip, classes=options.classes)
-    if ids is not None:
-        data = pick(data, ids)
+    data = _looked_at(data, options) if ids is None else pick(data, ids)
     if options.resize == "in-graph" and data.native_size is None:
         raise UsageError(
             f"--resize in-graph: the images of {spec} differ in size; they are resized before (--resize before)"
@@ -105,7 +111,7 @@ def open_task(
     templates = resolve_template(template_for(template, data.name))
     same, *same_in_others = (same_tokens(t, templates, model.tokenize) for t in (fitted, *others))
     _warn_of_namesakes(spec, [*same, *(each for found in same_in_others for each in found)])
-    return Task(data, fitted, source, "in-graph" if in_graph else "before", others, tuple(same))
+    return Task(data, fitted, source, "in-graph" if in_graph else "before", others, tuple(same), options)
 
 
 def open_validation(
@@ -115,13 +121,24 @@ def open_validation(
 
     Raises:
         UsageError: the split is not there, lacks one of the classes, or is the one that is trained on.
+        ImageError: images cannot be decoded, where ``task`` was to look at its own, too.
     """
     if split == task.data.split:
         raise UsageError(f"--val-split {split}: is what is trained on; --validate-every 0 trains without a look at it")
-    data = subset(open_dataset(spec, split, root=root, purpose="train"), limit=limit, classes=task.data.classes)
+    whole = open_dataset(spec, split, root=root, purpose="train", known=task.data.left_out)
+    data = subset(whole, limit=limit, classes=task.data.classes)
+    try:
+        data = _looked_at(data, task.options)
+    except UsageError as error:  # which here is no reason to train without a look at it
+        raise ImageError(str(error)) from error
     if task.resize == "before" or data.native_size is None:
         return resize_to(data, model.image_size)
     return data
+
+
+def _looked_at(data: Dataset, options: DataOptions) -> Dataset:
+    """``data``, its images decoded beforehand if that is asked for."""
+    return decodable(data, options.bad_images) if options.check_images or options.bad_images == "skip" else data
 
 
 def _warn_of_namesakes(spec: str, found: Sequence[Namesakes]) -> None:

@@ -37,6 +37,21 @@ def test_a_folder_with_a_comma_in_its_name_is_one_dataset(tmp_path: Path) -> Non
     assert DataOptions.of({"data": str(folder)}).spec == str(folder)
 
 
+def test_a_path_that_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("cats, dogs", "a,b,c"):
+        Path(name).mkdir()
+    for given, expected in (
+        ("cats, dogs", ["cats, dogs"]),
+        ("shapes, cats, dogs,cifar10", ["shapes", "cats, dogs", "cifar10"]),
+        ("a,b,c,shapes", ["a,b,c", "shapes"]),
+        ("a,b", ["a", "b"]),
+    ):
+        options = DataOptions.of({"data": given})
+        assert list(options.specs) == expected
+        assert DataOptions.of({"data": options.as_config()["data"]}) == options
+
+
 def test_classes_are_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "classes.txt"
     file.write_text("n02119789\tkit fox\ncat\n")
@@ -50,6 +65,7 @@ def test_classes_are_read_from_a_file(tmp_path: Path) -> None:
         ({"classes": "cat"}, "--classes 'cat': at least two classes"),
         ({"classes": ["cat"]}, "at least two classes"),
         ({"resize": "later"}, "--resize 'later': one of auto, in-graph, before"),
+        ({"bad_images": "keep"}, "--bad-images 'keep': one of stop, skip"),
     ],
 )
 def test_refusals_name_the_option(given: dict[str, Any], message: str) -> None:
@@ -67,7 +83,7 @@ def test_several_datasets_are_refused_where_one_is_needed() -> None:
     "options",
     [
         DataOptions(),
-        DataOptions(("a", "b"), Path("root"), "val", ("x", "y"), 5, 2, "before", "t.yaml"),
+        DataOptions(("a", "b"), Path("root"), "val", ("x", "y"), 5, 2, "before", "t.yaml", "skip", True),
         DataOptions(tree=("t.yaml", "u.yaml")),
     ],
 )

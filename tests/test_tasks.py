@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from hrzs.data import open_dataset
+from hrzs.data import ImageError, open_dataset
 from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
 from hrzs.models.clip import ClipModel
+from hrzs.results.report import Data
 from hrzs.tasks import open_task, open_validation
 
 PUBLISHED = Path(__file__).parents[1] / "hierarchies" / "shapes.yaml"
@@ -184,3 +187,59 @@ def test_all_trees_that_train_are_looked_at(model: ClipModel, tmp_path: Path, ca
     task = open_task("shapes", model, DataOptions(tree=files, classes=SHAPES), purpose="train")
     assert [r.levelname for r in caplog.records if "the same prompt" in r.getMessage()] == ["WARNING"]
     assert task.namesakes == ()
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """40 images of two classes, one of them cut short, and one in a folder where no class is."""
+    from PIL import Image
+
+    for name in ("circle", "star"):
+        (tmp_path / name).mkdir()
+        for i in range(20):
+            Image.new("RGB", (40, 40)).save(tmp_path / name / f"{i:02d}.png")
+    (tmp_path / "star/07.png").write_bytes((tmp_path / "star/07.png").read_bytes()[:60])
+    Image.new("RGB", (40, 40)).save(tmp_path / "logo.png")
+    return tmp_path
+
+
+def test_skipped_images_are_part_of_the_plan_and_reported(model: ClipModel, damaged: Path) -> None:
+    stop, skip = (
+        open_task(str(damaged), model, DataOptions(tree=str(PUBLISHED), bad_images=what), purpose="eval").describe()
+        for what in ("stop", "skip")
+    )
+    assert (stop["n"], skip["n"]) == (40, 39)
+    assert stop["image_ids"] != skip["image_ids"]
+    assert "unreadable" not in stop
+    assert skip["unreadable"] == ["star/07.png"]
+    assert stop["left_out"] == skip["left_out"] == {"image without a class folder": 1}
+    assert msgspec.convert(skip, Data).unreadable == ("star/07.png",)
+
+
+@pytest.mark.parametrize("limit", [None, 10])
+def test_images_are_looked_at_beforehand(model: ClipModel, damaged: Path, limit: int | None) -> None:
+    options = DataOptions(tree=str(PUBLISHED), check_images=True, limit=limit)
+    if limit is not None:  # only the images of the run are looked at
+        assert open_task(str(damaged), model, options, purpose="eval").describe()["n"] == 10
+        return
+    with pytest.raises(UsageError, match=r"--check-images: .*: 1 of 40 images cannot be decoded.*star/07\.png"):
+        open_task(str(damaged), model, options, purpose="eval")
+
+
+def test_what_is_left_out_is_said_once(model: ClipModel, damaged: Path, caplog: pytest.LogCaptureFixture) -> None:
+    task = open_task(str(damaged), model, DataOptions(tree=str(PUBLISHED)), purpose="train")
+    open_validation(str(damaged), task, model, limit=2)
+    assert caplog.text.count("image without a class folder: 1 (logo.png)") == 1
+
+
+def test_validation_images_are_looked_at_too(model: ClipModel, damaged: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("circle", "star"):
+            (damaged / split).mkdir(exist_ok=True)
+            shutil.copytree(damaged / name, damaged / split / name)
+    (damaged / "train/star/07.png").unlink()
+    task = open_task(str(damaged), model, DataOptions(tree=str(PUBLISHED), check_images=True), purpose="train")
+    with pytest.raises(ImageError, match=r"\(val\): 1 of 40 images cannot be decoded"):
+        open_validation(str(damaged), task, model, limit=100)
+    task = open_task(str(damaged), model, DataOptions(tree=str(PUBLISHED), bad_images="skip"), purpose="train")
+    assert open_validation(str(damaged), task, model, limit=100).unreadable == ("star/07.png",)

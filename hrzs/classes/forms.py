@@ -24,18 +24,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
+from hrzs.classes.folders import Folder, class_folders, shards_in
 from hrzs.classes.specs import (
-    SPLIT_FOLDERS,
     ClassSpec,
-    class_folders,
     dataset_classes,
     folder_class,
     holds_wnid,
     is_wnid,
     part_wnid,
     prompt_name,
+    split_of,
 )
 from hrzs.errors import UsageError
+from hrzs.files import exists
 from hrzs.safe_yaml import BadYamlError, List, Map, Scalar, Yaml, parse
 
 logger = logging.getLogger(__name__)
@@ -113,20 +114,22 @@ def read_class_list(file: Path, *, option: str = "--classes", by_line: bool = Fa
 def named_classes(spec: str) -> tuple[list[ClassSpec], str] | None:
     """The classes of a folder, a file, a known dataset, or of names with commas; and what to call them all.
 
-    None for what is none of these.
+    None for what is none of these, such as a folder of shards.
 
     Raises:
         UsageError: it is one, but has no classes that can be read.
     """
     path = Path(spec)
-    if path.is_dir():
-        label = path.resolve().name
-        if label in SPLIT_FOLDERS:
+    if exists(path) and path.is_dir():
+        folder, label = Folder(path), path.resolve().name
+        if shards_in(folder)[0]:
+            return None
+        if split_of(label):
             label = f"{path.resolve().parent.name}/{label}"
-        return [folder_class(name) for name in class_folders(path)], label
-    if path.exists() and path.suffix != ".tar":
+        return [folder_class(name) for name in class_folders(folder)], label
+    if exists(path) and path.suffix != ".tar":
         return read_class_list(path), path.name
-    if "," in spec and not path.exists():
+    if "," in spec and not exists(path):
         names = [name.strip() for name in spec.split(",")]
         if "" in names:
             raise UsageError(f"--classes {spec}: there is an empty name between the commas")

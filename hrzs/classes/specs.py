@@ -10,10 +10,12 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from hrzs.errors import UsageError
-
-#: Names of folders that hold a split, each with the split.
-SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
+#: Names of folders that hold a split, each with the split; `split_of` looks them up whatever their case.
+SPLIT_FOLDERS = {
+    "train": "train", "training": "train", "training_set": "train",
+    "val": "val", "validation": "val", "valid": "val", "validation_set": "val", "dev": "val",
+    "test": "test", "testing": "test", "test_set": "test",
+}  # fmt: skip
 
 #: One text file for each known dataset.
 LISTS = Path(__file__).resolve().parent / "lists"
@@ -29,6 +31,11 @@ class ClassSpec(NamedTuple):
     class_id: str
     name: str | None = None
     synset: str | None = None
+
+
+def split_of(folder: str) -> str | None:
+    """The split that a folder of this name holds; None if the name says none."""
+    return SPLIT_FOLDERS.get(folder.casefold())
 
 
 def is_wnid(text: str) -> bool:
@@ -75,29 +82,3 @@ def dataset_classes(dataset: str) -> list[ClassSpec] | None:
         return None
     lines = (line for line in file.read_text("utf-8").splitlines() if not line.startswith("#"))
     return [ClassSpec(*line.split("\t")) for line in lines]
-
-
-def class_folders(path: Path) -> list[str]:
-    """The names of the class folders in label order, found as `hrzs.data` finds them, with splits or without.
-
-    Raises:
-        UsageError: there are no subfolders.
-    """
-
-    def inside(folder: Path) -> list[Path]:
-        return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
-
-    folders = inside(path)
-    while len(folders) == 1 and folders[0].name not in SPLIT_FOLDERS and inside(folders[0]):
-        folders = inside(folders[0])
-    in_splits = [f for split in folders if split.name in SPLIT_FOLDERS for f in inside(split)]
-    if not folders:
-        raise UsageError(f"--classes {path}: it has no subfolders; one per class is needed, as in {path}/<class>/")
-    classes = in_splits or folders
-    below = {f: [g.name[0] for g in inside(f)] for f in classes if len(f.name) == 1}
-    if len(below) == len(classes) and all(letters and {*letters} == {f.name} for f, letters in below.items()):
-        raise UsageError(
-            f"--classes {path}: its folders are letters, as in Places365, with the classes below, such as "
-            f"{classes[0] / inside(classes[0])[0].name}; move the class folders up, next to one another"
-        )
-    return sorted({f.name for f in classes})

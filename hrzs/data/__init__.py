@@ -13,7 +13,22 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from hrzs.data.base import Batch, Dataset, Sample, digest, held_out, loader, pick, resize_to, subset, suggest
+from hrzs.classes.folders import LeftOut, warn_left_out
+from hrzs.data.base import (
+    Batch,
+    Dataset,
+    ImageError,
+    Sample,
+    decodable,
+    digest,
+    held_out,
+    loader,
+    pick,
+    resize_to,
+    subset,
+    suggest,
+)
+from hrzs.data.folder import Unlabelled
 from hrzs.data.named import NAMED, Splits, open_named
 from hrzs.data.shapes import SPLITS as SHAPES_SPLITS
 from hrzs.data.shapes import Shapes
@@ -25,7 +40,9 @@ __all__ = [
     "Batch",
     "Dataset",
     "Entry",
+    "ImageError",
     "Sample",
+    "decodable",
     "describe_datasets",
     "digest",
     "held_out",
@@ -67,7 +84,12 @@ def describe_datasets() -> list[tuple[str, str]]:
 
 
 def open_dataset(
-    spec: str, split: str | None = None, *, root: Path | None = None, purpose: Literal["train", "eval"] = "eval"
+    spec: str,
+    split: str | None = None,
+    *,
+    root: Path | None = None,
+    purpose: Literal["train", "eval"] = "eval",
+    known: LeftOut | None = None,
 ) -> Dataset:
     """The dataset that one ``--data`` value stands for.
 
@@ -77,20 +99,26 @@ def open_dataset(
             the whole of undivided data, and ``train`` that there is. Without a ``val`` split, a fixed tenth of
             ``train`` (or of undivided data) is held out as ``val`` (`held_out`).
         root: where named datasets lie (default: ``$HRZS_DATA``).
+        known: what is left out, if it was said already; otherwise a warning says it.
 
     Raises:
         UsageError: an unknown name, a missing or empty folder, or a missing split; the message has the remedy.
     """
     splits = _splits(spec, root)
     if split is None:
-        split = "train" if purpose == "train" else next((s for s in ("test", "val", None) if s in splits), "train")
+        labelled = [s for s in ("test", "val", None) if not isinstance(splits.get(s, Unlabelled("")), Unlabelled)]
+        split = "train" if purpose == "train" else next((s for s in (*labelled, "val", "test") if s in splits), "train")
     undivided = None if "val" in splits else splits.get("train") or splits.get(None)
     if undivided and split in ("train", "val"):
-        return held_out(undivided(), "train" if split == "train" else "val")
-    if split not in splits:
+        data = held_out(undivided(), "train" if split == "train" else "val")
+    elif split in splits:
+        data = splits[split]()
+    else:
         there = {s for s in splits if s} | ({"train", "val"} if undivided else set())
         raise UsageError(f"--split {split}: {spec} has no such split, it has {', '.join(sorted(there))}.")
-    return splits[split]()
+    if known is None or known.counts != data.left_out.counts:
+        warn_left_out(spec, data.left_out)
+    return data
 
 
 def _splits(spec: str, root: Path | None) -> Splits:

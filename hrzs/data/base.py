@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
+import signal
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.utils.data
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
+from hrzs.classes.folders import LeftOut
 from hrzs.errors import HrzsError, UsageError
+
+logger = logging.getLogger(__name__)
+
+
+class ImageError(HrzsError):
+    """An image cannot be read or decoded, or whoever reads images is gone; what was done before can be kept."""
+
+
+#: What to do about one.
+REMEDY = "Replace it with an intact copy and run again, with --resume; or leave such images out: --bad-images skip."
+
+
+#: The largest share of images that can be skipped.
+MOST_BAD = 0.1
 
 
 @dataclass(frozen=True)
@@ -48,6 +69,8 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
         native_size: side in pixels of the square images; None if sizes differ, and `resize_to` must come first.
         default_eps: the data's own default L∞ radius of attacks; None for the common default.
         like: the known dataset that has these class ids, if it has another name; its tree fits.
+        left_out: what of the source is no part of it, or is met twice.
+        unreadable: ids of images that were left out since they cannot be decoded.
     """
 
     name: str
@@ -59,13 +82,15 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
     native_size: int | None
     default_eps: Fraction | None = None
     like: str | None = None
+    left_out: LeftOut = LeftOut()
+    unreadable: tuple[str, ...] = ()
 
     @abstractmethod
     def picture(self, index: int) -> Image.Image:
         """The RGB image at ``index``.
 
         Raises:
-            HrzsError: it cannot be decoded; the message names the image.
+            ImageError: it cannot be decoded; the message names the image.
         """
 
     def __len__(self) -> int:
@@ -74,9 +99,12 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} images, there is no number {index}")
-        pixels = torch.from_numpy(np.array(self.picture(index)))
-        image = pixels.permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
+        (image,) = _as_images(np.asarray(self.picture(index))[None])
         return Sample(image, self.labels[index], self.ids[index])
+
+
+def _as_images(pixels: UInt8[np.ndarray, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).to(torch.float32).div_(255)
 
 
 class _View(Dataset):
@@ -92,6 +120,7 @@ class _View(Dataset):
         self.native_size = parent.native_size
         self.default_eps = parent.default_eps
         self.like = parent.like
+        self.left_out, self.unreadable = parent.left_out, parent.unreadable
 
     def picture(self, index: int) -> Image.Image:
         return self.parent.picture(self.indices[index])
@@ -169,6 +198,49 @@ def _positions(dataset: Dataset, classes: Sequence[str]) -> list[int]:
     return [position[name] for name in classes]
 
 
+def decodable(dataset: Dataset, bad_images: str) -> Dataset:
+    """``dataset`` without the images that cannot be decoded, after a look at every one, on all cores.
+
+    Args:
+        bad_images: ``stop`` refuses them all at once, ``skip`` leaves them out if they are few (`MOST_BAD`).
+
+    Raises:
+        UsageError: there are some, with ``stop``, or too many; the message names the first and says what is wrong.
+    """
+
+    def fault_of(index: int) -> str | None:
+        try:
+            dataset.picture(index)
+        except ImageError as error:
+            return str(error).removesuffix(f" {REMEDY}")
+        return None
+
+    faults: dict[int, str] = {}
+    began = time.monotonic()
+    logger.info("%s (%s): looking at all of the %d images", dataset.name, dataset.split, len(dataset))
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(dataset), 1024):
+            some = range(start, min(start + 1024, len(dataset)))
+            faults |= {i: fault for i, fault in zip(some, pool.map(fault_of, some), strict=True) if fault}
+            if time.monotonic() - began > 30:
+                began = time.monotonic()
+                logger.info("%d of %d images looked at", some.stop, len(dataset))
+    if not faults:
+        return dataset
+    shown = " ".join([*faults.values()][:3]) + (" …" if len(faults) > 3 else "")
+    counted = f"{dataset.name} ({dataset.split}): {len(faults)} of {len(dataset)} images cannot be decoded"
+    if bad_images == "stop":
+        raise UsageError(f"--check-images: {counted}. {shown} {REMEDY}")
+    if len(faults) > MOST_BAD * len(dataset):
+        raise UsageError(
+            f"--bad-images skip: {counted}, more than {MOST_BAD:.0%}. Replace them with intact copies. {shown}"
+        )
+    logger.warning("%s, and are left out. %s", counted, shown)
+    view = _View(dataset, [i for i in range(len(dataset)) if i not in faults])
+    view.unreadable = tuple(dataset.ids[i] for i in faults)
+    return view
+
+
 def held_out(dataset: Dataset, part: Literal["train", "val"]) -> Dataset:
     """One part of a fixed 90/10 division of ``dataset``: a tenth of each class, by a hash of the ids, is ``val``.
 
@@ -229,37 +301,76 @@ def resize_to(dataset: Dataset, size: int, interpolation: Literal["bicubic", "bi
     return _Resized(dataset, size, INTERPOLATIONS[interpolation])
 
 
-class _Fetch(torch.utils.data.Dataset[Sample | HrzsError]):
+class _Read(NamedTuple):
+    """Images as a worker sends them: not as tensors, for these go through shared memory, which Docker has little of."""
+
+    pixels: UInt8[np.ndarray, "B H W 3"]
+    labels: list[int]
+    ids: tuple[str, ...]
+
+
+class _Fetch(torch.utils.data.Dataset["_Read | HrzsError"]):
     """Returns errors of worker processes as values: raised in a worker, their messages would come back mangled."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, index: int) -> Sample | HrzsError:
+    def __getitem__(self, index: int) -> _Read | HrzsError:
+        data = self.dataset
         try:
-            return self.dataset[index]
+            return _Read(np.asarray(data.picture(index))[None], [data.labels[index]], (data.ids[index],))
         except HrzsError as error:
             return error
 
 
-def _collate(samples: list[Sample | HrzsError]) -> Batch | HrzsError:
-    good: list[Sample] = []
-    for sample in samples:
-        if isinstance(sample, HrzsError):
-            return sample
-        good.append(sample)
-    for sample in good:
-        if sample.image.shape != good[0].image.shape:
-            (_, h, w), (_, h0, w0) = sample.image.shape, good[0].image.shape
+def _collate(found: list[_Read | HrzsError]) -> _Read | HrzsError:
+    good: list[_Read] = []
+    for each in found:
+        if isinstance(each, HrzsError):
+            return each
+        good.append(each)
+    for each in good:
+        if each.pixels.shape != good[0].pixels.shape:
+            (_, h, w, _), (_, h0, w0, _) = each.pixels.shape, good[0].pixels.shape
             return HrzsError(
-                f"Image {sample.id} is {w}×{h} where {good[0].id} is {w0}×{h0}: "
+                f"Image {each.ids[0]} is {w}×{h} where {good[0].ids[0]} is {w0}×{h0}: "
                 "images of different sizes have to be resized first."
             )
-    return Batch(
-        torch.stack([s.image for s in good]),
-        torch.tensor([s.label for s in good], dtype=torch.int64),
-        tuple(s.id for s in good),
-    )
+    pixels = np.concatenate([each.pixels for each in good])
+    return _Read(pixels, [each.labels[0] for each in good], tuple(each.ids[0] for each in good))
+
+
+class _Watch:
+    """Says when a worker has died. torch would raise wherever the program then is, in the middle of a training step."""
+
+    raise_if_dead: Any = None
+    awaiting = False
+
+    @classmethod
+    def start(cls) -> None:
+        """Take the place of the handler that torch has set with its first workers."""
+        is_main = threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") and is_main else None
+        if callable(handler) and handler != cls._on_child:
+            cls.raise_if_dead = handler
+            signal.signal(signal.SIGCHLD, cls._on_child)
+
+    @classmethod
+    def _on_child(cls, signum: int, frame: Any) -> None:
+        if cls.awaiting:
+            cls.raise_if_dead(signum, frame)
+
+    @classmethod
+    @contextmanager
+    def over(cls) -> Iterator[None]:
+        """Inside, the death of a worker is an error, also one that died before."""
+        cls.awaiting = True
+        try:
+            if cls.raise_if_dead is not None:
+                cls.raise_if_dead(0, None)
+            yield
+        finally:
+            cls.awaiting = False
 
 
 def loader(dataset: Dataset, batch_size: int, workers: int = 0, order: Sequence[int] | None = None) -> Iterator[Batch]:
@@ -268,7 +379,8 @@ def loader(dataset: Dataset, batch_size: int, workers: int = 0, order: Sequence[
     The batches do not depend on ``workers``, the number of processes that read ahead (0: read in this process).
 
     Raises:
-        HrzsError: an image cannot be decoded, or differs in size from others of its batch; the message names it.
+        ImageError: an image cannot be decoded (the message names it), or a process that reads ahead has died.
+        HrzsError: an image differs in size from others of its batch; the message names it.
     """
     batches = torch.utils.data.DataLoader(
         _Fetch(dataset),
@@ -279,7 +391,30 @@ def loader(dataset: Dataset, batch_size: int, workers: int = 0, order: Sequence[
         # Without its own generator the loader would draw from the global one, and reading data would change training.
         generator=torch.Generator(),
     )
-    for batch in batches:
-        if isinstance(batch, HrzsError):
-            raise batch
-        yield batch
+    found: _Read | HrzsError | None
+    if not workers:
+        for found in batches:
+            yield _batch(found)
+        return
+    try:
+        reader = iter(batches)
+        _Watch.start()
+        while True:
+            with _Watch.over():
+                found = next(reader, None)
+            if found is None:
+                return
+            yield _batch(found)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise ImageError(
+            f"--workers {workers}: a process that reads images cannot go on ({str(error).strip()}). The memory, or "
+            "/dev/shm, may be too small. Run again, with --resume, and with fewer --workers or --workers 0."
+        ) from error
+
+
+def _batch(found: _Read | HrzsError) -> Batch:
+    if isinstance(found, HrzsError):
+        raise found
+    return Batch(_as_images(found.pixels), torch.tensor(found.labels, dtype=torch.int64), found.ids)

@@ -1,51 +1,40 @@
-"""Images laid out as ``class/image``, in a folder or in a ``.tar`` that is read in place.
-
-The layout is told from the list of image paths alone, so a folder and a tar of it are the same dataset.
-"""
+"""Images laid out as ``class/image`` (`hrzs.classes.folders`), in a folder or in a ``.tar`` that is read in place."""
 
 from __future__ import annotations
 
 import io
 import logging
-import os
+import posixpath
 import struct
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from PIL import Image
+import numpy as np
+from PIL import Image, UnidentifiedImageError
 
+from hrzs.classes.folders import LAYOUT, TWICE, LeftOut, Member, Source, is_image, layout
 from hrzs.classes.match import class_list, recognise
-from hrzs.classes.specs import SPLIT_FOLDERS, prompt_name
-from hrzs.data.base import Dataset, suggest
-from hrzs.errors import HrzsError, UsageError
+from hrzs.classes.specs import prompt_name
+from hrzs.data.base import REMEDY, Dataset, ImageError, suggest
+from hrzs.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-LAYOUT = "Expected <class>/<image>, or <split>/<class>/<image> with splits train, val, test."
+#: The splits of a dataset (None: undivided data), each opened on call.
+Openers = dict[str | None, Callable[[], Dataset]]
 
 # Images up to this side are attacked at their own size, and resized within the model.
 _LARGEST_NATIVE = 96
 _PROBES = 64
 
+# Pillow's readers of these formats decode by themselves; others start programs, as that of EPS does.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
+
 # What Pillow's readers raise on damaged files.
 BROKEN = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
-
-
-class Member(NamedTuple):
-    """The path of an image in its source, and its id: the part of the path from the class on.
-
-    So the id is the same whether the source is a folder, one of its split subfolders, or a tar of either.
-    """
-
-    path: str
-    id: str
-
-
-Layout = dict[str | None, dict[str, list[Member]]]
 
 
 def decode(data: bytes, name: str) -> Image.Image:
@@ -55,13 +44,17 @@ def decode(data: bytes, name: str) -> Image.Image:
         HrzsError: the data is damaged, or no image; the message has ``name``.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            rgb: Image.Image = image.convert("RGB")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            grey16 = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+            if image.mode in ("I", "F") and not grey16:
+                raise ValueError(f"pixels of mode {image.mode} have no range that is known; save it with 8 bits")
+            # Of 16 bits the upper 8 count, as Pillow has it for images of 16-bit colour; it would clip grey ones.
+            eight = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if grey16 else image
+            rgb: Image.Image = eight.convert("RGB")
             return rgb
     except BROKEN as error:
-        raise HrzsError(
-            f"Image {name} cannot be decoded ({error}). Replace it with an intact copy, or delete it, and run again."
-        ) from error
+        reason = f"none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else error
+        raise ImageError(f"Image {name} cannot be decoded ({reason}). {REMEDY}") from error
 
 
 class Images(Dataset):
@@ -79,8 +72,10 @@ class Images(Dataset):
         source: Source,
         names: Mapping[str, str] | None = None,
         like: str | None = None,
+        left_out: LeftOut | None = None,
     ) -> None:
         self.name, self.split, self.like = name, split, like
+        self.left_out = left_out or LeftOut()
         self.classes = tuple(classes)
         self.class_names = tuple((names or {}).get(c) or prompt_name(c) for c in self.classes)
         self._source = source
@@ -94,7 +89,9 @@ class Images(Dataset):
         try:
             data = self._source.read(path)
         except OSError as error:
-            raise HrzsError(f"Image {self._source.describe(path)} cannot be read: {error.strerror}.") from error
+            raise ImageError(
+                f"Image {self._source.describe(path)} cannot be read: {error.strerror}. {REMEDY}"
+            ) from error
         return decode(data, self._source.describe(path))
 
     def _common_size(self) -> int | None:
@@ -102,7 +99,7 @@ class Images(Dataset):
         sizes = set()
         for i in range(0, len(self), max(1, len(self) // _PROBES)):
             try:
-                with Image.open(io.BytesIO(self._source.read(self._paths[i]))) as image:
+                with Image.open(io.BytesIO(self._source.read(self._paths[i])), formats=FORMATS) as image:
                     sizes.add(image.size)
             except BROKEN:
                 continue  # `picture` reports it, but only if --skip and --limit do not leave it out.
@@ -112,51 +109,25 @@ class Images(Dataset):
         return width if width == height <= _LARGEST_NATIVE else None
 
 
-class Source:
-    """A place of images: lists their paths (with ``/`` between the parts) and reads them."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def members(self) -> Iterator[str]:
-        raise NotImplementedError
-
-    def read(self, member: str) -> bytes:
-        raise NotImplementedError
-
-    def describe(self, member: str) -> str:
-        """The name of one image in messages."""
-        raise NotImplementedError
-
-
-class Folder(Source):
-    """A directory; links are followed."""
-
-    def members(self) -> Iterator[str]:
-        for top, folders, files in os.walk(self.path, followlinks=True):
-            folders[:] = [f for f in folders if not f.startswith(".")]
-            inside = Path(top).relative_to(self.path).as_posix()
-            for file in files:
-                yield file if inside == "." else f"{inside}/{file}"
-
-    def read(self, member: str) -> bytes:
-        return (self.path / member).read_bytes()
-
-    def describe(self, member: str) -> str:
-        return str(self.path / member)
-
-
 class Tar(Source):
-    """An uncompressed tar file. Its index is read once; an image is then one seek and one read."""
+    """An uncompressed tar file. Its index is read once; an image is then one seek and one read.
+
+    Links inside it are read as what they lead to.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._places: dict[str, tuple[int, int]] = {}
+        links: dict[str, str] = {}
+        if not path.is_file():
+            raise UsageError(f"--data {path}: no folder and no regular file")
+        length = path.stat().st_size
         try:
             with tarfile.open(path, mode="r:") as tar:
                 for member in tar:
-                    if member.isfile():
-                        self._places[member.name.removeprefix("./")] = (member.offset_data, member.size)
+                    if member.isreg() and not member.issparse() and member.offset_data + member.size > length:
+                        raise tarfile.ReadError(f"{member.name} should have {member.size:,} bytes")
+                    self._add(member, links)
                 end = tar.offset
             # tarfile takes a damaged or incomplete header for the end of the tar, which really is blocks of zeros.
             with path.open("rb") as file:
@@ -168,9 +139,52 @@ class Tar(Source):
                 f"--data {path}: not an uncompressed tar file, or one cut short ({error}). "
                 f"A compressed one is unpacked to a .tar first: gunzip -k {path.name}."
             ) from error
+        except OSError as error:
+            raise UsageError(f"--data {path}: cannot be read ({error.strerror})") from error
+        self._follow(links)
+        met: set[tuple[int, int]] = set()
+        for name, place in self._places.items():
+            if is_image(name):
+                if place in met:
+                    self.left_out.add(TWICE, name)
+                met.add(place)
 
-    def members(self) -> Iterator[str]:
-        return iter(self._places)
+    def _add(self, member: tarfile.TarInfo, links: dict[str, str]) -> None:
+        name = _clean(member.name)
+        if member.isdir():
+            self.folders.add(name)
+        elif member.isreg():
+            if name in self._places:
+                self.left_out.add("member met twice, of which the last counts", name)
+            if member.issparse() and is_image(name):
+                raise UsageError(
+                    f"--data {self.path}: {name} is stored as a sparse file of {member.size:,} bytes, a form that is "
+                    "not read in place. Pack the tar again without --sparse."
+                )
+            self._places[name] = (member.offset_data, member.size)
+        elif member.islnk() or member.issym():
+            base = "" if member.islnk() else posixpath.dirname(name)
+            links[name] = _clean(posixpath.join(base, member.linkname))
+        elif is_image(name):
+            self.left_out.add("image name, but no regular file", name)
+
+    def _follow(self, links: Mapping[str, str]) -> None:
+        folders = self.folders | {top for name in self._places for top in _above(name)} if links else self.folders
+        for name, target in links.items():
+            met = {name}
+            while target in links and target not in met:
+                met.add(target)
+                target = links[target]
+            if target in self._places:
+                self._places[name] = self._places[target]
+            else:
+                inside = target in folders or target == "."
+                self.left_out.add(
+                    "link to a folder that is met elsewhere" if inside else "link that leads nowhere", name
+                )
+
+    def members(self) -> Iterable[str]:
+        return self._places.keys()
 
     def read(self, member: str) -> bytes:
         offset, size = self._places[member]
@@ -182,65 +196,27 @@ class Tar(Source):
         return f"{self.path}:{member}"
 
 
-def open_source(path: Path) -> Source:
-    """The folder or tar file at ``path``.
-
-    Raises:
-        UsageError: it is neither.
-    """
-    return Folder(path) if path.is_dir() else Tar(path)
+def _clean(name: str) -> str:
+    return posixpath.normpath(name.removeprefix("./"))
 
 
-def layout(source: Source) -> Layout:
-    """The sorted images of each class of each split; the split of undivided data is None.
-
-    A single folder around everything, which archives often have, is skipped.
-
-    Raises:
-        UsageError: no class has images.
-    """
-    paths = [
-        tuple(m.split("/"))
-        for m in source.members()
-        if m.lower().endswith(EXTENSIONS) and not any(part.startswith(".") for part in m.split("/"))
-    ]
-    depth = 0
-    while paths and _is_wrapper({p[depth] for p in paths}, min(len(p) for p in paths) - depth):
-        depth += 1
-    tops = {p[depth] for p in paths if len(p) - depth >= 2}
-    if not tops:
-        lone = f"{len(paths)} images but no folder per class" if paths else "no images"
-        raise UsageError(f"--data {source.path}: {lone}. {LAYOUT} Image files end in {', '.join(EXTENSIONS)}.")
-    splits = {p[depth] for p in paths if len(p) - depth >= 3 and p[depth] in SPLIT_FOLDERS}
-    if splits and (beside := sorted(tops - splits)):
-        if flat := [name for name in beside if name in SPLIT_FOLDERS]:
-            raise UsageError(
-                f"--data {source.path}: {flat[0]}/ has images but no folder per class, unlike {min(splits)}/. {LAYOUT}"
-            )
-        logger.warning("%s: not a split, left out: %s", source.path, ", ".join(beside))
-
-    found: Layout = defaultdict(lambda: defaultdict(list))
-    for parts in sorted(paths):
-        inner = parts[depth:]
-        if splits:
-            if inner[0] not in splits or len(inner) < 3:
-                continue
-            split, inner = SPLIT_FOLDERS[inner[0]], inner[1:]
-        elif len(inner) < 2:
-            continue
-        else:
-            split = None
-        found[split][inner[0]].append(Member("/".join(parts), "/".join(inner)))
-    return {split: dict(classes) for split, classes in found.items()}
+def _above(name: str) -> Iterator[str]:
+    """The folders above a member."""
+    while name := posixpath.dirname(name):
+        yield name
 
 
-def _is_wrapper(tops: set[str], shallowest: int) -> bool:
-    return len(tops) == 1 and shallowest >= 3 and not tops & SPLIT_FOLDERS.keys()
+@dataclass(frozen=True)
+class Unlabelled:
+    """A split that is there, but whose images have no labels: to open it is an error."""
+
+    why: str
+
+    def __call__(self) -> Dataset:
+        raise UsageError(self.why)
 
 
-def open_images(
-    source: Source, name: str, *, is_named: bool = False, left_out: Sequence[str] = ()
-) -> dict[str | None, Callable[[], Dataset]]:
+def open_images(source: Source, name: str, *, is_named: bool = False, left_out: Sequence[str] = ()) -> Openers:
     """The splits of ``source`` (None for undivided data), each opened on call. Every split has the classes of all.
 
     Folders that are called by ids or names of a dataset's class list become its ids, in its order. With ``is_named``
@@ -250,8 +226,12 @@ def open_images(
     Raises:
         UsageError: no class has images, or a folder is no class or may mean several.
     """
-    splits = layout(source)
-    folders = sorted({c for members in splits.values() for c in members} - set(left_out))
+    found = layout(source)
+    splits = found.splits
+    for of_class in splits.values():
+        for folder in of_class.keys() & left_out:
+            found.left_out.add(f"image of {folder}, which is no class", of_class[folder][0].path, len(of_class[folder]))
+    folders = [folder for folder in found.classes if folder not in left_out]
     listed, like = class_list(name), None
     if listed is None and (like := recognise(folders, name, in_order=False)):
         listed = class_list(like)
@@ -272,6 +252,11 @@ def open_images(
         present = {c for (c,) in class_of.values()}
         classes = [c for c in listed.ids if c in present]
         names = dict(zip(listed.ids, listed.names, strict=True))
+        met: set[str] = set()
+        for folder, (c,) in class_of.items():
+            if c in met:
+                found.left_out.add("class met twice, in folders of different names (both are read)", folder)
+            met.add(c)
         if by_name := [(folder, c) for folder, (c,) in class_of.items() if folder != c]:
             folder, c = by_name[0]
             more = f" and {len(by_name) - 1} more" if len(by_name) > 1 else ""
@@ -283,8 +268,11 @@ def open_images(
             for folder, images in splits[split].items():
                 if folder in class_of:
                     members[class_of[folder][0]] += images
-            return Images(name, split or "all", classes, members, source, names, like)
+            return Images(name, split or "all", classes, members, source, names, like, found.left_out)
 
         return open_split
 
-    return {split: opener(split) for split in splits}
+    unlabelled: Openers = {
+        split: Unlabelled(f"--data {source.path}: {why}. {LAYOUT}") for split, why in found.unlabelled.items()
+    }
+    return {**{split: opener(split) for split in splits}, **unlabelled}

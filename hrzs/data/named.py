@@ -12,13 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from hrzs.classes.match import class_list
-from hrzs.data.base import Dataset
-from hrzs.data.folder import BROKEN
+from hrzs.data.base import REMEDY, Dataset, ImageError
+from hrzs.data.folder import BROKEN, Unlabelled
 from hrzs.data.webdataset import open_path
-from hrzs.errors import DataMissingError, HrzsError, UsageError
+from hrzs.errors import DataMissingError, UsageError
 
 Splits = dict[str | None, Callable[[], Dataset]]
 
@@ -239,13 +239,13 @@ class TorchvisionImages(Dataset):
         self._data = data
 
     def picture(self, index: int) -> Image.Image:
+        # torchvision opens files with every reader of Pillow. Only that of EPS would start a program.
+        EpsImagePlugin.gs_binary = False
         try:
             image: Image.Image = self._data[self._order[index]][0]
             return image.convert("RGB")
         except BROKEN as error:
-            raise HrzsError(
-                f"Image {self.ids[index]} cannot be decoded ({error}). Replace the files of {self.name} and run again."
-            ) from error
+            raise ImageError(f"Image {self.ids[index]} cannot be decoded ({error}). {REMEDY}") from error
 
 
 def open_named(name: str, root: Path | None) -> Splits:
@@ -263,9 +263,12 @@ def open_named(name: str, root: Path | None) -> Splits:
     if not (root / name).is_dir():
         raise DataMissingError(f"--data {name}: there is no {root / name}. {_where(name, root)}")
     try:
-        return open_path(root / name, name, is_named=True, left_out=entry.left_out)
+        found = open_path(root / name, name, is_named=True, left_out=entry.left_out)
     except UsageError as error:
         raise DataMissingError(f"{error} {_where(name, root)}") from error
+    return {
+        s: Unlabelled(f"{o.why} {_where(name, root)}") if isinstance(o, Unlabelled) else o for s, o in found.items()
+    }
 
 
 def _where(name: str, root: Path) -> str:

@@ -1,9 +1,9 @@
 """webdataset shards: tars of ``KEY.jpg`` beside ``KEY.cls`` or ``KEY.json``, read in place.
 
 A label is a number or a class: the text of ``KEY.cls``, or the value in ``KEY.json`` of one of `JSON_KEYS`. The classes
-stand in ``classnames.txt`` or ``classes.txt``, beside the shards or beside their split folder, as in exports of
-CLIP_benchmark: line n is label n, from 0. As in github.com/webdataset/webdataset, a key ends at the first dot of the
-file name.
+stand in ``classnames.txt`` or ``classes.txt``, one to a line, beside the shards or beside their split folder, as in
+exports of CLIP_benchmark: line n is label n, from 0. As in github.com/webdataset/webdataset, a key ends at the first
+dot of the file name; ``a.v2.jpg`` is an image of its own only where ``a.v2.cls`` or ``a.v2.json`` is beside it.
 """
 
 from __future__ import annotations
@@ -11,25 +11,46 @@ from __future__ import annotations
 import json
 import logging
 import os
+import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import product
 from pathlib import Path
 
+from hrzs.classes.folders import (
+    ENDINGS,
+    EXTENSIONS,
+    HIDDEN,
+    NOT_READ,
+    Folder,
+    LeftOut,
+    Member,
+    Source,
+    check_name,
+    is_hidden,
+    is_image,
+    shard_splits,
+    shards_in,
+)
 from hrzs.classes.forms import read_class_list
 from hrzs.classes.match import ClassList, class_list, recognise
-from hrzs.classes.specs import SPLIT_FOLDERS, ClassSpec
+from hrzs.classes.specs import ClassSpec, split_of
 from hrzs.data.base import Dataset, suggest
-from hrzs.data.folder import EXTENSIONS, Images, Member, Source, Tar, open_images, open_source
+from hrzs.data.folder import Images, Openers, Tar, open_images
 from hrzs.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 CLASS_FILES = ("classnames.txt", "classes.txt")
+#: Shards without a class file have fewer classes.
+MOST_CLASSES = 100_000
+# The most characters of a label.
+_LONGEST = 1000
+# Stands for the class of an empty line.
+_LABELS = (".cls", ".json")
 JSON_KEYS = ("cls", "label", "class", "class_name", "classname")
-
-Openers = dict[str | None, Callable[[], Dataset]]
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -42,10 +63,11 @@ class Shards(Source):
         self._places: dict[str, tuple[Tar, str]] = {}
         for path in paths:
             tar, shard = Tar(path), path.relative_to(self.path).as_posix().removesuffix(".tar")
+            self.left_out.update(tar.left_out)
             self._places.update({f"{shard}/{member}": (tar, member) for member in tar.members()})
 
-    def members(self) -> Iterator[str]:
-        return iter(self._places)
+    def members(self) -> Iterable[str]:
+        return self._places.keys()
 
     def read(self, member: str) -> bytes:
         tar, inside = self._places[member]
@@ -62,13 +84,16 @@ def open_path(path: Path, name: str, *, is_named: bool = False, left_out: Sequen
     A folder holds shards if it has tars and no folders, or tars in its split folders (``test/0.tar``).
     """
     if path.is_dir():
-        if shards := _shards_in(path):
-            return open_shards(shards, name)
-    elif _is_shard(tar := Tar(path)):
-        return open_shards({_split_of(path.parent): [path]}, _home(path.parent).name if name.isdigit() else name)
-    else:
+        folder = Folder(path)
+        shards, left = shards_in(folder)
+        return (
+            open_shards(shards, name, left)
+            if shards
+            else open_images(folder, name, is_named=is_named, left_out=left_out)
+        )
+    if not _is_shard(tar := Tar(path)):
         return open_images(tar, name)
-    return open_images(open_source(path), name, is_named=is_named, left_out=left_out)
+    return open_shards(shard_splits([path]), _home(path.parent).name if name.isdigit() else name)
 
 
 def open_pattern(pattern: str) -> Openers:
@@ -94,10 +119,10 @@ def open_pattern(pattern: str) -> Openers:
             "Put them there, or narrow the range."
         )
     folder = Path(os.path.commonpath([path.resolve().parent for path in paths]))
-    return open_shards({_split_of(folder): paths}, _home(folder).name)
+    return open_shards(shard_splits(paths), _home(folder).name)
 
 
-def open_shards(shards: Mapping[str | None, Sequence[Path]], name: str) -> Openers:
+def open_shards(shards: Mapping[str | None, Sequence[Path]], name: str, left_out: LeftOut | None = None) -> Openers:
     """The splits of ``shards``, each indexed when it is opened.
 
     Raises:
@@ -115,103 +140,143 @@ def open_shards(shards: Mapping[str | None, Sequence[Path]], name: str) -> Opene
             logger.info("%s: the classes in %s are those of %s", name, file.name, like)
 
     def opener(split: str | None) -> Callable[[], Dataset]:
-        return lambda: _open_split(name, split, Shards(shards[split]), classes, like)
+        return lambda: _open_split(name, split, Shards(shards[split]), classes, like, left_out)
 
     return {split: opener(split) for split in shards}
 
 
-def _open_split(name: str, split: str | None, source: Shards, classes: ClassList | None, like: str | None) -> Dataset:
-    labelled = _labelled(source)
+def _open_split(
+    name: str, split: str | None, source: Shards, classes: ClassList | None, like: str | None, left_out: LeftOut | None
+) -> Dataset:
+    left = LeftOut(left_out)
+    left.update(source.left_out)
+    labelled = _labelled(source, left)
     if classes is None:
-        classes = _classes_of({label for _, label in labelled})
+        classes = _classes_of({label for _, label in labelled}, source)
     members: dict[str, list[Member]] = defaultdict(list)
     for path, label in labelled:
         members[_class_of(label, classes, source.describe(path))].append(Member(path, path))
     names = dict(zip(classes.ids, classes.names, strict=True))
-    return Images(name, split or "all", classes.ids, members, source, names, like)
+    return Images(name, split or "all", classes.ids, members, source, names, like, left)
 
 
-def _labelled(source: Shards) -> list[tuple[str, str]]:
+def _labelled(source: Shards, left: LeftOut) -> list[tuple[str, str]]:
     """(member, text of its label) of every image; no image, or one without a label, is an error."""
     samples: dict[str, dict[str, str]] = defaultdict(dict)
+    members = set(source.members())
     for path in source.members():
         folder, _, file = path.rpartition("/")
-        key, _, extension = file.partition(".")
-        if key:
-            samples[f"{folder}/{key}"][extension.lower()] = path
+        if is_hidden(path):
+            if is_image(path):
+                left.add(HIDDEN, path)
+            continue
+        # A key ends at the first dot, unless there is a label under the longer name.
+        stem, ending = posixpath.splitext(path)
+        key, extension = f"{folder}/{file.partition('.')[0]}", file.partition(".")[2].lower()
+        if "." in stem[len(folder) + 1 :] and (ending in _LABELS or is_image(path)) and _has_label(stem, members):
+            key, extension = stem, ending[1:].lower()
+        samples[key][extension] = path
     found = []
     for key, files in samples.items():
-        image = next((path for extension, path in files.items() if f".{extension}" in EXTENSIONS), None)
-        if image is None:
+        images = [path for extension, path in files.items() if f".{extension}" in EXTENSIONS]
+        for extension, path in files.items():
+            if is_image(path) and path not in images[:1]:
+                left.add("image beyond the first of its key", path)
+            elif f".{extension}" in NOT_READ:
+                left.add(f".{extension} file, which is not read", path)
+        if not images:
+            if {"cls", "json"} & files.keys():
+                left.add("label without an image that is read", next(iter(files.values())))
             continue
+        check_name(source.path, images[0])
         label = _label(source, files)
         if label is None:
             raise UsageError(
-                f"--data: {source.describe(image)} has no label: expected {Path(key).name}.cls beside it, or "
+                f"--data: {source.describe(images[0])} has no label: expected {Path(key).name}.cls beside it, or "
                 f"{Path(key).name}.json with one of {', '.join(JSON_KEYS)}."
             )
-        found.append((image, label))
+        found.append((images[0], label))
     if not found:
-        raise UsageError(f"--data {source.path}: no image in its shards. Image files end in {', '.join(EXTENSIONS)}.")
+        others = f" They hold {left}." if left.counts else ""
+        raise UsageError(f"--data {source.path}: no image in its shards.{others} {ENDINGS}")
     return found
+
+
+def _has_label(stem: str, members: AbstractSet[str]) -> bool:
+    return any(f"{stem}{ending}" in members for ending in _LABELS)
 
 
 def _label(source: Shards, files: Mapping[str, str]) -> str | None:
     if "cls" in files:
-        return source.read(files["cls"]).decode(errors="replace").strip() or None
+        data = source.read(files["cls"])
+        try:
+            text = data.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"--data: {source.describe(files['cls'])} is not UTF-8: no label.") from error
+        if "\n" in text or len(text) > _LONGEST:
+            raise UsageError(f"--data: {source.describe(files['cls'])} is more than a label: it has {len(data)} bytes.")
+        return text or None
     if "json" not in files:
         return None
     try:
         about = json.loads(source.read(files["json"]))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--data: {source.describe(files['json'])} is not JSON ({error}).") from error
-    values = [about[key] for key in JSON_KEYS if key in about] if isinstance(about, dict) else []
+    values = [about[key] for key in JSON_KEYS if about.get(key) is not None] if isinstance(about, dict) else []
+    if values and (
+        not isinstance(values[0], int | str) or isinstance(values[0], bool) or len(str(values[0])) > _LONGEST
+    ):
+        raise UsageError(
+            f"--data: {source.describe(files['json'])} has the label {str(values[0])[:40]}: no number, no name."
+        )
     return str(values[0]).strip() or None if values else None
 
 
-def _classes_of(labels: set[str]) -> ClassList:
+def _number(label: str) -> int | None:
+    """The number that a label is; None for a name."""
+    return int(label) if re.fullmatch(r"-?\d{1,1000}", label) else None
+
+
+def _classes_of(labels: set[str], source: Shards) -> ClassList:
     """The classes of shards without a class file: the numbers up to the largest label, or the sorted names."""
-    if all(label.isdecimal() for label in labels):
-        return ClassList([ClassSpec(str(i)) for i in range(max(map(int, labels)) + 1)])
-    return ClassList([ClassSpec(label) for label in sorted(labels)])
+    numbers = [_number(label) for label in labels]
+    if None in numbers:
+        return ClassList([ClassSpec(label) for label in sorted(labels)])
+    if (most := max(n for n in numbers if n is not None)) >= MOST_CLASSES:
+        raise UsageError(
+            f"--data {source.path}: the largest label is {_short(str(most))}: of more than {MOST_CLASSES:,} classes, "
+            f"the names are needed, in {CLASS_FILES[0]} beside the shards, if that is the label at all."
+        )
+    return ClassList([ClassSpec(str(i)) for i in range(most + 1)])
 
 
 def _class_of(label: str, classes: ClassList, image: str) -> str:
-    if label.isdecimal():
-        if int(label) < len(classes.ids):
-            return classes.ids[int(label)]
+    number = _number(label)
+    if number is not None and 0 <= number < len(classes.ids):
+        return classes.ids[number]
+    if number is not None and number < 0:
+        raise UsageError(f"--data: {image} has the label {_short(label)}: labels count from 0, so it has none")
+    if number is not None:
         raise UsageError(
-            f"--data: {image} has the label {label}, but there are {len(classes.ids)} classes, numbered from 0: "
-            f"{CLASS_FILES[0]} beside the shards does not belong to them."
+            f"--data: {image} has the label {_short(label)}, but there are {len(classes.ids)} classes, numbered "
+            f"from 0: {CLASS_FILES[0]} beside the shards does not belong to them."
         )
     found = classes.find(label)
     if len(found) != 1:
         reason = f"the name of {' and '.join(found)}" if found else f"none of them. {suggest(label, classes.ids)}"
-        raise UsageError(f"--data: {image} has the label {label!r}, which among the classes is {reason}")
+        raise UsageError(f"--data: {image} has the label {_short(label)!r}, which among the classes is {reason}")
     return found[0]
 
 
-def _shards_in(folder: Path) -> dict[str | None, list[Path]]:
-    subfolders = [f for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")]
-    if not subfolders:
-        return {_split_of(folder.resolve()): tars} if (tars := _tars(folder)) else {}
-    return {_split_of(f): tars for f in sorted(subfolders) if f.name in SPLIT_FOLDERS and (tars := _tars(f))}
-
-
-def _tars(folder: Path) -> list[Path]:
-    """The tars in the order of their numbers: ``9.tar`` before ``10.tar``."""
-    return sorted(folder.glob("*.tar"), key=lambda path: (len(path.name), path.name))
+def _short(label: str) -> str:
+    return label if len(label) <= 40 else f"{label[:40]}… ({len(label)} characters)"
 
 
 def _is_shard(tar: Tar) -> bool:
-    images = {member.rpartition(".")[0] for member in tar.members() if member.lower().endswith(EXTENSIONS)}
-    return any(m.endswith((".cls", ".json")) and m.rpartition(".")[0] in images for m in tar.members())
-
-
-def _split_of(folder: Path) -> str | None:
-    return SPLIT_FOLDERS.get(folder.name)
+    images = {member.rpartition(".")[0] for member in tar.members() if is_image(member)}
+    return any(m.endswith(_LABELS) and m.rpartition(".")[0] in images for m in tar.members())
 
 
 def _home(folder: Path) -> Path:
     """The dataset's own folder: the one above a split folder, else ``folder`` itself."""
-    return folder.parent if folder.name in SPLIT_FOLDERS else folder
+    return folder.parent if split_of(folder.name) else folder

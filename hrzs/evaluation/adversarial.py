@@ -164,7 +164,9 @@ class AdversarialSet:
         differing = [
             f"{name} {was.get(name)!r} (now {now.get(name)!r})"
             for name in dict.fromkeys([*now, *was])
-            if name not in loose and not name.startswith("origin.") and was.get(name) != now.get(name)
+            if name not in loose
+            and not name.startswith(("origin.", "task.left_out.", "task.unreadable"))
+            and was.get(name) != now.get(name)
         ]
         if not differing and ids != list(self.task.data.ids)[: len(ids)]:
             differing = ["other images, or in another order"]

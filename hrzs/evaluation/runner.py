@@ -106,7 +106,8 @@ class Evaluation:
             self.model.info.digest,
             self.model.info.config,
             self.model.precision,
-            self.task.describe(),
+            # The ids tell which images these are, whatever else lies beside them.
+            {name: value for name, value in self.task.describe().items() if name not in ("left_out", "unreadable")},
             options,
             self.classifier.prompts.digest,
             *self.images.identity(),

@@ -31,8 +31,9 @@ Interval: TypeAlias = tuple[float, float]
 AttackLevel: TypeAlias = Level | None
 
 
-# Options that change no figure, for all that a batch of another size may round the last bit otherwise.
-_OF_SPEED = ("batch-size", "workers", "threads", "device")
+# Options that change no figure, for all that a batch of another size may round the last bit otherwise. (The tasks say
+# which images were skipped.)
+_OF_SPEED = ("batch-size", "workers", "threads", "device", "bad-images", "check-images")
 
 
 class Figure(NamedTuple):
@@ -243,7 +244,11 @@ class Model(Struct, frozen=True, kw_only=True):
 
 
 class Data(Struct, frozen=True, kw_only=True):
-    """The images, known by the digest of their ids, and the tree over their classes; ``levels`` counts its nodes."""
+    """The images, known by the digest of their ids, and the tree over their classes; ``levels`` counts its nodes.
+
+    ``left_out`` counts, by reason, what of the data's source is not among them, or is met twice there. ``unreadable``
+    are the ids of the images that were skipped since they cannot be decoded.
+    """
 
     dataset: str
     split: str = ""
@@ -256,6 +261,8 @@ class Data(Struct, frozen=True, kw_only=True):
     tree_digest: str
     levels: tuple[int, ...]
     same_prompts: tuple[dict[str, Any], ...] = ()
+    left_out: dict[str, int] = {}
+    unreadable: tuple[str, ...] = ()
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -302,7 +309,8 @@ class Report(Struct, frozen=True, kw_only=True):
     @property
     def call(self) -> dict[str, Any]:
         """What the figures depend on, as JSON has it: model, data and options, but for those of speed alone."""
-        about = {"model": self.model.digest, "tasks": self.tasks, "prompts-digest": self.prompts_digest}
+        tasks = [msgspec.structs.replace(task, left_out={}) for task in self.tasks]
+        about = {"model": self.model.digest, "tasks": tasks, "prompts-digest": self.prompts_digest}
         found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(about | self.config))
         return {name: value for name, value in found.items() if name not in _OF_SPEED}
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hrzs.attacks.base import sample_seeds
-from hrzs.data import Dataset, digest, loader
+from hrzs.data import Dataset, ImageError, digest, loader
 from hrzs.errors import HrzsError, UsageError
 from hrzs.files import whole_lines
 from hrzs.hierarchy.tree import Tree
@@ -130,9 +130,10 @@ class Trainer:
     @exact_fp32()
     @unbroken()
     def run(self, progress: Progress | None = None) -> None:
-        """Train from the present step to the end; if interrupted, leave a checkpoint.
+        """Train from the present step to the end; if interrupted, or if an image cannot be read, leave a checkpoint.
 
         Raises:
+            ImageError: an image cannot be read; the message names it.
             HrzsError: the loss or its gradient is not finite; the state before the step is saved, and the message
                 names step and images.
         """
@@ -175,7 +176,7 @@ class Trainer:
                     self._unlogged = self._step(optimizer, images, labels, batch.ids)
                     self._mid_step = False
                     finish_step(dict(self._unlogged))
-        except (KeyboardInterrupt, Stopped):
+        except (KeyboardInterrupt, Stopped, ImageError):
             # A half-done update is no state to go on from; then the checkpoint before it is the last.
             if optimizer is not None and not self._mid_step:
                 self.save_checkpoint(optimizer)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hrzs.classes.specs import class_folders, prompt_name
+from hrzs.classes.folders import Folder, class_folders
+from hrzs.classes.specs import prompt_name
 from hrzs.errors import UsageError
 
 
@@ -27,9 +28,13 @@ def test_prompt_name(class_id: str, name: str) -> None:
 
 
 def test_folders_of_letters_are_refused(tmp_path: Path) -> None:
-    for name in ("a/alcove", "a/attic", "b/barn"):
+    def image(name: str) -> None:
         (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.jpg").touch()
+
+    for name in ("a/alcove", "a/attic", "b/barn"):
+        image(name)
     with pytest.raises(UsageError, match=r"its folders are letters, as in Places365.* move the class folders up"):
-        class_folders(tmp_path)
-    (tmp_path / "c/user1").mkdir(parents=True)
-    assert class_folders(tmp_path) == ["a", "b", "c"]
+        class_folders(Folder(tmp_path))
+    image("c/user1")
+    assert class_folders(Folder(tmp_path)) == ["a", "b", "c"]

@@ -1,5 +1,11 @@
+import logging
+import multiprocessing
+import os
+import signal
+import time
 from collections import Counter
 from collections.abc import Sequence
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -8,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hrzs.data import Dataset, digest, held_out, loader, pick, resize_to, subset
+from hrzs.data import Dataset, decodable, digest, held_out, loader, pick, resize_to, subset
+from hrzs.data.base import ImageError, _collate, _Fetch
 from hrzs.errors import HrzsError, UsageError
 
 
@@ -32,7 +39,7 @@ class Plain(Dataset):
 class Broken(Plain):
     def picture(self, index: int) -> Image.Image:
         if index == 3:
-            raise HrzsError(f"Image {self.ids[index]} cannot be decoded.")
+            raise ImageError(f"Image {self.ids[index]} cannot be decoded.")
         return super().picture(index)
 
 
@@ -188,3 +195,62 @@ def test_loader_names_the_broken_image(workers: int) -> None:
 def test_loader_names_images_that_differ_in_size() -> None:
     with pytest.raises(HrzsError, match=r"c0/1\.png is 6×7 where c0/0\.png is 6×6"):
         list(loader(Plain([4], sizes=[(6, 6), (6, 7)]), 2))
+
+
+@pytest.mark.parametrize("ahead", [0.0, 0.5])
+def test_a_worker_that_is_killed_is_noticed(ahead: float) -> None:
+    """While a batch is awaited, or before; what the program does in between is not broken off."""
+    batches = loader(Plain([40_000], sizes=[(64, 64)]), 64, 2)
+    next(batches)
+    os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+    time.sleep(ahead)
+    with pytest.raises(ImageError, match=r"--workers 2: a process that reads images cannot go on .*--workers 0"):
+        list(batches)
+
+
+def test_workers_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", refuse)
+    with pytest.raises(ImageError, match=r"--workers 2: .* \(\[Errno 28\] No space left on device\)"):
+        list(loader(Plain([4]), 2, 2))
+
+
+def test_workers_send_the_pixels_themselves() -> None:
+    """A tensor would be sent as the name of a piece of shared memory, of which Docker has 64 MB."""
+    sent = _collate([_Fetch(Plain([8], sizes=[(64, 64)]))[i] for i in range(8)])
+    assert len(ForkingPickler.dumps(sent)) > 8 * 64 * 64 * 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_image_comes_after_the_batches_before_it(workers: int) -> None:
+    batches = loader(Broken([8]), 2, workers)
+    assert next(batches).ids == ("c0/0.png", "c0/1.png")
+    with pytest.raises(ImageError, match=r"c0/3\.png"):
+        next(batches)
+
+
+def test_images_that_cannot_be_decoded_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    data = Broken([6, 6])
+    with caplog.at_level(logging.WARNING):
+        found = decodable(data, "skip")
+    assert list(found.ids) == [name for name in data.ids if name != "c0/3.png"]
+    assert found.unreadable == ("c0/3.png",)
+    assert subset(found, limit=2).unreadable == ("c0/3.png",)
+    assert digest(found) != digest(data)
+    assert "plain (all): 1 of 12 images cannot be decoded, and are left out. Image c0/3.png" in caplog.text
+    whole = Plain([6])
+    assert decodable(whole, "skip") is whole
+
+
+@pytest.mark.parametrize(
+    ("bad_images", "n", "message"),
+    [
+        ("stop", 12, r"--check-images: plain \(all\): 1 of 12 images cannot be decoded\. Image c0/3\.png"),
+        ("skip", 9, r"--bad-images skip: plain \(all\): 1 of 9 images cannot be decoded, more than 10%"),
+    ],
+)
+def test_bad_images_are_refused_beforehand(bad_images: str, n: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        decodable(Broken([n]), bad_images)

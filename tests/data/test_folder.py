@@ -1,13 +1,17 @@
 import logging
+import os
+import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from hrzs.data import open_dataset
+from hrzs.data.base import ImageError
 from hrzs.errors import HrzsError, UsageError
 
 Maker = Callable[..., Path]
@@ -68,7 +72,7 @@ def test_folder_beside_the_splits_is_left_out_aloud(make_folder: Maker, caplog: 
     root = make_folder(["val/a/1.png", "samples/a/2.png"])
     with caplog.at_level(logging.WARNING):
         assert open_dataset(str(root)).ids == ["a/1.png"]
-    assert "samples" in caplog.text
+    assert "image outside of the split folders: 1 (samples/a/2.png)" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -89,6 +93,97 @@ def test_every_image_becomes_rgb(tmp_path: Path, mode: str) -> None:
     suffix = "tif" if mode == "CMYK" else "png"
     Image.new(mode, (8, 8)).save(tmp_path / f"a/1.{suffix}")
     assert open_dataset(str(tmp_path))[0].image.shape == (3, 8, 8)
+
+
+def test_a_class_met_twice_is_counted(make_folder: Maker) -> None:
+    data = open_dataset(
+        "imagenet", root=make_folder(["imagenet/n01440764/1.png", "imagenet/tench/2.png", "imagenet/n01443537/1.png"])
+    )
+    assert (data.classes, data.labels) == (("n01440764", "n01443537"), [0, 0, 1])
+    assert data.left_out.counts == {"class met twice, in folders of different names (both are read)": 1}
+
+
+@pytest.mark.parametrize("form", ["png", "tif", "pgm"])
+def test_of_16_bits_the_upper_8_count(tmp_path: Path, form: str) -> None:
+    grey = np.array([[0, 255, 256], [30_000, 65_279, 65_535]], dtype=np.uint16)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(grey).save(tmp_path / f"a/1.{form}")
+    pixels = open_dataset(str(tmp_path))[0].image.mul(255).round()
+    assert pixels[0].tolist() == [[0, 0, 1], [117, 254, 255]]
+    assert torch.equal(pixels[0], pixels[2])
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_without_a_range_are_refused(tmp_path: Path, kind: type) -> None:
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32).astype(kind)).save(tmp_path / "a/1.tif")
+    with pytest.raises(
+        ImageError, match=r"a/1\.tif cannot be decoded \(pixels of mode [FI] have no range that is known"
+    ):
+        open_dataset(str(tmp_path))[0]
+
+
+def test_a_gif_is_its_first_frame(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a/1.gif", save_all=True, append_images=frames[1:])
+    assert open_dataset(str(tmp_path))[0].image[:, 0, 0].tolist() == [1, 0, 0]
+
+
+def test_the_rotation_in_exif_is_ignored(tmp_path: Path) -> None:
+    """As open_clip's preprocessing ignores it."""
+    (tmp_path / "a").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (8, 4)).save(tmp_path / "a/1.jpg", exif=exif)
+    assert open_dataset(str(tmp_path))[0].image.shape == (3, 4, 8)
+
+
+def test_no_other_program_decodes_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/1.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(ImageError, match=r"a/1\.jpg cannot be decoded \(none of JPEG, PNG"):
+        open_dataset(str(tmp_path))[0]
+
+
+def test_kaggles_imagenet(make_folder: Maker) -> None:
+    train = [f"imagenet/train/{c}/{i}.JPEG" for c in ("n01440764", "n01443537") for i in range(2)]
+    root = make_folder([*train, "imagenet/val/v_1.JPEG", "imagenet/test/t_1.JPEG"])
+    for spec, data_root in ((str(root / "imagenet"), None), ("imagenet", root)):
+        assert len(open_dataset(spec, "train", root=data_root)) == 4
+        for split in ("val", "test", None):
+            with pytest.raises(UsageError, match=r"/ has images but no folder per class"):
+                open_dataset(spec, split, root=data_root)
+    (root / "imagenet/LOC_val_solution.csv").write_text("ImageId,PredictionString\nv_1,n01443537 85 1 499 272 \n")
+    for spec, data_root in ((str(root / "imagenet"), None), ("imagenet", root)):
+        data = open_dataset(spec, root=data_root)
+        assert (data.split, data.ids, data.labels) == ("val", ["n01443537/v_1.JPEG"], [1])
+
+
+def test_a_tar_that_is_sparse_is_refused(tmp_path: Path) -> None:
+    """An image of 32 TB that takes no room: to read it would be the end of the memory."""
+    info = tarfile.TarInfo("a/1.png")
+    info.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.name": "a/1.png",
+                        "GNU.sparse.size": str(1 << 45), "GNU.sparse.map": f"{1 << 44},0"}  # fmt: skip
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info)
+    with pytest.raises(UsageError, match=r"a/1\.png is stored as a sparse file.*without --sparse"):
+        open_dataset(str(tmp_path / "x.tar"))
+
+
+def test_a_tar_that_says_more_than_it_holds(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a/1.png")
+    info.size = 1 << 45
+    (tmp_path / "x.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
+    with pytest.raises(UsageError, match=r"x\.tar: .*cut short"):
+        open_dataset(str(tmp_path / "x.tar"))
+
+
+def test_a_fifo_is_no_tar(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.tar")
+    with pytest.raises(UsageError, match="no folder and no regular file"):
+        open_dataset(str(tmp_path / "x.tar"))
 
 
 @pytest.mark.parametrize("kept", [0, 20, 150])

@@ -5,6 +5,7 @@ import json
 import logging
 import pickle
 import shutil
+import subprocess
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from hrzs.classes.specs import dataset_classes
 from hrzs.data import open_dataset
@@ -374,6 +375,18 @@ def test_pcam_labels_open_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert open_dataset("pcam", root=tmp_path).labels == [0, 1]
 
 
+def test_no_other_program_decodes_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision opens whatever Pillow can, and Pillow gives EPS to Ghostscript."""
+    dtd(tmp_path, ids("dtd"))
+    data = open_dataset("dtd", root=tmp_path)
+    file = tmp_path / "dtd/dtd/images/banded/banded_0001.jpg"
+    file.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(HrzsError, match="dtd/test/000000 cannot be decoded"):
+        data[0]
+
+
 def test_a_broken_image_is_named(tmp_path: Path) -> None:
     dtd(tmp_path, ids("dtd"))
     data = open_dataset("dtd", root=tmp_path)
@@ -440,5 +453,5 @@ def test_a_folder_that_is_no_class_is_refused(make_folder: Maker, name: str, fol
 
 def test_imagenet_val_not_sorted_into_classes_is_refused(make_folder: Maker) -> None:
     root = make_folder(["imagenet/train/n01440764/1.png", "imagenet/val/ILSVRC2012_val_00000001.JPEG"])
-    with pytest.raises(UsageError, match=r"val/ has images but no folder per class, unlike train/.*sorted into val"):
+    with pytest.raises(UsageError, match=r"val/ has images but no folder per class.*sorted into val"):
         open_dataset("imagenet", root=root)

@@ -13,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from hrzs.classes.specs import dataset_classes
+from hrzs.classes.folders import TWICE
+from hrzs.classes.specs import ClassSpec, dataset_classes
 from hrzs.data import describe_datasets, loader, open_dataset, subset
 from hrzs.errors import UsageError
+from hrzs.sources.classes import read_classes
 
 Shard = Mapping[str, bytes | str | int]
 
@@ -231,6 +233,99 @@ def test_a_truncated_shard_is_named(export: Path, cut: str) -> None:
     path.write_bytes(whole[: end.get(cut, 0)] if cut in end else whole[: last.offset] + b"x" * 2048)
     with pytest.raises(UsageError, match=r"test/1\.tar: .*cut short"):
         open_dataset(str(export))
+
+
+@pytest.mark.parametrize("form", ["folder", "pattern", "tar"])
+def test_shards_of_two_splits_in_one_folder_do_not_mix(tmp_path: Path, form: str) -> None:
+    for shard, n in (("train-0000", 4), ("train-0001", 5), ("validation-00", 3)):
+        members = {f"{i}.{e}": v for i in range(n) for e, v in (("png", picture(i)), ("cls", i % 2))}
+        write_shard(tmp_path / f"demo/demo-{shard}.tar", members)
+    spec = {"folder": "demo", "pattern": "demo/demo-train-{0000..0001}.tar", "tar": "demo/demo-validation-00.tar"}[form]
+    if form != "pattern":
+        val = open_dataset(str(tmp_path / spec), "val", purpose="train")
+        assert {i.split("/")[0] for i in val.ids} == {"demo-validation-00"}
+        assert len(val) == 3
+    if form == "folder":
+        train = open_dataset(str(tmp_path / spec), "train", purpose="train")
+        assert {i.split("/")[0] for i in train.ids} == {"demo-train-0000", "demo-train-0001"}
+        assert len(train) == 9
+        assert read_classes(str(tmp_path / spec))[0] == [ClassSpec("0"), ClassSpec("1")]
+    if form == "pattern":
+        parts = [open_dataset(str(tmp_path / spec), split, purpose="train") for split in ("train", "val")]
+        assert [len(part) for part in parts] == [7, 2]
+        assert not set(parts[0].ids) & set(parts[1].ids)
+
+
+def test_line_n_of_the_classes_is_label_n(tmp_path: Path) -> None:
+    write_shard(
+        tmp_path / "toys/0.tar", {f"{i}.{e}": v for i in (0, 2, 3) for e, v in (("png", picture(i)), ("cls", i))}
+    )
+    (tmp_path / "toys/classnames.txt").write_text("school bus\nlamp\n# 1\nteapot\n\n")
+    data = open_dataset(str(tmp_path / "toys"))
+    assert [(data.ids[i], data.class_names[k]) for i, k in enumerate(data.labels)] == [
+        ("0/0.png", "school bus"), ("0/2.png", "# 1"), ("0/3.png", "teapot")
+    ]  # fmt: skip
+    (tmp_path / "toys/classnames.txt").write_text("school bus\nlamp\n\nteapot\n")
+    with pytest.raises(UsageError, match=r"classnames.txt:3: "):
+        open_dataset(str(tmp_path / "toys"))
+
+
+def test_keys_with_a_dot(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = ("val_1", "val_1.v2", "val_2.v2", "val_2.v3.x")
+    members: dict[str, bytes | int] = {f"{key}.png": picture(i) for i, key in enumerate(images)}
+    members |= {f"{key}.cls": i for i, key in enumerate(images)}
+    members |= {"val_1.seg.png": picture(9), "._val_1.png": picture(9), "val_9.cls": 1, "val_8.heic": b""}
+    write_shard(tmp_path / "toys/0.tar", members)
+    data = open_dataset(str(tmp_path / "toys"))
+    assert {i: data.classes[k] for i, k in zip(data.ids, data.labels, strict=True)} == {
+        f"0/{key}.png": str(i) for i, key in enumerate(images)
+    }
+    assert data.left_out.counts == {
+        "hidden image": 1,
+        "image beyond the first of its key": 1,
+        "label without an image that is read": 1,
+        ".heic file, which is not read": 1,
+    }
+    assert "image beyond the first of its key: 1 (0/val_1.seg.png)" in caplog.text
+
+
+def test_hard_links_and_members_met_twice(tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "toys/0.tar", {"a.png": picture(1), "a.cls": 0, "b.cls": 1})
+    with tarfile.open(path, "a") as tar:
+        for name in ("b.png", "c.png", "c.cls"):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.LNKTYPE, "a" + name[1:]
+            tar.addfile(link)
+        again = tarfile.TarInfo("a.cls")
+        again.size = 1
+        tar.addfile(again, io.BytesIO(b"1"))
+    data = open_dataset(str(tmp_path / "toys"))
+    assert dict(zip(data.ids, data.labels, strict=True)) == {"0/a.png": 1, "0/b.png": 1, "0/c.png": 1}
+    assert data.left_out.counts == {TWICE: 2, "member met twice, of which the last counts": 1}
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("30000000", r"the largest label is 30000000: of more than 100,000 classes, the names are needed"),
+        ("1" * 5000, r"a\.cls is more than a label: it has 5000 bytes"),
+        ("9" * 900, r"the largest label is 9{40}… \(900 characters\)"),
+        ("-1", r"the label -1: labels count from 0"),
+        (b"caf\xe9", r"a\.cls is not UTF-8"),
+        ("cat\ndog", r"a\.cls is more than a label"),
+    ],
+)
+def test_labels_that_are_none(tmp_path: Path, label: str | bytes, message: str) -> None:
+    write_shard(tmp_path / "toys/0.tar", {"a.png": picture(1), "a.cls": label})
+    with pytest.raises(UsageError, match=message):
+        open_dataset(str(tmp_path / "toys"))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"label": [3]}', '{"label": true}', '{"label": 3.5}'])
+def test_json_without_a_label(tmp_path: Path, text: str) -> None:
+    write_shard(tmp_path / "toys/0.tar", {"a.png": picture(1), "a.json": text})
+    with pytest.raises(UsageError, match=r"0\.tar:a\.json (is not JSON|has the label)"):
+        open_dataset(str(tmp_path / "toys"))
 
 
 def test_the_forms_are_described() -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from PIL import Image
 
 from hrzs.attacks import attack_spec, sample_seeds
-from hrzs.data import Batch, loader
+from hrzs.data import Batch, ImageError, loader
 from hrzs.evaluation.images import Search
 from hrzs.evaluation.plan import Unit, budget_of
 from hrzs.evaluation.rows import overall_of, rows_of, truth_of
@@ -309,6 +310,28 @@ def test_resume_does_the_rest_only(
     sizes = counted(again, monkeypatch)
     assert timeless(run(again)) == timeless(whole)
     assert sizes == []
+
+
+def test_an_unreadable_image_costs_no_finished_batch(
+    evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, store = timeless(run(evaluate())), tmp_path / "kept"
+    evaluation = evaluate(store)
+    picture = evaluation.task.data.picture
+
+    def damaged(index: int) -> Image.Image:
+        if index == 20:  # of the third batch
+            raise ImageError("Image x.png cannot be decoded")
+        return picture(index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation.task.data, "picture", damaged)
+        with pytest.raises(ImageError, match=r"x\.png"):
+            evaluation.run()
+    mended = evaluate(store)
+    sizes = counted(mended, monkeypatch)
+    assert timeless(run(mended)) == whole
+    assert sizes[0] == 6  # what is left of 24 images after two batches of 9
 
 
 @pytest.mark.parametrize("change", [{"steps": 3}, {"seed": 1}, {"template": "name"}, {"norm": "l2"}, {"eps": (EPS,)}])

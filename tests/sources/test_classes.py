@@ -63,7 +63,8 @@ def test_an_id_in_a_folder_name_is_its_synset(tmp_path: Path) -> None:
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no subfolders"):
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(UsageError, match=f"--classes {tmp_path}: no images"):
         specs(tmp_path)
 
 
@@ -71,6 +72,7 @@ def test_label_of_a_split_folder_says_of_what(tmp_path: Path) -> None:
     folder = tmp_path / "animals" / "val"
     for class_id in ("n02084071", "n02119789"):
         (folder / class_id).mkdir(parents=True)
+        (folder / class_id / "1.png").touch()
     assert read_classes(str(folder))[1] == "animals/val"
 
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
-from hrzs.data import Dataset
+from hrzs.data import Dataset, ImageError
 from hrzs.errors import HrzsError, UsageError
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
@@ -168,6 +169,31 @@ def test_resumed_after_a_crash_between_checkpoints(make_trainer: MakeTrainer) ->
     resumed.run()
     assert_same(whole.model, resumed.model)
     assert metrics(whole.folder) == metrics(resumed.folder)
+
+
+@pytest.mark.parametrize("bad_step", [1, 4])
+def test_an_unreadable_image_leaves_a_checkpoint(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, bad_step: int
+) -> None:
+    whole, stopped = make_trainer("whole"), make_trainer()
+    whole.run()
+    bad, picture = stopped._order()[(bad_step - 1) * 8 + 3], stopped.data.picture
+
+    def damaged(index: int) -> Image.Image:
+        if index == bad:
+            raise ImageError("Image x.png cannot be decoded")
+        return picture(index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stopped.data, "picture", damaged)
+        with pytest.raises(ImageError, match=r"x\.png"):
+            stopped.run()
+    mended = make_trainer()
+    assert mended.resume() == (bad_step > 1)
+    assert mended.step == bad_step - 1
+    mended.run()
+    assert_same(whole.model, mended.model)
+    assert metrics(whole.folder) == metrics(mended.folder)
 
 
 def test_interrupted_within_an_update_goes_on_from_the_checkpoint_before(

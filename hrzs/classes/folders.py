@@ -1,0 +1,431 @@
+"""What a folder or a tar holds: images laid out as ``class/image``, with splits or without, or webdataset shards.
+
+This is the one reader of it: `hrzs.data` takes the images, ``hrzs build-tree`` the classes. The layout is told from the
+list of paths alone, so a folder and a tar of it are the same dataset. Whatever looks like an image, a class or a shard
+and is left out is counted (`LeftOut`).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import posixpath
+import re
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from hrzs.classes.specs import split_of
+from hrzs.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".dib", ".tif", ".tiff", ".webp",
+    ".gif",
+)  # fmt: skip
+LAYOUT = "Expected <class>/<image>, or <split>/<class>/<image> with splits train, val, test."
+#: The labels of ImageNet's validation images, as Kaggle has them.
+KAGGLE = "LOC_val_solution.csv"
+
+ENDINGS = f"Image files end in {', '.join(EXTENSIONS)}."
+TWICE = "image met twice, under another name (both are read)"
+HIDDEN = "hidden image"
+_NO_CLASS = "image without a class folder"
+
+#: Images too, but of formats that are not read.
+NOT_READ = {
+    ".arw", ".avif", ".cr2", ".dds", ".dng", ".eps", ".exr", ".fits", ".hdr", ".heic", ".heif", ".ico", ".j2k", ".jp2",
+    ".jpf", ".jpx", ".jxl", ".nef", ".pcx", ".pfm", ".psd", ".raw", ".svg", ".tga", ".xcf",
+}  # fmt: skip
+# Archives, and what unpacks them.
+_ARCHIVES = {
+    ".tar": "", ".tar.gz": "gunzip -k", ".tgz": "gunzip -k", ".tar.bz2": "bunzip2 -k", ".tar.xz": "unxz -k",
+    ".tar.zst": "unzstd", ".tar.lz4": "unlz4", ".zip": "unzip", ".7z": "7z x", ".rar": "unrar x",
+}  # fmt: skip
+
+
+class Member(NamedTuple):
+    """The path of an image in its source, and its id: the part of the path from the class on.
+
+    So the id is the same whether the source is a folder, one of its split subfolders, or a tar of either.
+    """
+
+    path: str
+    id: str
+
+
+class LeftOut:
+    """Counts what is left out or met twice, by reason; it remembers an example of each."""
+
+    def __init__(self, other: LeftOut | None = None) -> None:
+        self.counts: dict[str, int] = {}
+        self._examples: dict[str, str] = {}
+        if other is not None:
+            self.update(other)
+
+    def add(self, reason: str, example: str, count: int = 1) -> None:
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        self._examples.setdefault(reason, example)
+
+    def update(self, other: LeftOut) -> None:
+        for reason, count in other.counts.items():
+            self.add(reason, other._examples[reason], count)
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{reason}: {count} ({'' if count == 1 else 'such as '}{self._examples[reason]})"
+            for reason, count in self.counts.items()
+        )
+
+
+class Source:
+    """A place of images: lists their paths (with ``/`` between the parts) and reads them.
+
+    Attributes:
+        left_out: what `members` does not list.
+        folders: the paths of its folders, once `members` was called.
+    """
+
+    def __init__(self, path: Path) -> None:
+        check_name(path, str(path))
+        self.path = path
+        self.left_out = LeftOut()
+        self.folders: set[str] = set()
+
+    def members(self) -> Iterable[str]:
+        raise NotImplementedError
+
+    def read(self, member: str) -> bytes:
+        raise NotImplementedError
+
+    def describe(self, member: str) -> str:
+        """The name of one image in messages."""
+        raise NotImplementedError
+
+
+class Folder(Source):
+    """A directory. Links are followed, but no folder is visited twice, and only regular files are listed."""
+
+    def members(self) -> Iterable[str]:
+        return self._listed
+
+    @cached_property
+    def _listed(self) -> list[str]:
+        return list(self._walk())
+
+    def _walk(self) -> Iterator[str]:
+        folders: set[tuple[int, int]] = set()
+        files: set[int] = set()
+        # Links wait until the end: so a folder inside that a link leads to is met under its own name.
+        waiting, links = deque([""]), deque[str]()
+        while waiting or links:
+            inside = (waiting or links).popleft()
+            try:
+                status = (self.path / inside).stat()
+                if (status.st_dev, status.st_ino) in folders:
+                    self.left_out.add("link to a folder that is met elsewhere", inside)
+                    continue
+                folders.add((status.st_dev, status.st_ino))
+                self.folders.add(inside)
+                entries = sorted(os.scandir(self.path / inside), key=lambda entry: entry.name)
+            except OSError as error:
+                raise UsageError(f"--data {self.path / inside}: cannot be read ({error.strerror})") from error
+            for entry in entries:
+                name = f"{inside}/{entry.name}" if inside else entry.name
+                kind = _kind(entry)
+                if kind == "folder":
+                    (links if entry.is_symlink() else waiting).append(name)
+                elif kind == "file":
+                    if is_image(name):
+                        number = entry.stat().st_ino if entry.is_symlink() else entry.inode()
+                        device = entry.stat().st_dev if entry.is_symlink() else status.st_dev
+                        if (place := device << 64 | number) in files:
+                            self.left_out.add(TWICE, name)
+                        files.add(place)
+                    yield name
+                elif kind == "nothing" or is_image(name):
+                    reason = "link that leads nowhere" if kind == "nothing" else "image name, but no regular file"
+                    self.left_out.add(reason, name)
+
+    def read(self, member: str) -> bytes:
+        return (self.path / member).read_bytes()
+
+    def describe(self, member: str) -> str:
+        return str(self.path / member)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    try:
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            return "file"
+        return "nothing" if entry.is_symlink() and not Path(entry.path).exists() else "other"
+    except OSError:  # links that lead in circles
+        return "nothing"
+
+
+def is_image(path: str) -> bool:
+    """Does the name say that this is an image of a format that is read?"""
+    return path.lower().endswith(EXTENSIONS)
+
+
+def is_hidden(path: str) -> bool:
+    """Is it, or a folder above it, called ``.something``, or ``__MACOSX``, which macOS adds to archives?"""
+    return "/." in f"/{path}" or "__MACOSX/" in path
+
+
+def check_name(source: Path, member: str) -> None:
+    """
+    Raises:
+        UsageError: the name is not UTF-8; in no report, digest or prompt could it stand.
+    """
+    try:
+        member.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"--data {source}: the name {member!a} is not UTF-8. Rename it, such as with "
+            "`convmv -f latin1 -t utf8 -r --notest`."
+        ) from None
+
+
+class Layout(NamedTuple):
+    """The sorted images of each class of each split (None: undivided data), and what is left out.
+
+    ``unlabelled`` are splits whose images are in no class folders, each with the reason for which they are not read.
+    """
+
+    splits: dict[str | None, dict[str, list[Member]]]
+    left_out: LeftOut
+    unlabelled: dict[str, str]
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes of all splits, sorted."""
+        return sorted({c for classes in self.splits.values() for c in classes})
+
+
+def layout(source: Source) -> Layout:
+    """The layout of ``source``. A single folder around everything, which archives often have, is skipped.
+
+    Raises:
+        UsageError: no class has images, or the layout is none that is known for certain.
+    """
+    members, left = list(source.members()), LeftOut(source.left_out)
+    paths, others = [], Counter[str]()
+    for member in members:
+        if is_image(member) and not is_hidden(member):
+            check_name(source.path, member)
+            paths.append(tuple(member.split("/")))
+        elif is_image(member):
+            left.add(HIDDEN, member)
+        else:
+            ending = _ending(member)
+            others[ending] += 1
+            if ending in (*NOT_READ, *_ARCHIVES) and not is_hidden(member):
+                left.add(f"{ending} file, which is not read", member)
+    inner, wrapper = [p for p in paths if len(p) >= 2], tuple[str, ...]()
+    while inner and _is_wrapper(inner):
+        wrapper = (*wrapper, inner[0][0])
+        inner = [p[1:] for p in inner if len(p) >= 3]
+    depth, tops = len(wrapper), {p[0] for p in inner}
+    if not tops:
+        beside = f" Left out: {left}." if left.counts else ""
+        raise UsageError(f"--data {source.path}: {_what_else(len(paths), others)}.{beside} {LAYOUT} {ENDINGS}")
+    splits = {p[0]: split for p in inner if len(p) >= 3 and (split := split_of(p[0]))}
+    flat = {top: split for top in tops - splits.keys() if (split := split_of(top))}
+    if not splits and flat.keys() != tops:
+        flat = {}  # classes, one of which is called train
+    _check_splits(source, inner, splits | flat)
+
+    found: dict[str | None, dict[str, list[Member]]] = defaultdict(lambda: defaultdict(list))
+    unlabelled: dict[str, str] = {}
+    labels = _kaggle_labels(source, members) if "val" in flat.values() else {}
+    for parts in sorted(paths):
+        path, where = "/".join(parts), parts[depth:]
+        split = splits.get(where[0]) if parts[:depth] == wrapper else None
+        if parts[:depth] != wrapper or len(where) < (3 if split else 2):
+            left.add(_NO_CLASS, path)
+        elif split:
+            found[split][where[1]].append(Member(path, "/".join(where[1:])))
+        elif label := labels.get(where[-1].partition(".")[0]) if flat.get(where[0]) == "val" else None:
+            found["val"][label].append(Member(path, f"{label}/{where[-1]}"))
+        elif where[0] in flat:
+            left.add(_NO_CLASS, path)
+            unlabelled.setdefault(flat[where[0]], _flat(where[0], flat[where[0]]))
+        elif splits or flat:
+            left.add("image outside of the split folders", path)
+        else:
+            found[None][where[0]].append(Member(path, "/".join(where)))
+    in_val = [m.path.rpartition("/")[2] for members in found.get("val", {}).values() for m in members]
+    for row in sorted(labels.keys() - {name.partition(".")[0] for name in in_val}):
+        left.add(f"row of {KAGGLE} without an image", row)
+    if not found:
+        raise UsageError(f"--data {source.path}: {min(unlabelled.values())}. {LAYOUT}")
+    with_images = {"/".join(p[:i]) for p in {p[:-1] for p in paths} for i in range(1, len(p) + 1)}
+    for folder in sorted(source.folders - with_images - {"", "."}):
+        where = tuple(folder.split("/"))
+        in_split = where[:depth] == wrapper and len(where) == depth + 2 and where[depth] in splits
+        at_top = where[:depth] == wrapper and len(where) == depth + 1 and not splits and not flat
+        if (in_split or at_top) and not is_hidden(f"{folder}/"):
+            left.add("class folder without images", folder)
+    unlabelled = {split: why for split, why in unlabelled.items() if split not in found}
+    result = Layout({split: dict(classes) for split, classes in found.items()}, left, unlabelled)
+    if result.classes == ["images"]:
+        raise UsageError(
+            f"--data {source.path}: all images lie in images/ and no folder says their class, as in data for detection "
+            f"(YOLO). {LAYOUT}"
+        )
+    letters = [m.id.split("/") for classes in result.splits.values() for members in classes.values() for m in members]
+    if all(len(parts) > 2 and len(parts[0]) == 1 and parts[1][:1] == parts[0] for parts in letters):
+        raise UsageError(
+            f"--data {source.path}: its folders are letters, as in Places365, with the classes below, such as "
+            f"{'/'.join(letters[0][:2])}; move the class folders up, next to one another"
+        )
+    return result
+
+
+def class_folders(source: Source) -> list[str]:
+    """The names of the class folders that have images, sorted, found as `hrzs.data` finds them.
+
+    Raises:
+        UsageError: there are none.
+    """
+    try:
+        found = layout(source)
+    except UsageError as error:
+        raise UsageError(str(error).replace("--data", "--classes", 1)) from error
+    warn_left_out(str(source.path), found.left_out)
+    return found.classes
+
+
+def warn_left_out(name: str, left: LeftOut) -> None:
+    """Say what of the data is left out, if anything is."""
+    if left.counts:
+        logger.warning("%s: left out or met twice: %s", name, left)
+
+
+def shards_in(source: Folder) -> tuple[dict[str | None, list[Path]], LeftOut]:
+    """The webdataset shards of each split in a folder, or none; and what is left out beside them.
+
+    They lie in split folders, or in the folder itself if no image lies in a folder there. The shards of one folder are
+    divided by the splits that their names say (`shard_splits`).
+
+    Raises:
+        UsageError: names of shards say of some which split they are, and not of all.
+    """
+    left = LeftOut(source.left_out)
+    paths = [tuple(m.split("/")) for m in source.members() if not is_hidden(m)]
+    tars = [p for p in paths if p[-1].lower().endswith(".tar")]
+    home = tuple(PurePosixPath(posixpath.commonpath([posixpath.join("/", *p[:-1]) for p in tars] or ["/"])).parts[1:])
+    home = home[:-1] if home and split_of(home[-1]) else home
+    within = {p: p[len(home) : -1] for p in tars}
+    chosen = [p for p, where in within.items() if len(where) == 1 and split_of(where[0])]
+    if not chosen and not any(is_image(p[-1]) and len(p) >= 2 for p in paths):
+        chosen = [p for p, where in within.items() if not where]
+    if not chosen:
+        return {}, left
+    for member in source.members():
+        if tuple(member.split("/")) in within.keys() - chosen:
+            left.add("shard outside of the split folders", member)
+        elif _ending(member) in _ARCHIVES.keys() - {".tar"}:
+            left.add(f"{_ending(member)} file, which is not read (decompress it first)", member)
+        elif is_image(member):
+            left.add("image beside the shards", member)
+        elif is_hidden(member) and member.endswith(".tar"):
+            left.add("hidden shard", member)
+    return shard_splits([source.path.joinpath(*p) for p in chosen]), left
+
+
+def shard_splits(paths: Sequence[Path]) -> dict[str | None, list[Path]]:
+    """Shards by the split that the name of their folder says, or else their own names (``demo-train-0000.tar``).
+
+    Within a split they are in the order of their numbers: ``9.tar`` before ``10.tar``.
+
+    Raises:
+        UsageError: names in one folder say of some which split they are, and not of all, or more than one.
+    """
+    found: dict[str | None, list[Path]] = defaultdict(list)
+    for folder, group in groupby(sorted(paths, key=lambda p: (p.parent, len(p.name), p.name)), lambda p: p.parent):
+        shards = list(group)
+        said: list[set[str]] = [
+            {s for word in re.findall("[a-z]+", p.stem.lower()) if (s := split_of(word))} for p in shards
+        ]
+        is_said = any(said)
+        if any(len(each) > 1 for each in said):  # such as `stress-test-train-0.tar` beside `stress-test-val-0.tar`
+            common = set[str].intersection(*said)
+            said = [each - common for each in said]
+        own = split_of(folder.resolve().name)
+        if own and len({frozenset(each) for each in said}) == 1:
+            found[own] += shards
+            continue
+        for shard, each in zip(shards, said, strict=True):
+            if own or (is_said and len(each) != 1):
+                raise UsageError(
+                    f"--data {folder}: the names of its shards do not say of each which split it is, such as "
+                    f"{shard.name}. Sort them into folders train/, val/ and test/."
+                )
+            found[next(iter(each), None)].append(shard)
+    return dict(found)
+
+
+def _flat(folder: str, split: str) -> str:
+    kaggle = f", and there is no {KAGGLE} in this folder or above it" if split == "val" else ""
+    return f"{folder}/ has images but no folder per class{kaggle}"
+
+
+def _is_wrapper(inner: Sequence[Sequence[str]]) -> bool:
+    tops = {p[0] for p in inner}
+    return len(tops) == 1 and max(map(len, inner)) >= 3 and not any(map(split_of, tops))
+
+
+def _check_splits(source: Source, inner: Iterable[Sequence[str]], splits: Mapping[str, str]) -> None:
+    """Is it certain which folders are splits?"""
+    for split, count in Counter(splits.values()).items():
+        if count > 1:
+            names = " and ".join(f"{top}/" for top in sorted(splits) if splits[top] == split)
+            raise UsageError(f"--data {source.path}: {names} both are the split {split}. Take one of them away.")
+    if splits:
+        return
+    # `seg_train/` and `seg_test/`, with the same classes in both
+    classes: dict[str, set[str]] = defaultdict(set)
+    for parts in inner:
+        if len(parts) >= 3 and any(map(split_of, re.findall("[a-z]+", parts[0].lower()))):
+            classes[parts[0]].add(parts[1])
+    if len(classes) >= 2 and set.intersection(*classes.values()):
+        raise UsageError(
+            f"--data {source.path}: {' and '.join(f'{top}/' for top in sorted(classes))} look like splits. Call them "
+            "train, val or test, or give one of them."
+        )
+
+
+def _ending(path: str) -> str:
+    name = path.rpartition("/")[2].lower()
+    return next((e for e in _ARCHIVES if name.endswith(e)), posixpath.splitext(name)[1])
+
+
+def _what_else(lone: int, others: Counter[str]) -> str:
+    """What there is where no class has images."""
+    if lone:
+        return f"{lone} images but no folder per class"
+    kinds = [f"{count} {ending} files" for ending, count in others.most_common(3) if ending]
+    unpack = next((f". Unpack them first: {tool} *{e}" for e, tool in _ARCHIVES.items() if e in others and tool), "")
+    return "no images" + (f", but {', '.join(kinds)}{unpack}" if kinds else "")
+
+
+def _kaggle_labels(source: Source, members: Iterable[str]) -> dict[str, str]:
+    """The class of each image, by the stem of its name, from `KAGGLE` in the source or above it; none without it."""
+    inside = next((m for m in members if m.rpartition("/")[2] == KAGGLE), None)
+    above = [place / KAGGLE for place in source.path.resolve().parents[:4]] if isinstance(source, Folder) else []
+    file = next((f for f in above if f.is_file()), None)
+    if inside is None and file is None:
+        return {}
+    data = source.read(inside) if inside is not None else Path(str(file)).read_bytes()
+    rows = csv.reader(io.StringIO(data.decode(errors="replace")))
+    return {row[0]: row[1].split()[0] for row in rows if len(row) == 2 and row[1].split() and row[0] != "ImageId"}
