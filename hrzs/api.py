@@ -58,6 +58,7 @@ def load(
     *,
     arch: str | None = None,
     visual: str | Path | None = None,
+    tokenizer: str | Path | None = None,
     device: str = "cpu",
     precision: str = "fp32",
     seed: int = 0,
@@ -73,17 +74,20 @@ def load(
         pretrained: a tag of open_clip, a file, or ``none`` for random weights.
         arch: of a model in memory: what open_clip calls it (``ViT-B-32``).
         visual: a file with an image encoder, which takes the place of the model's own.
+        tokenizer: a folder or a hub's name, which takes the place of the tokenizer that the model names.
         precision: ``fp32``, or ``bf16`` for gradients; verdicts are fp32 in either.
         seed: of random weights.
     """
     if isinstance(model, nn.Module):
-        if pretrained is not None or visual is not None:
-            raise UsageError("pretrained, visual: a model in memory has its weights; leave them out")
+        if any(value is not None for value in (pretrained, visual, tokenizer)):
+            raise UsageError("pretrained, visual, tokenizer: a model in memory has its own; leave them out")
         return wrap_model(model, arch, device=device, precision=precision)
     if arch is not None:
         raise UsageError(f"arch {arch!r}: is for a model in memory; a name says it itself")
     given = None if pretrained is None else str(pretrained)
-    return load_model(str(model), given, visual=visual, device=device, precision=precision, seed=seed)
+    return load_model(
+        str(model), given, visual=visual, tokenizer=tokenizer, device=device, precision=precision, seed=seed
+    )
 
 
 def build_tree(

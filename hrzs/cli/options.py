@@ -105,6 +105,10 @@ Visual = Annotated[
     Path | None,
     typer.Option("--visual", metavar="FILE", help="The image encoder's weights alone: a file of FARE, TeCoA, PMG-AFT."),
 ]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option("--tokenizer", metavar="FOLDER", help="The tokenizer, in place of the one that the model names."),
+]
 DataRoot = Annotated[
     Path | None, typer.Option("--data-root", help="Where named datasets lie.", show_default="$HRZS_DATA")
 ]

@@ -10,7 +10,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -20,7 +20,7 @@ import open_clip
 import torch
 from huggingface_hub import constants
 from open_clip.factory import load_checkpoint
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -31,6 +31,7 @@ from hrzs.files import replacing, write_text
 from hrzs.models import tiny
 from hrzs.models.cache import digest_of
 from hrzs.models.clip import ClipModel, ModelInfo
+from hrzs.models.config import check_config, check_text_encoder, read_json
 from hrzs.models.heads import HyperbolicHead
 from hrzs.models.visual import holds_visual_only, replace_visual
 
@@ -38,6 +39,13 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "open_clip_config.json"
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the user says in place of a file."""
+
+    tokenizer: str | None = None
 
 
 def describe_models() -> list[tuple[str, str]]:
@@ -59,29 +67,35 @@ def load_model(
     pretrained: str | None = None,
     *,
     visual: str | Path | None = None,
+    tokenizer: str | Path | None = None,
     device: str = "cpu",
     precision: str = "fp32",
     seed: int = 0,
 ) -> ClipModel:
     """The model that ``--model SPEC --pretrained … --visual …`` names, in evaluation mode on ``device``.
 
-    ``visual`` is a file whose image encoder takes the place of the model's own (see `hrzs.models.visual`).
+    No code in a file or a repository is run.
+
+    Args:
+        visual: a file whose image encoder takes the place of the model's own (see `hrzs.models.visual`).
+        tokenizer: a folder or a repository on the hub that takes the place of the tokenizer that the model names.
 
     Raises:
         UsageError: no such model, file or tag, or a checkpoint that does not fit the architecture.
         HrzsError: the weights could not be fetched.
     """
     path = Path(spec)
+    given = _Given(None if tokenizer is None else str(tokenizer))
     if spec == "tiny":
-        model = _load_tiny(pretrained, seed)
+        model = _load_tiny(pretrained, seed, given)
     elif path.is_dir() or path.suffix == ".safetensors":
-        model = _load_run(path, pretrained)
+        model = _load_run(path, pretrained, given)
     elif path.suffix == ".json":
-        model = _load_config(path, pretrained, seed)
+        model = _load_config(path, pretrained, seed, given)
     elif spec.startswith("hf-hub:"):
-        model = _load_hub(spec)
+        model = _load_hub(spec, given)
     elif spec in open_clip.list_models():
-        model = _load_arch(spec, pretrained, seed)
+        model = _load_arch(spec, pretrained, seed, given)
     else:
         near = difflib.get_close_matches(spec, ["tiny", *open_clip.list_models()], 3, 0.4)
         raise UsageError(
@@ -135,32 +149,29 @@ def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
 # -- the forms of --model -------------------------------------------------------------------------------------
 
 
-def _load_tiny(pretrained: str | None, seed: int) -> ClipModel:
+def _load_tiny(pretrained: str | None, seed: int, given: _Given) -> ClipModel:
     config = json.loads(tiny.CONFIG.read_text())
     if pretrained is None:
         if not tiny.WEIGHTS.is_file():
             raise HrzsError(f"{tiny.WEIGHTS} is missing from this installation; `make tiny` in the checkout makes it")
-        return replace_source(_load_run(tiny.WEIGHTS, None), "tiny")
-    return _build(tiny.ARCH, config, "tiny", pretrained, seed)
+        return replace_source(_load_run(tiny.WEIGHTS, None, given), "tiny")
+    return _build(tiny.ARCH, config, "tiny", pretrained, seed, given)
 
 
-def _load_config(path: Path, pretrained: str | None, seed: int) -> ClipModel:
+def _load_config(path: Path, pretrained: str | None, seed: int, given: _Given) -> ClipModel:
     try:
-        config = json.loads(path.read_text())
+        content = read_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UsageError(f"--model {path}: not a readable open_clip model config: {error}") from error
-    keys = config if isinstance(config, dict) else ()
-    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in keys]
-    if missing:
-        raise UsageError(f"--model {path}: not an open_clip model config, it lacks {', '.join(missing)}")
+    config = check_config(content, f"--model {path}", given.tokenizer)
     if pretrained is None:
         raise UsageError(
             f"--model {path}: a config has no weights; add --pretrained FILE, or --pretrained none to start random"
         )
-    return _build(path.stem, config, str(path), pretrained, seed)
+    return _build(path.stem, config, str(path), pretrained, seed, given)
 
 
-def _load_arch(arch: str, pretrained: str | None, seed: int) -> ClipModel:
+def _load_arch(arch: str, pretrained: str | None, seed: int, given: _Given) -> ClipModel:
     tags = open_clip.list_pretrained_tags_by_model(arch)
     if pretrained is None:
         if not tags:
@@ -168,7 +179,7 @@ def _load_arch(arch: str, pretrained: str | None, seed: int) -> ClipModel:
         pretrained = "openai" if "openai" in tags else tags[0]
     config = open_clip.get_model_config(arch)
     if pretrained == "none" or Path(pretrained).is_file():
-        return _build(arch, config, arch, pretrained, seed)
+        return _build(arch, config, arch, pretrained, seed, given)
     if pretrained not in tags:
         known = f"a tag ({', '.join(tags)}), " if tags else ""
         raise UsageError(f"--pretrained {pretrained!r}: for {arch} give {known}an existing file, or `none`")
@@ -180,24 +191,29 @@ def _load_arch(arch: str, pretrained: str | None, seed: int) -> ClipModel:
     file = _fetch(cfg, f"the weights {pretrained!r} of {arch}")
     defaults = {key: cfg[key] for key in ("mean", "std", "interpolation") if key in cfg}
     # The source is the tag, not where this machine keeps its downloads.
-    return replace_source(_build(arch, config, arch, file, seed, **defaults), f"{arch}:{pretrained}")
+    return replace_source(_build(arch, config, arch, file, seed, given, **defaults), f"{arch}:{pretrained}")
 
 
-def _load_hub(spec: str) -> ClipModel:
+def _load_hub(spec: str, given: _Given) -> ClipModel:
     _fail_fast_without_hub()
+    repository = spec.removeprefix("hf-hub:")
     try:
-        clip = open_clip.create_model(spec)
-        config = open_clip.get_model_config(spec)
+        config_file = download_pretrained_from_hf(repository, filename=CONFIG_FILE)
+        weights = download_pretrained_from_hf(repository)
+        content = read_json(Path(config_file).read_bytes())
     except Exception as error:  # whatever the hub's client raises: none of it is ours to fix
         raise HrzsError(_cannot_fetch(f"{spec}", error)) from error
-    cfg = dict(clip.visual.preprocess_cfg)
+    if not isinstance(content, dict) or "model_cfg" not in content:
+        raise UsageError(f"--model {spec}: its {CONFIG_FILE} has no model_cfg; it is not in open_clip's layout")
+    config = check_config(content["model_cfg"], f"--model {spec}", given.tokenizer)
+    preprocess = {key: value for key, value in (content.get("preprocess_cfg") or {}).items() if value is not None}
+    model = _build(repository.replace("/", "-"), config, spec, weights, 0, given, **preprocess)
     # One day the same name may stand for other weights.
-    digest = digest_of(clip.state_dict().items())
-    info = _info(spec.removeprefix("hf-hub:").replace("/", "-"), config, spec, digest, **cfg)
-    return ClipModel(clip, replace(info, arch=_register(info.arch, config)))
+    model.info = replace(model.info, source=spec, digest=digest_of(model.clip.state_dict().items()))
+    return model
 
 
-def _load_run(path: Path, pretrained: str | None) -> ClipModel:
+def _load_run(path: Path, pretrained: str | None, given: _Given) -> ClipModel:
     if pretrained is not None:
         raise UsageError(f"--pretrained {pretrained!r}: {path} holds its own weights; leave --pretrained out")
     file = path / WEIGHTS_FILE if path.is_dir() else path
@@ -212,9 +228,10 @@ def _load_run(path: Path, pretrained: str | None) -> ClipModel:
             f"name the architecture instead: --model ARCH --pretrained {path}"
         )
     geometry = header.get("geometry")
+    config = check_config(header["config"], f"--model {path}", given.tokenizer)
     info = ModelInfo(
-        arch=_register(header["arch"], header["config"]),
-        config=header["config"],
+        arch=_register(header["arch"], config),
+        config=config,
         source=str(path),
         mean=tuple(header["preprocess"]["mean"]),
         std=tuple(header["preprocess"]["std"]),
@@ -223,6 +240,7 @@ def _load_run(path: Path, pretrained: str | None) -> ClipModel:
         training_data=header.get("training_data", "unknown"),
         digest=file_digest(file),
         run=header.get("run", {}),
+        tokenizer=given.tokenizer,
     )
     clip = _instantiate(info.arch, str(file))
     model = ClipModel(clip, info, HyperbolicHead(**geometry) if geometry else None)
@@ -264,7 +282,9 @@ def _take_visual(model: ClipModel, file: Path, spec: str, pretrained: str | None
     )
 
 
-def _build(arch: str, config: dict[str, Any], source: str, weights: str, seed: int, **preprocess: Any) -> ClipModel:
+def _build(
+    arch: str, config: dict[str, Any], source: str, weights: str, seed: int, given: _Given, **preprocess: Any
+) -> ClipModel:
     """An architecture with weights from a file, or random when ``weights`` is ``none``."""
     if weights != "none" and not Path(weights).is_file():
         raise UsageError(f"--pretrained {weights}: no such file; give an existing one, or `none` to start random")
@@ -275,7 +295,7 @@ def _build(arch: str, config: dict[str, Any], source: str, weights: str, seed: i
     else:
         clip, digest = _instantiate(name, weights), file_digest(Path(weights))
     info = _info(name, config, f"{source}:{weights}" if weights != source else source, digest, **preprocess)
-    return ClipModel(clip, info)
+    return ClipModel(clip, replace(info, tokenizer=given.tokenizer))
 
 
 def _info(
@@ -297,9 +317,13 @@ def _instantiate(arch: str, weights: str | None, device: str = "cpu") -> torch.n
     level = root.level
     root.setLevel(logging.ERROR)
     try:
+        if encoder := open_clip.get_model_config(arch)["text_cfg"].get("hf_model_name"):
+            check_text_encoder(encoder, f"--model {arch}")
         clip: torch.nn.Module = open_clip.create_model(
             arch, pretrained=None, pretrained_image=False, pretrained_text=False, device=device
         )
+    except UsageError:
+        raise
     except Exception as error:  # a config of somebody's own may be wrong in any way
         raise UsageError(f"--model {arch}: open_clip cannot build it from its config: {error}") from error
     finally:
@@ -350,8 +374,9 @@ def _cannot_fetch(what: str, error: Exception) -> str:
 
 def _register(arch: str, config: dict[str, Any]) -> str:
     """Register ``config`` with open_clip, as ``arch`` or, if that is another model, under a new name."""
-    if Path(arch).name != arch:
-        raise UsageError(f"--model: {arch!r} in the header is no name of an architecture, but a path")
+    # open_clip reads a file of this name below, and takes "hf-hub:" and "local-dir:" for places to read others from.
+    if not arch or Path(arch).name != arch or ":" in arch or len(arch) > 200 or not arch.isprintable():
+        raise UsageError(f"--model: {arch[:200]!r} is no name of an architecture, but a path or a place")
     if open_clip.get_model_config(arch) == config:
         return arch
     if arch in open_clip.list_models():

@@ -87,7 +87,10 @@ def test_config_without_weights(config_file: ConfigFile) -> None:
         ("[]", "lacks embed_dim, vision_cfg, text_cfg"),
         ("5", "lacks embed_dim"),
         ('{"embed_dim": 8, "vision_cfg": {}}', "lacks text_cfg"),
-        ('{"embed_dim": 8, "vision_cfg": {"patchsize": 2}, "text_cfg": {}}', "cannot build it.*patchsize"),
+        (
+            '{"embed_dim": 8, "vision_cfg": {"patchsize": 2}, "text_cfg": {}}',
+            "vision_cfg: 'patchsize' is no key.*did you mean patch_size",
+        ),
     ],
 )
 def test_bad_config(text: str, message: str, tmp_path: Path) -> None:
@@ -407,7 +410,7 @@ def test_hub_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: object, **__: object) -> None:
         raise OSError("offline")
 
-    monkeypatch.setattr(open_clip, "create_model", offline)
+    monkeypatch.setattr(loading, "download_pretrained_from_hf", offline)
     with pytest.raises(HrzsError, match=r"hf-hub:owner/name could not be fetched \(offline\).*--pretrained FILE"):
         load_model("hf-hub:owner/name")
 
