@@ -34,6 +34,7 @@ from hrzs.models.clip import ClipModel, ModelInfo
 from hrzs.models.config import check_config, check_text_encoder, read_json
 from hrzs.models.heads import HyperbolicHead
 from hrzs.models.visual import holds_visual_only, replace_visual
+from hrzs.models.weights import check_finite, fit_whole, from_transformers, read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +243,7 @@ def _load_run(path: Path, pretrained: str | None, given: _Given) -> ClipModel:
         run=header.get("run", {}),
         tokenizer=given.tokenizer,
     )
-    clip = _instantiate(info.arch, str(file))
+    clip = _instantiate(info.arch, str(file), option="--model")
     model = ClipModel(clip, info, HyperbolicHead(**geometry) if geometry else None)
     expected = torch.tensor(header["probe"])
     if not torch.allclose(probe(model), expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item()):
@@ -259,14 +260,8 @@ def _take_visual(model: ClipModel, file: Path, spec: str, pretrained: str | None
             "give the --model that the file was tuned from"
         )
     replace_visual(cast(Any, model.clip).visual, file, info.arch, info.source)
-    quick = f"{info.arch}-quickgelu"
-    has_tag = pretrained != "none" and not Path(pretrained or "").is_file()
-    if not has_tag and not info.config.get("quick_gelu") and quick in open_clip.list_models():
-        logger.warning(
-            "--visual %s: runs under GELU; weights tuned from OpenAI's need --model %s or --pretrained openai",
-            file,
-            quick,
-        )
+    if pretrained == "none" or Path(pretrained or "").is_file():  # a tag would have said it
+        _warn_of_activation(f"--visual {file}", info.arch)
     # The untouched model is the one without the file; for a run, the one that the run started from.
     base = info.run.get("base")
     if not base or base["pretrained"] == "none":
@@ -311,7 +306,7 @@ def _info(
     return ModelInfo(arch, config, source, tuple(mean), tuple(std), interpolation, digest=digest)
 
 
-def _instantiate(arch: str, weights: str | None, device: str = "cpu") -> torch.nn.Module:
+def _instantiate(arch: str, weights: str | None, device: str = "cpu", option: str = "--pretrained") -> torch.nn.Module:
     # open_clip warns through the root logger that it loaded no weights; they are loaded below, or were not wanted.
     root = logging.getLogger()
     level = root.level
@@ -329,19 +324,40 @@ def _instantiate(arch: str, weights: str | None, device: str = "cpu") -> torch.n
     finally:
         root.setLevel(level)
     if weights is not None:
-        try:
-            load_checkpoint(clip, weights, strict=True, weights_only=True)
-        except Exception as error:  # open_clip, torch and safetensors each raise their own kinds
-            text = str(error).strip()
-            reason = text.splitlines()[0] if text else repr(error)
-            remedy = "give the file that belongs to this architecture"
-            if holds_visual_only(Path(weights), cast(Any, clip).visual):
-                remedy = (
-                    f"it holds an image encoder alone: give it as --visual {weights}, "
-                    "with --pretrained openai or a local file of the whole model"
-                )
-            raise UsageError(f"--pretrained {weights}: not a checkpoint of {arch}: {reason[:300]}; {remedy}") from error
+        _fill(clip, Path(weights), arch, option)
     return clip
+
+
+def _fill(clip: torch.nn.Module, file: Path, arch: str, option: str) -> None:
+    """Give ``clip`` the weights in ``file``."""
+    where = f"{option} {file}"
+    if file.suffix in (".npz", ".npy"):  # Google's big_vision, which open_clip reads without pickles
+        try:
+            load_checkpoint(clip, str(file), strict=True, weights_only=True)
+        except Exception as error:  # open_clip and NumPy each raise their own kinds
+            raise UsageError(f"{where}: not a checkpoint of {arch}: {str(error) or repr(error)}") from error
+        check_finite(clip.state_dict(), where)
+        return
+    saved = read_tensors(file, option)
+    tensors = from_transformers(saved, where)
+    if tensors is not saved or any(name.endswith("input_resolution") for name in saved):
+        _warn_of_activation(where, arch)
+    if holds_visual_only(tensors, cast(Any, clip).visual):
+        raise UsageError(
+            f"{where}: not a checkpoint of {arch}: it holds an image encoder alone: give it as --visual {file}, "
+            "with --pretrained openai or a local file of the whole model"
+        )
+    clip.load_state_dict(fit_whole(tensors, clip, where, arch))
+
+
+def _warn_of_activation(where: str, arch: str) -> None:
+    """No file of weights says which activation they were trained under; OpenAI's were under QuickGELU."""
+    quick = f"{arch}-quickgelu"
+    if not (open_clip.get_model_config(arch) or {}).get("quick_gelu") and quick in open_clip.list_models():
+        logger.warning(
+            "%s: runs under GELU; weights of OpenAI, or tuned from them, need --model %s or --pretrained openai",
+            where, quick,
+        )  # fmt: skip
 
 
 def _fetch(cfg: Mapping[str, Any], what: str) -> str:
