@@ -41,6 +41,8 @@ class ModelInfo:
     origin: tuple[str, str | None] = ("", None)
     # The file that the image encoder was taken from, where it is not the one of ``source``.
     visual: str | None = None
+    # How images become square before they are attacked: their shorter side and a cut, or both sides alike.
+    resize_mode: str = "shortest"
     # The folder or repository of the tokenizer, where it is not the one that ``config`` names.
     tokenizer: str | None = None
 

@@ -130,7 +130,10 @@ def _torchscript(path: Path) -> tuple[Path | io.BytesIO, list[Any]]:
         with zipfile.ZipFile(kept, "w") as target:
             for name, entry in entries.items():
                 # torch compresses nothing; what is compressed may be far larger than the file.
-                if re.fullmatch(r"[^/]+/(data\.pkl|(\.data/)?version|byteorder|data/\d+)", name) and not entry.compress_type:
+                if (
+                    re.fullmatch(r"[^/]+/(data\.pkl|(\.data/)?version|byteorder|data/\d+)", name)
+                    and not entry.compress_type
+                ):
                     content = archive.read(name)
                     target.writestr(name, content)
                     state = content if name.endswith("/data.pkl") else state

@@ -206,6 +206,7 @@ def test_header(saved: tuple[ClipModel, Path]) -> None:
         "mean": list(open_clip.OPENAI_DATASET_MEAN),
         "std": list(open_clip.OPENAI_DATASET_STD),
         "interpolation": "bicubic",
+        "resize_mode": "shortest",
         "size": 16,
     }
     assert header["run"] == {"method": "clean", "tree_digest": "abc"}
