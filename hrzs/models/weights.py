@@ -315,7 +315,8 @@ def fit_whole(tensors: Mapping[str, Tensor], clip: nn.Module, where: str, arch: 
         resize_pos_embed(found, model)
         resize_text_pos_embed(found, model)
     except Exception as error:  # they take the shapes of the architecture for granted
-        raise UsageError(f"{where}: not a checkpoint of {arch}: {error!r}; {_OTHER}") from error
+        told = faults(found, expected) or repr(error)
+        raise UsageError(f"{where}: not a checkpoint of {arch}: {told}; {_OTHER}") from error
     if told := faults(found, expected):
         raise UsageError(f"{where}: not a checkpoint of {arch}: {told}; {_OTHER}")
     check_finite(found, where)

@@ -190,6 +190,12 @@ def test_names_that_do_not_fit(plain: ClipModel, refused: Callable[..., str], tm
     )
 
 
+def test_shapes_that_open_clip_takes_for_granted(plain: ClipModel, refused: Callable[..., str], tmp_path: Path) -> None:
+    """Its conversions end in assertions, which say less than the shapes do."""
+    torch.save(whole(plain) | {"positional_embedding": torch.zeros(16, 7)}, tmp_path / "narrow.pt")
+    assert "hrzs-test-plain: misshaped positional_embedding 16×7 for 16×16; give" in refused(tmp_path / "narrow.pt")
+
+
 def test_two_models(plain: ClipModel, refused: Callable[..., str], tmp_path: Path) -> None:
     torch.save({"model": whole(plain), "ema": whole(plain)}, tmp_path / "both.pt")
     assert "holds several models, under ema., model.; save the one" in refused(tmp_path / "both.pt")
