@@ -58,6 +58,11 @@ def load(
     *,
     arch: str | None = None,
     visual: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    interpolation: str | None = None,
+    resize_mode: str | None = None,
     device: str = "cpu",
     precision: str = "fp32",
     seed: int = 0,
@@ -73,17 +78,25 @@ def load(
         pretrained: a tag of open_clip, a file, or ``none`` for random weights.
         arch: of a model in memory: what open_clip calls it (``ViT-B-32``).
         visual: a file with an image encoder, which takes the place of the model's own.
+        tokenizer: a folder or a hub's name, which takes the place of the tokenizer that the model names.
+        mean, std: of pixels, for red, green and blue, in place of what the model says.
+        interpolation: of resized images, ``bicubic`` or ``bilinear``, in place of what the model says.
+        resize_mode: ``shortest`` or ``squash``, in place of what the model says.
         precision: ``fp32``, or ``bf16`` for gradients; verdicts are fp32 in either.
         seed: of random weights.
     """
     if isinstance(model, nn.Module):
-        if pretrained is not None or visual is not None:
-            raise UsageError("pretrained, visual: a model in memory has its weights; leave them out")
-        return wrap_model(model, arch, device=device, precision=precision)
+        if any(value is not None for value in (pretrained, visual, tokenizer)):
+            raise UsageError("pretrained, visual, tokenizer: a model in memory has its own; leave them out")
+        preprocess = {"mean": mean, "std": std, "interpolation": interpolation, "resize_mode": resize_mode}
+        return wrap_model(model, arch, preprocess=preprocess, device=device, precision=precision)
     if arch is not None:
         raise UsageError(f"arch {arch!r}: is for a model in memory; a name says it itself")
     given = None if pretrained is None else str(pretrained)
-    return load_model(str(model), given, visual=visual, device=device, precision=precision, seed=seed)
+    return load_model(
+        str(model), given, visual=visual, tokenizer=tokenizer, mean=mean, std=std, interpolation=interpolation,
+        resize_mode=resize_mode, device=device, precision=precision, seed=seed,
+    )  # fmt: skip
 
 
 def build_tree(

@@ -23,6 +23,8 @@ from hrzs.models.text import same_tokens
 logger = logging.getLogger(__name__)
 
 DEFAULTS = DataOptions()
+#: How open_clip resizes for most models: interpolation and mode, as `resize_to` takes them.
+RESIZED_BY = ("bicubic", "shortest")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Task:
     ``more_trees`` are the others of a forest, over the same classes; only training reads them. ``namesakes`` are the
     nodes of ``tree`` that the model cannot tell from another one of their level, since it reads the same prompt.
     ``options`` are those that it was opened with.
+    ``resized_by`` are interpolation and mode of images that are resized before.
     """
 
     data: Dataset
@@ -41,6 +44,7 @@ class Task:
     more_trees: tuple[Tree, ...] = ()
     namesakes: tuple[Namesakes, ...] = ()
     options: DataOptions = DEFAULTS
+    resized_by: tuple[str, str] = RESIZED_BY
 
     def describe(self) -> dict[str, Any]:
         """What a report says of the data and the tree; the last of it only where there is something to say."""
@@ -56,11 +60,13 @@ class Task:
             "tree_digest": self.tree.digest,
             "levels": [len(level) for level in self.tree.levels],
         }
-        more = {
+        more: dict[str, Any] = {
             "same_prompts": [each.describe() for each in self.namesakes],
             "left_out": self.data.left_out.counts,
             "unreadable": list(self.data.unreadable),
         }
+        if self.resize == "before" and self.resized_by != RESIZED_BY:  # most models want images resized alike
+            more["resized_by"] = list(self.resized_by)
         return about | {name: value for name, value in more.items() if value}
 
 
@@ -71,6 +77,7 @@ def open_task(
     *,
     purpose: Literal["train", "eval"],
     size: int | None = None,
+    resized_by: tuple[str, str] | None = None,
     ids: Sequence[str] | None = None,
     template: str = "photo",
 ) -> Task:
@@ -81,6 +88,7 @@ def open_task(
     Args:
         purpose: training takes every tree of every file that is named, evaluation the first; ``FILE#2`` is one tree.
         size: the side of images that are resized before; by default the model's.
+        resized_by: how those are resized (see `Task`); by default as the model's ``info`` says.
         ids: only these images, in this order.
         template: the ``--template`` that the prompts will have; here it only serves to find the same ones.
 
@@ -98,8 +106,9 @@ def open_task(
         )
     # Small data keeps its native pixels, so that ε means what it says; photographs of all sizes are cut to size first.
     in_graph = options.resize == "in-graph" or (options.resize == "auto" and data.native_size is not None)
+    resized_by = resized_by or (model.info.interpolation, model.info.resize_mode)
     if not in_graph:
-        data = resize_to(data, size or model.image_size)
+        data = resize_to(data, size or model.image_size, *resized_by)
     found, source = _find_trees(options.tree, data, spec)
     whole, *more = found if purpose == "train" else found[:1]
     fitted = whole.restrict(data.classes)
@@ -111,7 +120,7 @@ def open_task(
     templates = resolve_template(template_for(template, data.name))
     same, *same_in_others = (same_tokens(t, templates, model.tokenize) for t in (fitted, *others))
     _warn_of_namesakes(spec, [*same, *(each for found in same_in_others for each in found)])
-    return Task(data, fitted, source, "in-graph" if in_graph else "before", others, tuple(same), options)
+    return Task(data, fitted, source, "in-graph" if in_graph else "before", others, tuple(same), options, resized_by)
 
 
 def open_validation(
@@ -132,7 +141,7 @@ def open_validation(
     except UsageError as error:  # which here is no reason to train without a look at it
         raise ImageError(str(error)) from error
     if task.resize == "before" or data.native_size is None:
-        return resize_to(data, model.image_size)
+        return resize_to(data, model.image_size, *task.resized_by)
     return data
 
 

@@ -64,9 +64,9 @@ def test_a_model_in_memory_that_is_another(small: ClipModel) -> None:
         hrzs.load(small.clip)
     with pytest.raises(UsageError, match=r"arch 'ViT-B-23': .*ViT-B-32"):
         hrzs.load(small.clip, arch="ViT-B-23")
-    with pytest.raises(UsageError, match=r"arch 'ViT-B-32': .*tensors differ, .* is of \(.*\), not \("):
+    with pytest.raises(UsageError, match=r"arch .ViT-B-32.: .*tensors differ; .* has the shape \(.*\), not \("):
         hrzs.load(small.clip, arch="ViT-B-32")
-    with pytest.raises(UsageError, match="has its weights"):
+    with pytest.raises(UsageError, match="a model in memory has its own"):
         hrzs.load(small.clip, "openai", arch="ViT-B-32")
     with pytest.raises(UsageError, match="arch 'ViT-B-32': is for a model in memory"):
         hrzs.load("tiny", arch="ViT-B-32")

@@ -29,6 +29,11 @@ def attack(
     model: options.Model = "tiny",
     pretrained: options.Pretrained = None,
     visual: options.Visual = None,
+    tokenizer: options.Tokenizer = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    interpolation: options.Interpolation = None,
+    resize_mode: options.ResizeMode = None,
     attack: Annotated[str, typer.Option("--attack", help="A name, or list.")] = "leaf-pgd",
     png: Annotated[bool, typer.Option("--png", help="Also write images/*.png, rounded to 8 bits.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder.", show_default="runs/ATTACK-MODEL-DATA")] = None,
@@ -64,7 +69,9 @@ def attack(
     settings = settle({**run, "attack": (attack,), "scoring": "prompt"})
     if settings.eps is not None and len(settings.eps) > 1:
         raise UsageError(f"--eps {run['eps']}: one radius, for the images of one attack")
-    loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=settings.seed)
+    loaded = load_model(model, pretrained, visual=visual, tokenizer=tokenizer, mean=mean, std=std,
+                        interpolation=interpolation, resize_mode=resize_mode, device=device, precision=precision,
+                        seed=settings.seed)  # fmt: skip
     task = open_task(data.spec, loaded, data, purpose="eval", template=settings.template)
     units = plan(task, settings)
     if dry_run:

@@ -47,6 +47,11 @@ def evaluate(
     model: options.Model = "tiny",
     pretrained: options.Pretrained = None,
     visual: options.Visual = None,
+    tokenizer: options.Tokenizer = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    interpolation: options.Interpolation = None,
+    resize_mode: options.ResizeMode = None,
     adversarial: Annotated[Path | None, typer.Option("--adversarial", metavar="DIR", help="Run no attack: score the images that `hrzs attack` wrote there, on their data.")] = None,
     canaries: Annotated[bool, typer.Option("--canaries/--no-canaries", help="Check the set-up on 64 images.")] = True,
     json_out: Annotated[str | None, typer.Option("--json", help="Write JSON to FILE, or to stdout with -.")] = None,
@@ -98,7 +103,9 @@ def evaluate(
             f"--json {target}: {store.name} beside it is what an interrupted evaluation has done; "
             "go on with --resume, or delete it"
         )
-    loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=settings.seed)
+    loaded = load_model(model, pretrained, visual=visual, tokenizer=tokenizer, mean=mean, std=std,
+                        interpolation=interpolation, resize_mode=resize_mode, device=device, precision=precision,
+                        seed=settings.seed)  # fmt: skip
     job = Job(loaded, settings, data, adversarial=adversarial, canaries=canaries, store=store,
               config=options.saved_config(context, data, settings))  # fmt: skip
     if dry_run:

@@ -23,6 +23,11 @@ def finetune(
     model: options.Model = "tiny",
     pretrained: options.Pretrained = None,
     visual: options.Visual = None,
+    tokenizer: options.Tokenizer = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    interpolation: options.Interpolation = None,
+    resize_mode: options.ResizeMode = None,
     tree: Annotated[list[str] | None, typer.Option("--tree", help="Tree or forest; may be given several times. FILE#2 is its second tree alone.")] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="default, paper, tecoa, fare, or list: what a paper sets.", rich_help_panel=METHOD)] = "default",
     no_hnsa: Annotated[bool, typer.Option("--no-hnsa", help="The same as --hnsa none.", rich_help_panel=METHOD)] = False,
@@ -56,7 +61,9 @@ def finetune(
     if not resume and not dry_run:
         check_folder(folder)
     device = options.prepare_torch(device, precision, threads)
-    loaded = load_model(model, pretrained, visual=visual, device=device, precision=precision, seed=settings.seed)
+    loaded = load_model(model, pretrained, visual=visual, tokenizer=tokenizer, mean=mean, std=std,
+                        interpolation=interpolation, resize_mode=resize_mode, device=device, precision=precision,
+                        seed=settings.seed)  # fmt: skip
     trainer, task = job.open_run(
         loaded, settings, folder, data, given=given, recipe=recipe, val_split=val_split, insist=bool(typed & job.LOOKS),
         workers=workers, save_every=save_every, licence=licence, half=half,

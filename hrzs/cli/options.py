@@ -105,6 +105,32 @@ Visual = Annotated[
     Path | None,
     typer.Option("--visual", metavar="FILE", help="The image encoder's weights alone: a file of FARE, TeCoA, PMG-AFT."),
 ]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option("--tokenizer", metavar="FOLDER", help="The tokenizer, in place of the one that the model names."),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option("--mean", metavar="R,G,B", help="The model's mean of pixels.", show_default="as its weights want it"),
+]
+Std = Annotated[
+    str | None,
+    typer.Option("--std", metavar="R,G,B", help="Their deviation.", show_default="as its weights want it"),
+]
+Interpolation = Annotated[
+    str | None,
+    typer.Option(
+        "--interpolation", help="Of resized images: bicubic or bilinear.", show_default="as its weights want it"
+    ),
+]
+ResizeMode = Annotated[
+    str | None,
+    typer.Option(
+        "--resize-mode",
+        help="Images resized before: shortest (side, and the centre cut out), or squash (both sides).",
+        show_default="as its weights want it",
+    ),
+]
 DataRoot = Annotated[
     Path | None, typer.Option("--data-root", help="Where named datasets lie.", show_default="$HRZS_DATA")
 ]

@@ -278,13 +278,16 @@ INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampl
 
 
 class _Resized(_View):
-    def __init__(self, parent: Dataset, size: int, interpolation: Image.Resampling) -> None:
+    def __init__(self, parent: Dataset, size: int, interpolation: Image.Resampling, *, squash: bool) -> None:
         super().__init__(parent, range(len(parent)))
         self.native_size = self.size = size
         self.interpolation = interpolation
+        self.squash = squash
 
     def picture(self, index: int) -> Image.Image:
         image = self.parent.picture(index)
+        if self.squash:
+            return image.resize((self.size, self.size), self.interpolation)
         short = min(image.size)
         width, height = (int(self.size * side / short) for side in image.size)
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
@@ -292,13 +295,17 @@ class _Resized(_View):
         return resized.crop((left, top, left + self.size, top + self.size))
 
 
-def resize_to(dataset: Dataset, size: int, interpolation: Literal["bicubic", "bilinear"] = "bicubic") -> Dataset:
-    """``dataset`` with every image brought to ``size`` × ``size`` pixels: the shorter side resized, the centre cut out.
+def resize_to(dataset: Dataset, size: int, interpolation: str = "bicubic", mode: str = "shortest") -> Dataset:
+    """``dataset`` with every image brought to ``size`` × ``size`` pixels.
 
     This is ``--resize before``: ε counts in pixels of the resized image. Images are to the bit those of the ``Resize``
     and ``CenterCrop`` that open_clip evaluates with.
+
+    Args:
+        interpolation: one of `INTERPOLATIONS`.
+        mode: ``shortest`` resizes the shorter side and cuts the centre out, ``squash`` resizes both sides.
     """
-    return _Resized(dataset, size, INTERPOLATIONS[interpolation])
+    return _Resized(dataset, size, INTERPOLATIONS[interpolation], squash=mode == "squash")
 
 
 class _Read(NamedTuple):

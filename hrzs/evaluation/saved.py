@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import torch
 from jaxtyping import Bool, Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hrzs.attacks import Budget
 from hrzs.attacks.ball import Ball
+from hrzs.attacks.budget import parse_eps
 from hrzs.data import Batch
 from hrzs.data_options import DataOptions
 from hrzs.errors import HrzsError, UsageError
@@ -25,8 +27,44 @@ from hrzs.evaluation.images import Made
 from hrzs.evaluation.plan import Unit
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel
+from hrzs.models.config import read_json
 from hrzs.models.loading import file_digest, read_header
-from hrzs.tasks import Task, open_task
+from hrzs.tasks import RESIZED_BY, Task, open_task
+
+
+class _Task(msgspec.Struct):
+    """What is read of the data that was attacked."""
+
+    resize: str
+    tree_digest: str
+    resized_by: tuple[Literal["bicubic", "bilinear"], Literal["shortest", "squash"]] = ("bicubic", "shortest")
+
+
+class _Header(msgspec.Struct):
+    """What is read of the header of a set."""
+
+    attack: str
+    attack_level: int | str
+    scoring: str
+    eps: str
+    step_size: str
+    steps: int
+    norm: str
+    head: str
+    prompts_digest: str
+    stands_in: str | None
+    model: str
+    model_digest: str
+    model_config: dict[str, Any]
+    task: _Task
+    origin: dict[str, str | list[str] | None]
+
+
+class _Record(msgspec.Struct):
+    """A line of the manifest; labels are class ids."""
+
+    id: str
+    label: str
 
 
 @dataclass(frozen=True)
@@ -49,21 +87,34 @@ class SavedSet:
             raise UsageError(f"--adversarial {folder}: not finished; `hrzs attack --resume` goes on with it")
         tensors = folder / TENSORS_FILE
         header = read_header(tensors)
-        if missing := {"attack", "norm", "step_size", "head", "prompts_digest", "origin"} - header.keys():
-            raise UsageError(
-                f"--adversarial {folder}: the header of {TENSORS_FILE} lacks {', '.join(sorted(missing))}: "
-                "not written by this version of `hrzs attack`; make the images anew"
-            )
+        where = f"--adversarial {folder}"
         try:
-            records = [json.loads(line) for line in (folder / MANIFEST_FILE).read_text().splitlines()]
-            ids, labels = (tuple(record[key] for record in records) for key in ("id", "label"))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"--adversarial {folder}: {MANIFEST_FILE} was not written by hrzs ({error})") from error
-        with safe_open(tensors, framework="pt") as file:
-            n, *shape = file.get_slice("images").get_shape()
+            said = msgspec.convert(header, _Header)
+        except msgspec.ValidationError as error:
+            raise UsageError(
+                f"{where}: the header of {TENSORS_FILE} was not written by this version of `hrzs attack` ({error}); "
+                "make the images anew"
+            ) from error
+        for name in ("eps", "step_size"):
+            parse_eps(header[name], option=f"{where}: {name} in the header of {TENSORS_FILE}:", norm=said.norm)
+        try:
+            records = [
+                msgspec.convert(read_json(line), _Record)
+                for line in (folder / MANIFEST_FILE).read_text(encoding="utf-8").splitlines()
+            ]
+        except (ValueError, OSError) as error:  # of msgspec too
+            raise UsageError(f"{where}: {MANIFEST_FILE} was not written by hrzs ({error})") from error
+        ids, labels = tuple(each.id for each in records), tuple(each.label for each in records)
+        try:
+            with safe_open(tensors, framework="pt") as file:
+                n, *shape = file.get_slice("images").get_shape()
+        except SafetensorError as error:
+            raise UsageError(f"{where}: {TENSORS_FILE} holds no images ({error})") from error
         if n != len(ids):
-            raise UsageError(f"--adversarial {folder}: {n} images, but {len(ids)} lines in {MANIFEST_FILE}")
-        return cls(folder, header, ids, labels, tuple(shape))
+            raise UsageError(f"{where}: {n} images, but {len(ids)} lines in {MANIFEST_FILE}")
+        found = cls(folder, header, ids, labels, tuple(shape))
+        _ = found.budget  # whose values are checked where they are put together
+        return found
 
     @property
     def unit(self) -> Unit:
@@ -143,7 +194,11 @@ def task_of(saved: SavedSet, model: ClipModel, source: DataOptions, template: st
     """
     data = source.spec
     source = replace(source, resize=saved.header["task"]["resize"])
-    task = open_task(data, model, source, purpose="eval", size=saved.shape[-1], ids=saved.ids, template=template)
+    interpolation, mode = saved.header["task"].get("resized_by", RESIZED_BY)
+    task = open_task(
+        data, model, source, purpose="eval", size=saved.shape[-1], resized_by=(interpolation, mode), ids=saved.ids,
+        template=template,
+    )  # fmt: skip
     for name, label, there in zip(saved.ids, saved.labels, task.data.labels, strict=True):
         if task.data.classes[there] != label:
             raise UsageError(

@@ -84,20 +84,40 @@ _UNREADABLE = (OSError, SafetensorError, ValueError, LookupError, TypeError)
 
 def _read_tensor(file: Path) -> tuple[Tensor, str | None]:
     with safe_open(file, framework="pt") as content:
-        return content.get_tensor("tensor"), (content.metadata() or {}).get("about")
+        tensor = content.get_tensor("tensor")
+        digest, _, about = (content.metadata() or {})["about"].partition(" ")
+    _check_digest(digest, digest_of([("tensor", tensor)]))
+    return tensor, about
+
+
+def _write_tensor(tensor: Tensor, about: str) -> bytes:
+    tensor = tensor.detach().cpu().contiguous()
+    # In one entry, for safetensors writes several in a random order.
+    return bytes(save({"tensor": tensor}, {"about": f"{digest_of([('tensor', tensor)])} {about}"}))
 
 
 def _read_json(file: Path) -> tuple[Any, str | None]:
     content = json.loads(file.read_text(encoding="utf-8"))
+    _check_digest(content["digest"], _digest_of_json(content["value"]))
     return content["value"], content["about"]
 
 
-_TENSOR = _Form[Tensor](
-    "safetensors",
-    _read_tensor,
-    lambda tensor, about: bytes(save({"tensor": tensor.detach().cpu().contiguous()}, {"about": about})),
-)
-_JSON = _Form[Any]("json", _read_json, lambda value, about: json.dumps({"about": about, "value": value}).encode())
+def _write_json(value: Any, about: str) -> bytes:
+    return json.dumps({"about": about, "digest": _digest_of_json(value), "value": value}).encode()
+
+
+def _digest_of_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _check_digest(said: object, found: str) -> None:
+    """A disk may give back other bytes than it was given, zeros for one, after the power has failed."""
+    if said != found:
+        raise ValueError("its digest is another")
+
+
+_TENSOR = _Form[Tensor]("safetensors", _read_tensor, _write_tensor)
+_JSON = _Form[Any]("json", _read_json, _write_json)
 
 
 def _kept(

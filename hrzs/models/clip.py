@@ -41,6 +41,10 @@ class ModelInfo:
     origin: tuple[str, str | None] = ("", None)
     # The file that the image encoder was taken from, where it is not the one of ``source``.
     visual: str | None = None
+    # How images become square before they are attacked: their shorter side and a cut, or both sides alike.
+    resize_mode: str = "shortest"
+    # The folder or repository of the tokenizer, where it is not the one that ``config`` names.
+    tokenizer: str | None = None
 
 
 class ClipModel(ImageEncoder):
@@ -53,6 +57,7 @@ class ClipModel(ImageEncoder):
 
     Raises:
         HrzsError: the architecture's tokenizer cannot be loaded.
+        UsageError: ``info`` names a tokenizer for an architecture that has CLIP's own.
     """
 
     mean: Tensor
@@ -71,7 +76,7 @@ class ClipModel(ImageEncoder):
         self.image_size: int = int(size if isinstance(size, int) else size[0])
         self.register_buffer("mean", torch.tensor(info.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(info.std).view(3, 1, 1), persistent=False)
-        self.tokenizer = _tokenizer(info.arch)
+        self.tokenizer = _tokenizer(info.arch, info.tokenizer)
         self.eval()
 
     @property
@@ -184,17 +189,30 @@ class ClipModel(ImageEncoder):
         return trunk @ projection if isinstance(projection, nn.Parameter) else cast(Tensor, projection(trunk))
 
 
-def _tokenizer(arch: str) -> Any:
-    """The tokenizer of ``arch``. Most have CLIP's, which open_clip carries; SigLIP's and others are on a model hub."""
+def _tokenizer(arch: str, named: str | None) -> Any:
+    """The tokenizer of ``arch``. Most have CLIP's, which open_clip carries; SigLIP's and others are on a model hub.
+
+    Args:
+        named: what takes the place of the one in the config of ``arch``.
+    """
+    text = (open_clip.get_model_config(arch) or {}).get("text_cfg", {})
+    name = text.get("hf_tokenizer_name")
+    if named is not None and not name:
+        raise UsageError(f"--tokenizer {named}: {arch} has CLIP's own tokenizer; leave it out")
     try:
-        return open_clip.get_tokenizer(arch)
+        if not name:
+            return open_clip.get_tokenizer(arch)
+        mode = {"tokenizer_mode": text["tokenizer_mode"]} if text.get("tokenizer_mode") else {}
+        # Code beside a tokenizer never runs, whoever named it and whatever its config asks for.
+        options = {**(text.get("tokenizer_kwargs") or {}), **mode, "trust_remote_code": False}
+        length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
+        return open_clip.tokenizer.HFTokenizer(named or name, context_length=length, **options)
     except ImportError as error:
         raise HrzsError(f"the tokenizer of {arch} needs another package: pip install 'hrzs[hub]' ({error})") from error
-    except (OSError, ValueError) as error:
-        name = (open_clip.get_model_config(arch) or {}).get("text_cfg", {}).get("hf_tokenizer_name", arch)
+    except Exception as error:  # transformers raises whatever a file in the folder or the network makes it raise
         raise HrzsError(
-            f"the tokenizer of {arch}, {name}, could not be fetched ({error}); a JSON config of the model can "
-            "name a local folder with it, as hf_tokenizer_name in its text_cfg"
+            f"the tokenizer of {arch}, {named or name}, could not be loaded ({error}); "
+            "--tokenizer FOLDER names a local folder with it"
         ) from error
 
 

@@ -111,8 +111,10 @@ def _plain(conv: nn.Conv2d) -> bool:
 def channels_last(module: nn.Module) -> None:
     """Give the convolutions of ``module`` the layout channels last, which their outputs, and so later layers, take on.
 
-    The values stay as they are. A `PatchConv` is a matrix product, and is left alone.
+    The values stay as they are. A `PatchConv` is a matrix product, and is left alone. So is a kernel of 1 × 1: it has
+    the same bytes in both layouts, and under the strides of this one torch's backward pass writes beyond its memory in
+    some networks (MobileCLIP's). It takes the layout of its input in any case.
     """
     for part in module.modules():
-        if isinstance(part, nn.Conv2d) and not isinstance(part, PatchConv):
+        if isinstance(part, nn.Conv2d) and not isinstance(part, PatchConv) and part.kernel_size != (1, 1):
             cast(nn.Module, part).to(memory_format=torch.channels_last)

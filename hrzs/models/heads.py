@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from types import ModuleType
@@ -95,12 +96,16 @@ class HyperbolicHead(Head):
         self.is_flat = curvature == 0
         self.image_depth = image_depth
         betas = [beta] if isinstance(beta, (int, float)) else list(beta)
-        if depth[0] != 1:
-            raise ValueError(f"the leaves' depth factor is {depth[0]}: it must be 1, since the scales set their radius")
+        if list(depth[:1]) != [1]:
+            first = depth[0] if depth else None
+            raise ValueError(f"the leaves' depth factor is {first}: it must be 1, since the scales set their radius")
         for name, value in (
             ("scale_image", scale_image), ("scale_text", scale_text), ("beta", betas), ("curvature", curvature),
             ("depth", list(depth[1:])),
         ):  # fmt: skip
+            numbers = value if isinstance(value, list) else [value]
+            if not (all(0 < number < math.inf for number in numbers) or (name == "curvature" and self.is_flat)):
+                raise ValueError(f"{name} of the head is {value}: it must be more than 0, and finite")
             # In float64, here and in `values`: near 1 a value in float32 is coarser than its logarithm, and a loaded
             # model must equal the saved one.
             logarithm = torch.tensor(value, dtype=torch.float64).log().to(torch.get_default_dtype())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import open_clip
 import torch
@@ -165,7 +166,7 @@ def frozen_texts(model: ClipModel, tree: Tree, template: str = "photo", *, norma
     def encode() -> Float[Tensor, "N D"]:
         return prompts.gather(model.project_text(model.encode_text_trunk(prompts.texts)), normalise=normalise)
 
-    about = {
+    about: dict[str, Any] = {
         "arch": model.info.arch,
         "config": model.info.config,
         "weights": _text_digest(model),
@@ -176,6 +177,8 @@ def frozen_texts(model: ClipModel, tree: Tree, template: str = "photo", *, norma
         "device": model.device.type,
         "versions": [torch.__version__, open_clip.__version__],
     }
+    if model.info.tokenizer is not None:  # a folder, which may hold another tokenizer tomorrow
+        about["tokens"] = digest_of([("tokens", model.tokenize(prompts.texts))])
     return NodeTexts(index, prompts, kept("text", about, prompts.count, encode).to(model.device))
 
 

@@ -9,41 +9,22 @@ which the encoder's own names stand.
 from __future__ import annotations
 
 import logging
-import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.pretrained import list_pretrained_models_by_tag
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hrzs.errors import UsageError
+from hrzs.models.weights import check_finite, faults, few, from_transformers, place_of, places, read_tensors, under
 
 logger = logging.getLogger(__name__)
 
 #: Below this mean cosine between matrices, two encoders share no history (fine-tuning moves weights by little).
 KIN = 0.5
-
-
-class _Unread:
-    """Replaces NumPy numbers in a checkpoint, such as TeCoA's best accuracy; takes any arguments, does nothing."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, _: object) -> None:
-        pass
-
-
-#: The names for which a file gets an `_Unread`, so that nothing of NumPy is called.
-_UNREAD: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    (_Unread, name) for name in ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-]
 
 
 def replace_visual(visual: nn.Module, path: Path, arch: str, source: str) -> None:
@@ -56,7 +37,8 @@ def replace_visual(visual: nn.Module, path: Path, arch: str, source: str) -> Non
         UsageError: no such file, one that cannot be read as tensors, or weights that do not fit or are not finite.
     """
     before = visual.state_dict()
-    after = _fitting(read_tensors(path), before, path, arch)
+    tensors = from_transformers(read_tensors(path, "--visual"), f"--visual {path}")
+    after = _fitting(tensors, before, path, arch)
     kinship = _kinship(before, after)
     if kinship < KIN:
         logger.warning(
@@ -67,139 +49,35 @@ def replace_visual(visual: nn.Module, path: Path, arch: str, source: str) -> Non
     visual.load_state_dict(after)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor in a file of torch or safetensors, on the CPU; nested dictionaries become dotted names.
-
-    Raises:
-        UsageError: no such file, not a file of tensors, or one that holds more than ``weights_only`` lets through.
-    """
-    if path.is_dir():
-        raise UsageError(f"--visual {path}: is a folder; give the file with the image encoder's weights")
-    if not path.is_file():
-        raise UsageError(f"--visual {path}: no such file")
-    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if not tensors:
-        raise UsageError(f"--visual {path}: holds no named tensors; give a state dict or a checkpoint with one")
-    return tensors
-
-
-def holds_visual_only(path: Path, visual: nn.Module) -> bool:
-    """Is this a file for ``--visual``? It has most names of ``visual``, and no ``logit_scale``, as a whole CLIP has."""
-    try:
-        tensors = read_tensors(path)
-    except UsageError:
-        return False
+def holds_visual_only(tensors: Mapping[str, Tensor], visual: nn.Module) -> bool:
+    """Is this a file for ``--visual``? It has most names of ``visual``, and nothing of a text encoder."""
     names = visual.state_dict().keys()
-    found = _places(tensors, names).most_common(1)
-    whole = any(name.split(".")[-1] == "logit_scale" for name in tensors)
+    found = places(tensors, names).most_common(1)
+    whole = any(name.endswith(("logit_scale", "token_embedding.weight", "text_projection")) for name in tensors)
     return not whole and bool(found) and found[0][1] > len(names) / 2
-
-
-# -- reading ------------------------------------------------------------------------------------------------------
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            if "geometry" in (file.metadata() or {}):
-                raise UsageError(
-                    f"--visual {path}: a hyperbolic run of hrzs, whose image encoder means nothing without its head; "
-                    f"give --model {path}"
-                )
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it has no iterator
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"--visual {path}: not a safetensors file ({error})") from error
-
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        with torch.serialization.safe_globals(_UNREAD):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, zipfile and pickle each raise their own kinds
-        raise UsageError(f"--visual {path}: {_why_not_read(str(error) or repr(error))}") from error
-    return dict(_flatten(content))
-
-
-def _why_not_read(reason: str) -> str:
-    wanted = re.search(r"GLOBAL (\S+)", reason)
-    if wanted or "TorchScript" in reason:
-        return (
-            f"refused, since it is more than tensors ({wanted[1] if wanted else 'a TorchScript archive'}), and reading "
-            "the rest could run code of its author. If you trust the file, save its tensors alone, "
-            "torch.save(encoder.state_dict(), FILE), and give that file"
-        )
-    return f"not a file that torch saved ({reason.strip().splitlines()[0][:200]})"
-
-
-def _flatten(content: object, name: str = "", depth: int = 4) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in nested mappings; ``depth`` bounds those that contain themselves."""
-    if isinstance(content, Tensor):
-        yield name, content
-    elif isinstance(content, Mapping) and depth:
-        for key, value in content.items():
-            yield from _flatten(value, f"{name}.{key}" if name else str(key), depth - 1)
 
 
 # -- finding and fitting ------------------------------------------------------------------------------------------
 
 
-def _places(tensors: Mapping[str, Tensor], names: Collection[str]) -> Counter[str]:
-    """How many of ``names`` stand under each prefix (of whole components) in ``tensors``; shorter prefixes first."""
-    hits: Counter[str] = Counter()
-    for name in tensors:
-        parts = name.split(".")
-        hits.update(".".join([*parts[:i], ""]) for i in range(len(parts)) if ".".join(parts[i:]) in names)
-    return Counter({prefix: hits[prefix] for prefix in sorted(hits, key=len)})
-
-
 def _fitting(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, arch: str) -> dict[str, Tensor]:
     """The tensors of ``expected``, by its names and in its types, from wherever they stand in ``tensors``."""
-    places = _places(tensors, expected)
-    if not places:
+    found_at = places(tensors, expected)
+    if not found_at:
         raise UsageError(
-            f"--visual {path}: holds no image encoder of {arch}, only {_few(sorted(tensors))}; "
+            f"--visual {path}: holds no image encoder of {arch}, only {few(sorted(tensors))}; "
             "give a file with the weights of CLIP's image encoder as OpenAI or open_clip name them"
         )
-    whole = [prefix for prefix, count in places.items() if count == len(expected)]
-    if len(whole) > 1:
-        raise UsageError(
-            f"--visual {path}: holds several image encoders, under {_few(whole)}; save the one that you mean alone"
-        )
-    prefix = places.most_common(1)[0][0]
-    found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    faults = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
-        "misshaped": [
-            f"{name} {_form(found[name])} for {_form(own)}"
-            for name, own in expected.items()
-            if name in found and _form(found[name]) != _form(own)
-        ],
-    }
-    if any(faults.values()):
-        told = "; ".join(f"{kind} {_few(names)}" for kind, names in faults.items() if names)
+    found = under(tensors, place_of(found_at, len(expected), f"--visual {path}", "image encoders"))
+    if told := faults(found, expected):
         fits = [name for name in _archs_of(found) if name != arch.removesuffix("-quickgelu")]
         raise UsageError(
             f"--visual {path}: does not fit the image encoder of {arch}: {told}. "
             + (f"It fits --model {' or '.join(fits)}" if fits else "Give the --model that it was tuned from")
         )
     found = {name: found[name].to(own.dtype) for name, own in expected.items()}
-    bad = [name for name, value in found.items() if not value.isfinite().all()]
-    if bad:
-        raise UsageError(
-            f"--visual {path}: not finite: {_few(bad)}; the file is damaged, or its training had diverged: give another"
-        )
+    check_finite(found, f"--visual {path}")
     return found
-
-
-def _form(tensor: Tensor) -> str:
-    """The properties that must agree: the shape, and floating-point or not (a quantised file is no file of weights)."""
-    shape = "×".join(map(str, tensor.shape)) or "scalar"
-    return shape if tensor.is_floating_point() else f"{shape} of integers"
-
-
-def _few(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _archs_of(found: Mapping[str, Tensor]) -> list[str]:

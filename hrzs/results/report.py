@@ -234,6 +234,7 @@ class Model(Struct, frozen=True, kw_only=True):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     interpolation: str = ""
+    resize_mode: str = "shortest"
     licence: str = ""
     training_data: str = ""
     run: dict[str, Any] | None = None
@@ -262,6 +263,7 @@ class Data(Struct, frozen=True, kw_only=True):
     levels: tuple[int, ...]
     same_prompts: tuple[dict[str, Any], ...] = ()
     left_out: dict[str, int] = {}
+    resized_by: tuple[str, str] = ("bicubic", "shortest")
     unreadable: tuple[str, ...] = ()
 
 

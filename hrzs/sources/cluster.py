@@ -331,7 +331,7 @@ def _image_features(model: ClipModel, classes: list[str], options: SourceOptions
         limit = f" within --limit {options.limit}" if options.limit else ""
         raise UsageError(f"--data {options.data} has no image{limit} of {_shown([classes[i] for i in empty])}")
     if data.native_size is None:
-        data = resize_to(data, model.image_size)
+        data = resize_to(data, model.image_size, model.info.interpolation, model.info.resize_mode)
     logger.info("embedding %d images of %s (%s)", len(data), data.name, data.split)
     with torch.no_grad():
         parts = [model.encode_image(batch.images).double() for batch in loader(data, 64)]

@@ -164,6 +164,24 @@ def test_resize_is_that_of_torchvision(size: tuple[int, int], interpolation: str
     assert np.array_equal(np.asarray(view.picture(0)), np.asarray(reference))
 
 
+@pytest.mark.parametrize("size", [(40, 20), (21, 33), (7, 7), (8, 8)], ids=str)
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+def test_resize_is_what_open_clip_evaluates_with(size: tuple[int, int], interpolation: str, mode: str) -> None:
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+    class Noise(Plain):
+        def picture(self, _: int) -> Image.Image:
+            return pixels
+
+    cfg = PreprocessCfg(size=8, mean=(0, 0, 0), std=(1, 1, 1), interpolation=interpolation, resize_mode=mode)
+    assert torch.equal(
+        resize_to(Noise([1]), 8, interpolation, mode)[0].image, image_transform_v2(cfg, is_train=False)(pixels)
+    )
+
+
 def test_resize_leaves_the_right_size_alone() -> None:
     data = Plain([3])
     assert torch.equal(resize_to(data, 6)[2].image, data[2].image)

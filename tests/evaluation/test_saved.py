@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hrzs.data import loader
@@ -26,8 +29,10 @@ from hrzs.evaluation.rows import overall_of, rows_of
 from hrzs.evaluation.runner import Evaluation
 from hrzs.evaluation.saved import SavedImages, SavedSet, find_saved, task_of
 from hrzs.evaluation.store import Store
+from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.classifier import SCORINGS
 from hrzs.models.clip import ClipModel
+from hrzs.models.loading import read_header, write_safetensors
 from hrzs.results.report import Row
 from hrzs.tasks import Task, open_task
 
@@ -359,3 +364,66 @@ def test_folders_that_will_not_do(folder: Path, small: ClipModel, plain: Task, t
     manifest.rename(folder / f".{manifest.name}.partial")
     with pytest.raises(UsageError, match="not finished; `hrzs attack --resume` goes on"):
         find_saved(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eps": "1e9999999"}, "eps in the header .*not a number"),
+        ({"eps": "1" * 5000}, "eps in the header .*not a number"),
+        ({"eps": 0.1}, r"Expected `str`, got `float` - at `\$\.eps`"),
+        ({"step_size": "1/0"}, "step_size in the header .*not a number"),
+        ({"steps": "3"}, "Expected `int`"),
+        ({"steps": 0}, "--steps 0"),
+        ({"norm": "l7"}, "--norm 'l7'"),
+        ({"attack": None}, "Expected `str`"),
+        ({"task": []}, "Expected `object`"),
+        ({"task": {"resize": "before", "tree_digest": "x", "resized_by": ["nearest", "squash"]}}, "Invalid enum"),
+        ({"origin": {"data": 5}}, "Expected"),
+    ],
+)
+def test_headers_of_strangers(folder: Path, change: dict[str, Any], message: str) -> None:
+    file = folder / adversarial.TENSORS_FILE
+    write_safetensors(load_file(file), file, read_header(file) | change)
+    with pytest.raises(UsageError, match=message):
+        find_saved(folder)
+
+
+def test_deep_json_in_a_header(folder: Path) -> None:
+    file = folder / adversarial.TENSORS_FILE
+    header = {key: json.dumps(value) for key, value in read_header(file).items()}
+    save_file(load_file(file), file, header | {"origin": "[" * 100_000})
+    with pytest.raises(UsageError, match=r"its header was not written by hrzs \(nested too deeply\)"):
+        find_saved(folder)
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, '{"id": 5, "label": "a"}', '{"id": "a"}', '{"id": "a", "label": ' + "9" * 5000 + "}"]
+)
+def test_manifests_of_strangers(folder: Path, line: str) -> None:
+    (folder / adversarial.MANIFEST_FILE).write_text(line + "\n")
+    with pytest.raises(UsageError, match=r"manifest\.jsonl was not written by hrzs"):
+        find_saved(folder)
+
+
+def test_images_resized_for_another_model(small: ClipModel, tmp_path: Path) -> None:
+    """The clean images are those that were attacked, however the model under test wants its own."""
+    images = tmp_path / "images"
+    for name in ("circle", "square"):
+        (images / name).mkdir(parents=True)
+        pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / name / "a.png")
+    info = small.info
+    leaves = tuple(Node(name, name, class_id=name) for name in ("circle", "square"))
+    data = DataOptions(data=(str(images),), tree=Tree(Node("shape", "root", leaves, level=1)))
+    try:
+        small.info = replace(info, interpolation="bilinear", resize_mode="squash")
+        task = open_task(str(images), small, data, purpose="eval")
+        assert task.describe()["resized_by"] == ["bilinear", "squash"]
+        make(small, task, tmp_path / "adv", Unit("leaf-pgd", 0, "prompt", EPS), steps=1)
+    finally:
+        small.info = info
+    (saved,) = find_saved(tmp_path / "adv")
+    clean = task_of(saved, small, data)
+    assert torch.equal(clean.data[0].image, task.data[0].image)
+    assert not torch.equal(clean.data[0].image, open_task(str(images), small, data, purpose="eval").data[0].image)

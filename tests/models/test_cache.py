@@ -70,6 +70,19 @@ def test_a_corrupt_file_is_ignored_and_written_anew(folder: Path, damage: str) -
     assert files(folder) == [file]
 
 
+def test_zeros_of_a_power_failure_are_not_taken(folder: Path) -> None:
+    """The header is whole, and so is the shape; the last 4 KB are zeros."""
+    costly = Costly(rows=2000)
+    kept("text", {"a": 1}, 2000, costly)
+    (file,) = files(folder)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-4096] + bytes(4096))
+    assert torch.equal(kept("text", {"a": 1}, 2000, costly), costly.value)
+    assert (costly.calls, file.read_bytes()) == (2, whole)
+    kept("text", {"a": 1}, 2000, costly)
+    assert costly.calls == 2
+
+
 def test_what_is_not_finite_is_not_kept(folder: Path) -> None:
     costly = Costly()
     costly.value = torch.full((3, 2), torch.nan)
@@ -124,6 +137,16 @@ def test_a_damaged_value_is_computed_anew(folder: Path, content: str) -> None:
     assert kept_json("values", {}, costly) == VALUE
     assert costly.calls == 2
     assert file.read_bytes() == whole
+
+
+def test_a_changed_value_is_computed_anew(folder: Path) -> None:
+    costly = CostlyValue()
+    kept_json("values", {}, costly)
+    (file,) = files(folder)
+    whole = file.read_text()
+    file.write_text(whole.replace("0.1", "0.2"))
+    assert kept_json("values", {}, costly) == VALUE
+    assert (costly.calls, file.read_text()) == (2, whole)
 
 
 def test_what_does_not_fit_is_neither_kept_nor_taken(folder: Path) -> None:

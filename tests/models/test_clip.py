@@ -37,14 +37,14 @@ def plain(model: ClipModel) -> nn.Module:
     ("error", "message"),
     [
         (ModuleNotFoundError("No module named 'transformers'"), r"pip install 'hrzs\[hub\]'"),
-        (OSError("offline"), r"timm/ViT-B-16-SigLIP, could not be fetched \(offline\); a JSON config"),
+        (OSError("offline"), r"timm/ViT-B-16-SigLIP, could not be loaded \(offline\); --tokenizer FOLDER"),
     ],
 )
 def test_a_tokenizer_that_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
-    def refuse(_: str) -> None:
+    def refuse(_: str, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("open_clip.get_tokenizer", refuse)
+    monkeypatch.setattr("open_clip.tokenizer.HFTokenizer", refuse)
     with pytest.raises(HrzsError, match=message):
         load_model("ViT-B-16-SigLIP", "none")
 

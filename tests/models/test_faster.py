@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -165,3 +167,30 @@ def test_patches_are_left_alone(convolutions: nn.Sequential) -> None:
     assert patches.weight.is_contiguous()
     assert patches.weight.flatten(1).data_ptr() == patches.weight.data_ptr()
     assert convolutions[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_small_kernels_are_left_alone() -> None:
+    """Those of 1 × 1 under the strides of channels last made torch write beyond its memory."""
+    network = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 1), nn.Conv2d(8, 8, 1, groups=8))
+    before = [conv.weight.stride() for conv in network]
+    channels_last(network)
+    after = [conv.weight.stride() for conv in network]
+    assert after[1:] == before[1:]
+    assert after[0] != before[0]
+    assert network(torch.rand(2, 3, 8, 8)).is_contiguous(memory_format=torch.channels_last)
+
+
+TRAINS = """
+import torch
+from hrzs.models.loading import load_model
+model = load_model("MobileCLIP-S1", "none")
+for _ in range(2):
+    model.encode_image(torch.rand(8, 3, 256, 256)).square().sum().backward()
+print(all(bool(p.grad.isfinite().all()) for p in model.clip.visual.parameters()))
+"""
+
+
+def test_mobileclip_trains() -> None:
+    """In a process of its own: what went wrong ended it (free(): invalid next size)."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", TRAINS], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("True\n", 0)

@@ -20,7 +20,7 @@ from hrzs.errors import UsageError
 from hrzs.models.clip import ClipModel
 from hrzs.models.heads import HyperbolicHead
 from hrzs.models.loading import file_digest, load_model, save_model
-from hrzs.models.visual import read_tensors
+from hrzs.models.weights import read_tensors
 
 ConfigFile = Callable[[str], Path]
 State = dict[str, Tensor]
@@ -235,7 +235,7 @@ def test_a_hyperbolic_run_gives_no_encoder_away(plain: ClipModel, refused: Calla
     assert f"give --model {file}" in refused(file)
     plain.geometry = None
     save_model(plain, tmp_path)
-    assert set(read_tensors(file)) == set(whole(plain))
+    assert set(read_tensors(file, "--visual")) == set(whole(plain))
 
 
 # -- files that do not fit ----------------------------------------------------------------------------------------
@@ -380,12 +380,6 @@ def test_numbers_of_numpy_are_not_made(plain: ClipModel, refused: Callable[..., 
 def test_whole_modules_are_refused(plain: ClipModel, refused: Callable[..., str], tmp_path: Path) -> None:
     torch.save(plain.clip.visual, tmp_path / "module.pt")
     assert "refused, since it is more than tensors (open_clip." in refused(tmp_path / "module.pt")
-
-
-def test_torchscript_is_refused(refused: Callable[..., str], tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    """What OpenAI itself distributes."""
-    torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
-    assert "refused, since it is more than tensors (a TorchScript archive)" in refused(tmp_path / "script.pt")
 
 
 def test_a_dictionary_within_itself_ends(refused: Callable[..., str], tmp_path: Path) -> None:
