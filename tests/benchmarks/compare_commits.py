@@ -1,6 +1,6 @@
 """Do two checkouts compute the same? For changes that move code and no figure.
 
-    python tests/benchmarks/compare_commits.py BEFORE AFTER [--steps 20] [--limit 40]
+    python tests/benchmarks/compare_commits.py BEFORE AFTER [--steps 20] [--limit 40] [--only eval,attack]
 
 Both run in this environment's Python. Compared are the trees made anew, the tensors of a run of each method on
 `shapes`, the rows and verdicts of an evaluation under every attack, and the images of `hrzs attack`, all to the bit.
@@ -63,6 +63,8 @@ def cases(steps: int, limit: int) -> Iterator[tuple[str, tuple[object, ...], str
         "all",
         "--limit",
         limit,
+        "--steps",
+        steps,
         "--device",
         "cpu",
         "--json",
@@ -79,9 +81,12 @@ def main() -> None:
     parser.add_argument("after", type=Path)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--limit", type=int, default=40)
+    parser.add_argument("--only", default="tree,finetune,eval,attack", help="kinds of comparisons")
     options = parser.parse_args()
     differing = []
     for title, command, file, read in cases(options.steps, options.limit):
+        if title.split()[0] not in options.only.split(","):
+            continue
         found = []
         for checkout in (options.before, options.after):
             with tempfile.TemporaryDirectory() as folder:
