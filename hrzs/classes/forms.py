@@ -420,7 +420,8 @@ def _class(entry: _Entry) -> ClassSpec:
         wnid, words = parted
         if re.search(rf"^{wnid}[-_.]|[-_.]{wnid}$", class_id):
             return folder_class(class_id)
-        class_id, name = wnid, words
+        # map_clsloc.txt has blanks as underscores.
+        class_id, name = wnid, words if " " in words else words.replace("_", " ")
     if not name and (match := _SYNSET.fullmatch(class_id)):
         return ClassSpec(class_id, prompt_name(match[1]), class_id)
     if is_wnid(class_id):

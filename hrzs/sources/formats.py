@@ -41,7 +41,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from hrzs.classes.specs import SPLIT_FOLDERS
+from hrzs.classes.folders import EXTENSIONS
+from hrzs.classes.specs import split_of
 from hrzs.errors import UsageError
 from hrzs.hierarchy import yaml_form
 from hrzs.hierarchy.tree import Node
@@ -60,7 +61,6 @@ FORMATS = (
 )
 
 _BREEDS = ("class_hierarchy.txt", "node_names.txt", "dataset_class_info.json")
-_IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 # A line of a table, and its cells.
@@ -543,7 +543,7 @@ class _Reader:
             shown = _printable(str(folder))
             if count > MAX_NODES:
                 raise BadYamlError(0, f"more than {MAX_NODES} folders: no class tree")
-            if draft is root and inside and all(name in SPLIT_FOLDERS for name in inside):
+            if draft is root and inside and all(split_of(name) for name in inside):
                 self.fault(0, f"it is divided into splits; name one of them, such as {folder / inside[0]}")
                 return None
             if inside and images:
@@ -572,7 +572,7 @@ class _Reader:
                     if entry.name.startswith("."):
                         continue
                     # Asking about each of a million images takes long where they are links.
-                    if entry.name.lower().endswith(_IMAGES):
+                    if entry.name.lower().endswith(EXTENSIONS):
                         images = min(images or entry.name, entry.name)
                     elif entry.is_dir():
                         inside.append(entry.name)

@@ -32,6 +32,7 @@ def read(tmp_path: Path, text: str | bytes, name: str = "classes.txt", *, by_lin
         # WordNet ids: synset_words.txt, LOC_synset_mapping.txt, map_clsloc.txt, and what people make of them
         ("n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\n", "", FISH),
         ("n01440764\ttench, Tinca tinca\nn01443537\tgoldfish\n", "", FISH),
+        ("n01440764 1 tench\nn02096051 2 Airedale_terrier\n", "", [FISH[0], ClassSpec("n02096051", "Airedale terrier")]),
         ("n01440764,tench\nn01443537,goldfish\n", "x.csv", FISH),
         ('n01440764,"tench, Tinca tinca"\nn01443537,goldfish\n', "x.csv", FISH),
         ("n01443537 2 goldfish\nn01440764 1 tench\n", "", FISH),
