@@ -43,7 +43,7 @@ bench: $(STAMP) ## Speed and memory, as ratios in one run; HRZS_AUTOATTACK=a che
 	$(BIN)/python -m pytest -q -s -p no:xdist tests/benchmarks -m benchmark
 
 soak: $(STAMP) ## Kill every command at random moments, and watch the memory of long runs: many minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -n 0 tests/soak -m soak
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -n 0 tests -m soak
 
 IMAGES ?= tiny-imagenet
 CONFIG ?= clip-rn-64.json

@@ -280,6 +280,7 @@ def test_a_converted_tree_is_told_apart_too(run: Run) -> None:
 def test_classes_of_one_name_are_named(hrzs: Hrzs, tmp_path: Path) -> None:
     for name in ("cat", "Cat", "dog"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").touch()
     done = hrzs("build-tree", "--classes", tmp_path, "--quiet")
     assert done.status == 0
     assert "the classes 'Cat' and 'cat' have the same name" in " ".join(done.err.split())

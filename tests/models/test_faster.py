@@ -190,6 +190,7 @@ print(all(bool(p.grad.isfinite().all()) for p in model.clip.visual.parameters())
 """
 
 
+@pytest.mark.soak
 def test_mobileclip_trains() -> None:
     """In a process of its own: what went wrong ended it (free(): invalid next size)."""
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", TRAINS], capture_output=True, text=True, check=False)

@@ -59,6 +59,7 @@ def test_folder_has_the_classes_of_the_data(tmp_path: Path, layout: str) -> None
 
 def test_an_id_in_a_folder_name_is_its_synset(tmp_path: Path) -> None:
     (tmp_path / "n02085620-Chihuahua").mkdir()
+    (tmp_path / "n02085620-Chihuahua" / "1.png").touch()
     assert specs(tmp_path) == [("n02085620-Chihuahua", "Chihuahua", "n02085620")]
 
 
