@@ -16,11 +16,6 @@ import pytest
 pytestmark = pytest.mark.soak
 
 KILLS = 12
-CONFIG = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
 COMMANDS: dict[str, tuple[str, ...]] = {
     "finetune": ("--max-steps", "90", "--batch-size", "8", "--steps", "2", "--save-every", "3", "--val-limit", "8",
                  "--val-steps", "1", "--validate-every", "5", "-o"),
@@ -40,9 +35,7 @@ def result(place: Path) -> Any:
 
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_at_random_moments(tmp_path: Path, name: str, signum: int) -> None:
-    config = tmp_path / "small.json"
-    config.write_text(json.dumps(CONFIG))
+def test_killed_at_random_moments(tmp_path: Path, config: Path, name: str, signum: int) -> None:
     common = (sys.executable, "-m", "hrzs", name, "--model", str(config), "--pretrained", "none", "--limit", "24",
               "--device", "cpu", "--threads", "1", *COMMANDS[name])  # fmt: skip
     whole, killed = (tmp_path / (f"{which}.json" if name == "eval" else which) for which in ("whole", "killed"))

@@ -13,17 +13,10 @@ pytestmark = pytest.mark.soak
 
 #: What may be added between three tenths of the way and its end, in MB: a leak of 10 kB a step would be 14.
 MOST = 8.0
-CONFIG = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
 
 
 @pytest.mark.parametrize("what", ["training", "evaluation"])
-def test_memory_is_flat(tmp_path: Path, what: str) -> None:
-    config = tmp_path / "small.json"
-    config.write_text(json.dumps(CONFIG))
+def test_memory_is_flat(tmp_path: Path, config: Path, what: str) -> None:
     script = Path(__file__).with_name("long_run.py")
     done = subprocess.run(
         [sys.executable, str(script), what, str(config), str(tmp_path)], check=True, capture_output=True, text=True
