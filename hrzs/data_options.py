@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hrzs.classes.forms import named_classes
 from hrzs.errors import UsageError
 from hrzs.files import exists
 from hrzs.option import check, listed, option
@@ -107,6 +106,8 @@ def _names_in(text: str) -> list[str]:
 
 def _class_ids(given: Any) -> tuple[str, ...]:
     """``--classes``: what `hrzs build-tree --classes` reads, but for a tar, or a sequence of class ids."""
+    from hrzs.classes.forms import named_classes  # not for `hrzs --help`
+
     found = named_classes(str(given)) if isinstance(given, str | Path) and str(given) else None
     names = tuple(spec.class_id for spec in found[0]) if found else tuple(name for name in listed(given) if name)
     if len(names) < 2:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from hrzs.errors import HrzsError, UsageError
 
@@ -84,6 +83,8 @@ def locked(path: Path) -> Iterator[None]:
         UsageError: another process has it.
         HrzsError: no lock can be made there.
     """
+    from filelock import FileLock, Timeout  # not for `hrzs --help`
+
     lock = FileLock(path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock"), timeout=0)
     try:
         lock.acquire()
