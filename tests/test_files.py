@@ -116,6 +116,7 @@ def test_a_pipe_stays_a_pipe(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="only Linux has /dev/full")
 def test_a_full_device_is_named_and_stays(tmp_path: Path) -> None:
     link = tmp_path / "full"
     link.symlink_to("/dev/full")

@@ -288,8 +288,6 @@ def _write(file: Path, text: str) -> None:
     """Write the tree."""
     if file.is_dir():
         raise UsageError(f"-o {file} is a folder; name a file in it, such as {file / 'tree.yaml'}")
-    if file.exists() and not file.is_file():  # taking its place would remove the device
-        raise UsageError(f"-o {file} is no regular file; without -o the tree goes to standard output")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -163,7 +163,7 @@ class Trainer:
             with metrics_path.open("a") as metrics:
                 if self._unlogged is not None:
                     optimizer = self._optimizer()
-                    finish_step(self._unlogged)
+                    finish_step(dict(self._unlogged))
                 for batch in loader(self.data, self.batch_size, self.workers, order):
                     images, labels = batch.images.to(self.model.device), batch.labels.to(self.model.device)
                     if self.options.augment != "none":
