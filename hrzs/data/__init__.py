@@ -22,7 +22,6 @@ from hrzs.data.base import (
     decodable,
     digest,
     held_out,
-    loader,
     pick,
     resize_to,
     subset,
@@ -30,6 +29,7 @@ from hrzs.data.base import (
 )
 from hrzs.data.folder import Unlabelled
 from hrzs.data.named import NAMED, Splits, open_named
+from hrzs.data.reading import loader, read
 from hrzs.data.shapes import SPLITS as SHAPES_SPLITS
 from hrzs.data.shapes import Shapes
 from hrzs.data.webdataset import open_path, open_pattern
@@ -49,6 +49,7 @@ __all__ = [
     "loader",
     "open_dataset",
     "pick",
+    "read",
     "resize_to",
     "subset",
 ]

@@ -5,16 +5,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
-import signal
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -99,12 +96,16 @@ class Dataset(torch.utils.data.Dataset[Sample], ABC):
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} images, there is no number {index}")
-        (image,) = _as_images(np.asarray(self.picture(index))[None])
+        (image,) = as_images(torch.from_numpy(np.array(self.picture(index))[None]))
         return Sample(image, self.labels[index], self.ids[index])
 
 
-def _as_images(pixels: UInt8[np.ndarray, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
-    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).to(torch.float32).div_(255)
+def as_images(pixels: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
+    """``pixels`` over 255, contiguous, on the same device."""
+    (count, height, width, _), device = pixels.shape, pixels.device
+    images = torch.empty((count, 3, height, width), dtype=torch.float32, device=device)
+    # One pass moves the colours and widens. CUDA multiplies by 1/255 if told to divide by a number: other bits.
+    return images.copy_(pixels.permute(0, 3, 1, 2)).div_(torch.full((), 255.0, device=device))
 
 
 class _View(Dataset):
@@ -306,122 +307,3 @@ def resize_to(dataset: Dataset, size: int, interpolation: str = "bicubic", mode:
         mode: ``shortest`` resizes the shorter side and cuts the centre out, ``squash`` resizes both sides.
     """
     return _Resized(dataset, size, INTERPOLATIONS[interpolation], squash=mode == "squash")
-
-
-class _Read(NamedTuple):
-    """Images as a worker sends them: not as tensors, for these go through shared memory, which Docker has little of."""
-
-    pixels: UInt8[np.ndarray, "B H W 3"]
-    labels: list[int]
-    ids: tuple[str, ...]
-
-
-class _Fetch(torch.utils.data.Dataset["_Read | HrzsError"]):
-    """Returns errors of worker processes as values: raised in a worker, their messages would come back mangled."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, index: int) -> _Read | HrzsError:
-        data = self.dataset
-        try:
-            return _Read(np.asarray(data.picture(index))[None], [data.labels[index]], (data.ids[index],))
-        except HrzsError as error:
-            return error
-
-
-def _collate(found: list[_Read | HrzsError]) -> _Read | HrzsError:
-    good: list[_Read] = []
-    for each in found:
-        if isinstance(each, HrzsError):
-            return each
-        good.append(each)
-    for each in good:
-        if each.pixels.shape != good[0].pixels.shape:
-            (_, h, w, _), (_, h0, w0, _) = each.pixels.shape, good[0].pixels.shape
-            return HrzsError(
-                f"Image {each.ids[0]} is {w}×{h} where {good[0].ids[0]} is {w0}×{h0}: "
-                "images of different sizes have to be resized first."
-            )
-    pixels = np.concatenate([each.pixels for each in good])
-    return _Read(pixels, [each.labels[0] for each in good], tuple(each.ids[0] for each in good))
-
-
-class _Watch:
-    """Says when a worker has died. torch would raise wherever the program then is, in the middle of a training step."""
-
-    raise_if_dead: Any = None
-    awaiting = False
-
-    @classmethod
-    def start(cls) -> None:
-        """Take the place of the handler that torch has set with its first workers."""
-        is_main = threading.current_thread() is threading.main_thread()
-        handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") and is_main else None
-        if callable(handler) and handler != cls._on_child:
-            cls.raise_if_dead = handler
-            signal.signal(signal.SIGCHLD, cls._on_child)
-
-    @classmethod
-    def _on_child(cls, signum: int, frame: Any) -> None:
-        if cls.awaiting:
-            cls.raise_if_dead(signum, frame)
-
-    @classmethod
-    @contextmanager
-    def over(cls) -> Iterator[None]:
-        """Inside, the death of a worker is an error, also one that died before."""
-        cls.awaiting = True
-        try:
-            if cls.raise_if_dead is not None:
-                cls.raise_if_dead(0, None)
-            yield
-        finally:
-            cls.awaiting = False
-
-
-def loader(dataset: Dataset, batch_size: int, workers: int = 0, order: Sequence[int] | None = None) -> Iterator[Batch]:
-    """The images of ``dataset`` in ``order`` (indices; default: its own) in batches; the last may be smaller.
-
-    The batches do not depend on ``workers``, the number of processes that read ahead (0: read in this process).
-
-    Raises:
-        ImageError: an image cannot be decoded (the message names it), or a process that reads ahead has died.
-        HrzsError: an image differs in size from others of its batch; the message names it.
-    """
-    batches = torch.utils.data.DataLoader(
-        _Fetch(dataset),
-        batch_size=batch_size,
-        sampler=range(len(dataset)) if order is None else order,
-        num_workers=workers,
-        collate_fn=_collate,
-        # Without its own generator the loader would draw from the global one, and reading data would change training.
-        generator=torch.Generator(),
-    )
-    found: _Read | HrzsError | None
-    if not workers:
-        for found in batches:
-            yield _batch(found)
-        return
-    try:
-        reader = iter(batches)
-        _Watch.start()
-        while True:
-            with _Watch.over():
-                found = next(reader, None)
-            if found is None:
-                return
-            yield _batch(found)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        raise ImageError(
-            f"--workers {workers}: a process that reads images cannot go on ({str(error).strip()}). The memory, or "
-            "/dev/shm, may be too small. Run again, with --resume, and with fewer --workers or --workers 0."
-        ) from error
-
-
-def _batch(found: _Read | HrzsError) -> Batch:
-    if isinstance(found, HrzsError):
-        raise found
-    return Batch(_as_images(found.pixels), torch.tensor(found.labels, dtype=torch.int64), found.ids)

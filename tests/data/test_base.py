@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hrzs.data import Dataset, decodable, digest, held_out, loader, pick, resize_to, subset
-from hrzs.data.base import ImageError, _collate, _Fetch
+from hrzs.data.base import ImageError
+from hrzs.data.reading import _Fetch
 from hrzs.errors import HrzsError, UsageError
 
 
@@ -237,7 +238,7 @@ def test_workers_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_workers_send_the_pixels_themselves() -> None:
     """A tensor would be sent as the name of a piece of shared memory, of which Docker has 64 MB."""
-    sent = _collate([_Fetch(Plain([8], sizes=[(64, 64)]))[i] for i in range(8)])
+    sent = _Fetch(Plain([8], sizes=[(64, 64)]))([*range(8)])
     assert len(ForkingPickler.dumps(sent)) > 8 * 64 * 64 * 3
 
 
