@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from hrzs.attacks import ATTACKS, Budget, attack_spec, sample_seeds
 from hrzs.attacks.noise import Noise
-from hrzs.data import Dataset, loader, open_dataset, subset
+from hrzs.data import Dataset, loader, open_dataset, reading, subset
 from hrzs.estimate import seconds_per_image
 from hrzs.evaluation.adversarial import AdversarialSet
 from hrzs.evaluation.canaries import run_canaries
@@ -149,6 +149,30 @@ def model(device: Pretended, tmp_path: Path) -> ClipModel:
     file = tmp_path / "devices-small.json"
     file.write_text(json.dumps(CONFIG))
     return load_model(str(file), "none", seed=0).to(DEVICE)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_travel_as_bytes(
+    device: Pretended, shapes: Dataset, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = reading._sent
+    travelled: list[tuple[torch.dtype, torch.device]] = []
+
+    def spy(*given: Any) -> Tensor:
+        pixels = sent(*given)
+        travelled.append((pixels.dtype, pixels.device))
+        return pixels
+
+    monkeypatch.setattr(reading, "_sent", spy)
+    there = loader(shapes, 7, workers, range(3, 20), device=DEVICE)
+    for number, (batch, here) in enumerate(zip(there, loader(shapes, 7, 0, range(3, 20)), strict=True)):
+        assert isinstance(batch.images, OnDevice)
+        assert torch.equal(batch.images.held, here.images)
+        assert batch.images.is_contiguous()
+        assert (batch.ids, batch.labels.tolist()) == (here.ids, here.labels.tolist())
+        assert len(travelled) == min(number + 2, 3)  # the next one is on its way
+    assert travelled == [(torch.uint8, DEVICE)] * 3
+    assert +device.waits == {"from CPU": 3}
 
 
 def batch_on_device(images: Tensor, tree: Tree) -> tuple[Tensor, Tensor, list[int]]:

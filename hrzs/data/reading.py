@@ -6,12 +6,13 @@ theirs is collected, or with the program.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -53,7 +54,7 @@ def read(
     device = torch.device(device)
     count = workers_for(workers, dataset, device)
     lists = ([int(index) for index in batch] for batch in batches)
-    fetched = _ahead(dataset, lists, count, is_pinned=device.type == "cuda") if count else map(_Fetch(dataset), lists)
+    fetched = _ahead(dataset, lists, count, is_pinned=device.type == "cuda") if count else _here(dataset, lists)
     return _batches(fetched, device)
 
 
@@ -131,23 +132,27 @@ class _Fetch(torch.utils.data.Dataset["_Read | HrzsError"]):
     __getitems__ = __call__
 
 
-def _batches(fetched: Iterable[_Read | HrzsError], device: torch.device) -> Iterator[Batch]:
+def _batches(fetched: Generator[_Read | HrzsError, None, None], device: torch.device) -> Iterator[Batch]:
     """On a device, the next batch is on its way while one is worked on."""
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
     coming: tuple[_Read, Tensor] | None = None
-    for found in fetched:
-        if isinstance(found, HrzsError):
-            if coming is not None:
-                yield _arrived(*coming, stream)
-            raise found
-        if device.type == "cpu":
-            yield _batch(found, torch.as_tensor(found.pixels))
-            continue
-        now, coming = coming, (found, _sent(found, device, stream))
-        if now is not None:
-            yield _arrived(*now, stream)
-    if coming is not None:
-        yield _arrived(*coming, stream)
+    with closing(fetched):
+        for found in fetched:
+            if isinstance(found, HrzsError):
+                if coming is not None:
+                    yield _arrived(*coming, stream)
+                try:
+                    raise found
+                finally:
+                    del found  # else the error would hold this frame, and this frame the error
+            if device.type == "cpu":
+                yield _batch(found, torch.as_tensor(found.pixels))
+                continue
+            now, coming = coming, (found, _sent(found, device, stream))
+            if now is not None:
+                yield _arrived(*now, stream)
+        if coming is not None:
+            yield _arrived(*coming, stream)
 
 
 def _sent(found: _Read, device: torch.device, stream: torch.cuda.Stream | None) -> Tensor:
@@ -170,12 +175,16 @@ def _batch(found: _Read, pixels: Tensor) -> Batch:
     return Batch(as_images(pixels), torch.tensor(found.labels, dtype=torch.int64), found.ids)
 
 
+def _here(dataset: Dataset, lists: Iterator[list[int]]) -> Generator[_Read | HrzsError, None, None]:
+    yield from map(_Fetch(dataset), lists)
+
+
 # -- processes that read ahead -----------------------------------------------------------------------------------------
 
 
 def _ahead(
     dataset: Dataset, lists: Iterator[list[int]], workers: int, *, is_pinned: bool
-) -> Iterator[_Read | HrzsError]:
+) -> Generator[_Read | HrzsError, None, None]:
     reader, is_whole = _Reader.take(dataset, workers, is_pinned=is_pinned), False
     try:
         yield from reader.read(lists)
@@ -251,8 +260,12 @@ class _Reader:
             self._collected(self.of)
 
     def close(self) -> None:
-        """End the processes, as soon as no exception holds on to them."""
+        """End the processes."""
+        # torch has no public way to. Left to the garbage collector, each worker may take it 5 seconds.
+        end = getattr(self._pass, "_shutdown_workers", None)
         self._turns.left, self._pass, self._loader = iter(()), None, None
+        if end is not None:
+            end()
 
     @classmethod
     def _collected(cls, of: weakref.ref[Dataset]) -> None:
@@ -263,8 +276,14 @@ class _Reader:
     def read(self, lists: Iterator[list[int]]) -> Iterator[_Read | HrzsError]:
         assert self._loader is not None
         self._turns.left = lists
-        with _Watch.over():
-            self._pass = iter(self._loader)
+        was_enabled = gc.isenabled()
+        gc.disable()  # until `_begin`, if this starts the workers
+        try:
+            with _Watch.over():
+                self._pass = iter(self._loader)
+        finally:
+            if was_enabled:
+                gc.enable()
         _Watch.start()
         # The workers have theirs. So long as this process held it, it would never be collected.
         self._fetch.dataset = None
@@ -282,7 +301,12 @@ def _as_fetched(found: Any) -> Any:
 
 
 def _begin(_: int) -> None:
-    """A worker leaves it to the program what Ctrl-C and a closed terminal mean, and ends with it."""
+    """A worker leaves it to the program what Ctrl-C and a closed terminal mean, and ends with it.
+
+    Garbage that it has from the program stays as it is: among it may be other readers, whose workers would be ended.
+    """
+    gc.freeze()
+    gc.enable()
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

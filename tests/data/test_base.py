@@ -1,11 +1,6 @@
 import logging
-import multiprocessing
-import os
-import signal
-import time
 from collections import Counter
 from collections.abc import Sequence
-from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -14,10 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hrzs.data import Dataset, decodable, digest, held_out, loader, pick, resize_to, subset
-from hrzs.data.base import ImageError
-from hrzs.data.reading import _Fetch
-from hrzs.errors import HrzsError, UsageError
+from hrzs.data import Dataset, ImageError, decodable, digest, held_out, pick, resize_to, subset
+from hrzs.errors import UsageError
 
 
 class Plain(Dataset):
@@ -186,68 +179,6 @@ def test_resize_is_what_open_clip_evaluates_with(size: tuple[int, int], interpol
 def test_resize_leaves_the_right_size_alone() -> None:
     data = Plain([3])
     assert torch.equal(resize_to(data, 6)[2].image, data[2].image)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_loader_follows_order(workers: int) -> None:
-    data = Plain([5, 5])
-    before = torch.random.get_rng_state()
-    batches = list(loader(data, 4, workers, order=[9, 0, 3, 3, 7]))
-    assert [b.ids for b in batches] == [("c1/4.png", "c0/0.png", "c0/3.png", "c0/3.png"), ("c1/2.png",)]
-    assert batches[0].labels.tolist() == [1, 0, 0, 0]
-    assert torch.equal(batches[1].images[0], data[7].image)
-    # Reading data must not change what a training run draws next.
-    assert torch.equal(before, torch.random.get_rng_state())
-
-
-def test_loader_goes_through_all_in_order() -> None:
-    data = Plain([4, 3])
-    assert [i for batch in loader(data, 3) for i in batch.ids] == data.ids
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_loader_names_the_broken_image(workers: int) -> None:
-    with pytest.raises(HrzsError, match=r"^Image c0/3\.png cannot be decoded\.$"):
-        list(loader(Broken([8]), 2, workers))
-
-
-def test_loader_names_images_that_differ_in_size() -> None:
-    with pytest.raises(HrzsError, match=r"c0/1\.png is 6×7 where c0/0\.png is 6×6"):
-        list(loader(Plain([4], sizes=[(6, 6), (6, 7)]), 2))
-
-
-@pytest.mark.parametrize("ahead", [0.0, 0.5])
-def test_a_worker_that_is_killed_is_noticed(ahead: float) -> None:
-    """While a batch is awaited, or before; what the program does in between is not broken off."""
-    batches = loader(Plain([40_000], sizes=[(64, 64)]), 64, 2)
-    next(batches)
-    os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
-    time.sleep(ahead)
-    with pytest.raises(ImageError, match=r"--workers 2: a process that reads images cannot go on .*--workers 0"):
-        list(batches)
-
-
-def test_workers_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", refuse)
-    with pytest.raises(ImageError, match=r"--workers 2: .* \(\[Errno 28\] No space left on device\)"):
-        list(loader(Plain([4]), 2, 2))
-
-
-def test_workers_send_the_pixels_themselves() -> None:
-    """A tensor would be sent as the name of a piece of shared memory, of which Docker has 64 MB."""
-    sent = _Fetch(Plain([8], sizes=[(64, 64)]))([*range(8)])
-    assert len(ForkingPickler.dumps(sent)) > 8 * 64 * 64 * 3
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_image_comes_after_the_batches_before_it(workers: int) -> None:
-    batches = loader(Broken([8]), 2, workers)
-    assert next(batches).ids == ("c0/0.png", "c0/1.png")
-    with pytest.raises(ImageError, match=r"c0/3\.png"):
-        next(batches)
 
 
 def test_images_that_cannot_be_decoded_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
