@@ -21,6 +21,7 @@ from hrzs.attacks import AttackResult, Level, attack_spec, sample_seeds
 from hrzs.attacks.budget import exact_eps
 from hrzs.classes.specs import ClassSpec
 from hrzs.data_options import DataOptions
+from hrzs.distributed import joined
 from hrzs.errors import UsageError
 from hrzs.evaluation.job import Job
 from hrzs.evaluation.options import EvalOptions
@@ -42,6 +43,7 @@ from hrzs.sources import SourceOptions
 from hrzs.sources.build import build_trees
 from hrzs.sources.classes import read_classes
 from hrzs.sources.file import classes_of
+from hrzs.torchrun import is_restart
 from hrzs.training.job import LOOKS, open_run, run, settle
 from hrzs.training.options import TrainOptions
 from hrzs.training.trainer import Progress as StepProgress
@@ -264,7 +266,8 @@ def finetune(
         options: fields of `hrzs.data_options.DataOptions`, such as ``data``, ``classes`` or ``tree`` (several make a
             forest); and of `hrzs.training.options.TrainOptions`, such as ``method``, ``lr``, ``max_steps`` or ``eps``.
 
-    The other arguments are the options of ``hrzs finetune`` of these names.
+    The other arguments are the options of ``hrzs finetune`` of these names. In a script that ``torchrun`` starts, all
+    processes make this call, and share each batch.
     """
     _check_model(model)
     where, options = divide(options, "a run", DataOptions, TrainOptions)
@@ -273,16 +276,19 @@ def finetune(
     exact = {name: exact_eps(options[name], option=f"--{name.replace('_', '-')}") for name in radii}
     given = options | exact
     settled = settle(recipe, given)
-    if not resume:
-        check_folder(folder)
-    trainer, _ = open_run(
-        model, settled, folder, data, given=given, recipe=recipe, val_split=val_split, insist=bool({*given} & LOOKS),
-        licence=licence, half=half, save_every=save_every, workers=workers,
-    )  # fmt: skip
+    resume = resume or is_restart()
     started = model.info.origin
     config = {"model": started[0], "pretrained": started[1], **data.as_config(), "recipe": recipe,
               "val-split": val_split, "licence": licence, "half": half, "save-every": save_every}  # fmt: skip
-    run(trainer, config, resume=resume, progress=progress)
+    with joined(model.device) as group:
+        if not resume and group.is_first:
+            check_folder(folder)
+        trainer, _ = open_run(
+            model, settled, folder, data, given=given, recipe=recipe, val_split=val_split,
+            insist=bool({*given} & LOOKS), licence=licence, half=half, save_every=save_every, workers=workers,
+            group=group,
+        )  # fmt: skip
+        run(trainer, config, resume=resume, progress=progress)
     return folder
 
 

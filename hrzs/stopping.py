@@ -32,6 +32,7 @@ class Stopped(BaseException):
 class _State:
     asked: int | None = None
     depth = 0
+    patient = False
 
 
 @contextmanager
@@ -55,11 +56,12 @@ def listen() -> Iterator[None]:
 
 
 def _on_signal(signum: int, _: Any) -> None:
-    if _State.depth == 0 or _State.asked is not None:
+    if _State.depth == 0 or (_State.asked is not None and not _State.patient):
         raise Stopped(signum)
+    if not _State.patient:
+        # Not by `print`: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping as soon as what is done can be kept; the same again stops at once\n")
     _State.asked = signum
-    # Not by `print`: the signal may have come in the middle of one.
-    os.write(2, b"\nstopping as soon as what is done can be kept; the same again stops at once\n")
 
 
 @contextmanager
@@ -72,11 +74,27 @@ def unbroken() -> Iterator[None]:
         _State.depth -= 1
 
 
+@contextmanager
+def patient() -> Iterator[None]:
+    """Inside, a second signal changes nothing: schedulers and ``torchrun`` send several at a time."""
+    _State.patient = True
+    try:
+        yield
+    finally:
+        _State.patient = False
+
+
+def asked() -> int | None:
+    """The signal that has asked to stop, if one has; it counts as answered."""
+    signum, _State.asked = _State.asked, None
+    return signum
+
+
 def stop_here() -> None:
     """
     Raises:
         Stopped: a signal asked for it.
     """
-    if _State.asked is not None:
-        signum, _State.asked = _State.asked, None
+    signum = asked()
+    if signum is not None:
         raise Stopped(signum)

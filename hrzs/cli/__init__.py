@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from io import TextIOWrapper
@@ -15,6 +17,10 @@ import typer
 from hrzs._version import __version__
 from hrzs.errors import HrzsError, UsageError
 from hrzs.stopping import Stopped, listen
+from hrzs.torchrun import is_first, is_watched, place, tell
+
+#: Seconds that other processes give the first one to name what is wrong.
+PATIENCE = 5
 
 app = typer.Typer(
     name="hrzs",
@@ -58,7 +64,8 @@ _register()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: runs a subcommand and turns its end into the exit status.
 
-    0: done; 1: it failed; 2: the call was wrong; 128 + n: signal n stopped it.
+    0: done; 1: it failed; 2: the call was wrong; 128 + n: signal n stopped it. Of several processes the first one says
+    why, unless the fault is another's alone.
     """
     given: list[str] = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, TextIOWrapper) and (not given or {"-h", "--help"} & {*given}):
@@ -67,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with listen():
             app(args=given, standalone_mode=True)
     except Stopped as stop:
-        _say(f"Stopped by {Signals(stop.signum).name}. {_how_to_go_on(given)}")
+        if is_first():
+            _say(f"Stopped by {Signals(stop.signum).name}. {_how_to_go_on(given)}")
         sys.exit(stop.status)
     except UsageError as error:
         _fail(error, 2, given)
@@ -78,14 +86,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(error: Exception, status: int, given: Sequence[str]) -> Any:
+    tell(error)
+    who = "Error"
+    if is_watched() and (rank := place().rank):
+        # Most faults are those of all processes. When the first has named it, torchrun ends the others.
+        time.sleep(PATIENCE)
+        who = f"Error of process {rank}"
     if "--debug" in given:
         raise error
     if isinstance(error, HrzsError):
-        _say(f"Error: {error}")
+        _say(f"{who}: {error}")
     elif isinstance(error, OSError) and error.strerror:  # a full disk, missing rights: faults of the machine
-        _say(f"Error: {error.filename}: {error.strerror}" if error.filename else f"Error: {error.strerror}")
+        _say(f"{who}: {error.filename}: {error.strerror}" if error.filename else f"{who}: {error.strerror}")
     else:
-        _say(f"Error: {type(error).__name__}: {error} (a fault of hrzs? --debug shows where)")
+        _say(f"{who}: {type(error).__name__}: {error} (a fault of hrzs? --debug shows where)")
     sys.exit(status)
 
 
@@ -96,7 +110,8 @@ def _how_to_go_on(given: Sequence[str]) -> str:
         return "Nothing is kept of an evaluation without --json FILE, beside which finished batches are kept"
     if not words:
         return "Nothing was written"
-    return f"To go on: {shlex.join(['hrzs', *words, *([] if '--resume' in words else ['--resume'])])}"
+    started = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m"] if is_watched() else []
+    return f"To go on: {shlex.join([*started, 'hrzs', *words, *([] if '--resume' in words else ['--resume'])])}"
 
 
 def _say(message: str) -> None:

@@ -15,6 +15,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hrzs.errors import HrzsError
+from hrzs.torchrun import is_first
 
 stderr = Console(stderr=True)
 
@@ -29,7 +30,10 @@ class Update(Protocol):
 
 
 def set_up(*, quiet: bool, debug: bool) -> None:
-    """Route the package's log and Python's warnings to stderr; other packages speak only of errors."""
+    """Route the package's log and Python's warnings to stderr; other packages speak only of errors.
+
+    Of several processes the first alone speaks.
+    """
     for name in (None, "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     ours = logging.getLogger("hrzs")
@@ -41,6 +45,8 @@ def set_up(*, quiet: bool, debug: bool) -> None:
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
+    if not is_first():
+        handler.setLevel(logging.CRITICAL)
     ours.handlers = [handler]
     ours.propagate = False
     logging.captureWarnings(True)
@@ -52,7 +58,7 @@ def set_up(*, quiet: bool, debug: bool) -> None:
 @contextmanager
 def progress_bar(title: str, *, quiet: bool) -> Iterator[Update]:
     """A bar with an ETA on a terminal; without one, a plain line at each tenth of the way."""
-    if quiet:
+    if quiet or not is_first():
         yield lambda *_: None
     elif stderr.is_terminal:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
@@ -102,9 +108,13 @@ def printable(text: str) -> str:
 def emit(text: str) -> None:
     """The result, on stdout; in UTF-8 where the stream's own encoding lacks a character.
 
+    Of several processes the first alone prints it.
+
     Raises:
         HrzsError: stdout cannot be written: it was closed, or its disk is full.
     """
+    if not is_first():
+        return
     text = text if text.endswith("\n") else text + "\n"
     try:
         try:

@@ -12,6 +12,7 @@ from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
 from hrzs.files import check_folder, dump_yaml
 from hrzs.option import divide
+from hrzs.torchrun import is_first, is_restart
 from hrzs.training.options import METHOD, VALIDATION, TrainOptions
 
 
@@ -50,6 +51,7 @@ def finetune(
     console.set_up(quiet=quiet, debug=debug)
     if _listed(model, run["data"], run["method"], recipe, run["template"]):
         return
+    from hrzs.distributed import joined
     from hrzs.models.loading import load_model
     from hrzs.training import job
 
@@ -58,23 +60,26 @@ def finetune(
     given, typed = _given(context, run)
     settings = job.settle(recipe, given, typed)
     folder = output or options.default_folder(settings.method, model, visual, data.spec)
-    if not resume and not dry_run:
+    resume = resume or is_restart()
+    if not resume and not dry_run and is_first():
         check_folder(folder)
     device = options.prepare_torch(device, precision, threads)
     loaded = load_model(model, pretrained, visual=visual, tokenizer=tokenizer, mean=mean, std=std,
                         interpolation=interpolation, resize_mode=resize_mode, device=device, precision=precision,
                         seed=settings.seed)  # fmt: skip
-    trainer, task = job.open_run(
-        loaded, settings, folder, data, given=given, recipe=recipe, val_split=val_split, insist=bool(typed & job.LOOKS),
-        workers=workers, save_every=save_every, licence=licence, half=half,
-    )  # fmt: skip
-    if dry_run:
-        console.emit(dump_yaml(job.estimate(trainer, task)))
-        return
-    said = options.saved_config(context, data)
-    with console.progress_bar(f"finetune {settings.method}", quiet=quiet) as update:
-        job.run(trainer, said, resume=resume,
-                progress=lambda done, total, log: update(done, total, f"loss {log['loss']:.3f}"))  # fmt: skip
+    with joined(loaded.device) as group:
+        trainer, task = job.open_run(
+            loaded, settings, folder, data, given=given, recipe=recipe, val_split=val_split,
+            insist=bool(typed & job.LOOKS), workers=workers, save_every=save_every, licence=licence, half=half,
+            group=group,
+        )  # fmt: skip
+        if dry_run:
+            console.emit(dump_yaml(job.estimate(trainer, task)))
+            return
+        said = options.saved_config(context, data)
+        with console.progress_bar(f"finetune {settings.method}", quiet=quiet) as update:
+            job.run(trainer, said, resume=resume,
+                    progress=lambda done, total, log: update(done, total, f"loss {log['loss']:.3f}"))  # fmt: skip
     console.emit(str(folder))
 
 

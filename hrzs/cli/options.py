@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
@@ -22,6 +21,7 @@ from hrzs.errors import UsageError
 from hrzs.evaluation.options import EvalOptions
 from hrzs.option import Option
 from hrzs.safe_yaml import BadYamlError, Map, Scalar, parse
+from hrzs.torchrun import place
 
 logger = logging.getLogger(__name__)
 
@@ -196,13 +196,13 @@ def _named(name: str, annotation: Any, default: object) -> inspect.Parameter:
 def prepare_torch(device: str, precision: str, threads: int | None) -> str:
     """Check ``--device`` and ``--precision``, set the number of threads, and return torch's device.
 
+    Of several processes on a machine, each gets a GPU of its own.
+
     Raises:
         UsageError: an unknown precision, or no such device here.
     """
     import torch
 
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        raise UsageError(f"WORLD_SIZE {os.environ['WORLD_SIZE']}: hrzs works in one process; start it without torchrun")
     if precision not in ("fp32", "bf16"):
         raise UsageError(f"--precision {precision!r}: one of fp32, bf16")
     kind = device.split(":")[0]
@@ -212,6 +212,13 @@ def prepare_torch(device: str, precision: str, threads: int | None) -> str:
         raise UsageError("--device cuda: torch finds no GPU here; use --device cpu")
     if kind == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    here = place()
+    if device == "cuda" and here.size > 1:
+        if here.local >= torch.cuda.device_count():
+            raise UsageError(
+                f"LOCAL_RANK {here.local}: this machine has {torch.cuda.device_count()} GPUs; start as many processes"
+            )
+        device = f"cuda:{here.local}"
     if device == "cpu" and precision == "bf16":
         from hrzs.models.bf16 import bf16_speed
 

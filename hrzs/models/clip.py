@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from hrzs.errors import HrzsError, UsageError
 from hrzs.models.encoder import ImageEncoder
-from hrzs.models.exact import exact_fp32
+from hrzs.models.exact import at_least_fp32, exact_fp32
 from hrzs.models.faster import make_faster
 from hrzs.models.folding import folded, make_foldable
 from hrzs.models.heads import CosineHead, Head, HyperbolicHead
@@ -135,7 +135,7 @@ class ClipModel(ImageEncoder):
             else:
                 features = functional_call(cast(Any, self.clip).visual, self._bf16_weights, pixels)
                 features = features[0] if isinstance(features, tuple) else features  # CoCa's, with its tokens
-        return cast(Tensor, features).float()
+        return at_least_fp32(cast(Tensor, features))
 
     # -- text ---------------------------------------------------------------------------------------------------
 
@@ -164,7 +164,7 @@ class ClipModel(ImageEncoder):
     @exact_fp32()
     def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "N D"]:
         """``g(t)``: projected text features before L2 normalisation, with gradients to the whole text encoder."""
-        return cast(Tensor, cast(Any, self.clip).encode_text(self.tokenize(prompts))).float()
+        return at_least_fp32(cast(Tensor, cast(Any, self.clip).encode_text(self.tokenize(prompts))))
 
     @exact_fp32()
     @torch.no_grad()
@@ -175,7 +175,7 @@ class ClipModel(ImageEncoder):
         setattr(owner, slot, nn.Identity() if slot == "proj" else None)
         try:
             tokens = self.tokenize(prompts)
-            parts = [cast(Any, self.clip).encode_text(part).float() for part in torch.split(tokens, batch_size)]
+            parts = [at_least_fp32(cast(Any, self.clip).encode_text(part)) for part in torch.split(tokens, batch_size)]
         finally:
             setattr(owner, slot, projection)
         return torch.cat(parts)

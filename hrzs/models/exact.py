@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _thread = threading.local()
 
@@ -78,3 +79,8 @@ def _is_readable(place: object, name: str) -> bool:
 def _flushes_denormals() -> bool:
     """Does this thread take denormals for zero? torch can set this but not report it."""
     return bool((torch.full((), 1e-40) * 1).item() == 0)
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """``x`` in float32, if it is coarser. A model in float64 stays in float64, from the weights to the loss."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

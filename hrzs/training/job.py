@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,15 +115,17 @@ def run(trainer: Trainer, config: Mapping[str, Any], *, resume: bool = False, pr
         UsageError: another process is at work in the folder, or it holds a run, with ``resume`` one of other options.
         HrzsError: it cannot be written.
     """
-    folder = trainer.folder
+    folder, group = trainer.folder, trainer.group
     settled = {name.replace("_", "-"): value for name, value in options_as_config(trainer.options).items()}
-    with output_folder(folder, resume=resume):
-        if resume and is_finished(folder) and not has_checkpoint(folder):
-            _check_config(folder / "config.yaml", settled)
+    with output_folder(folder, resume=resume) if group.is_first else nullcontext():
+        if group.share(resume and is_finished(folder) and not has_checkpoint(folder)):
+            if group.is_first:
+                _check_config(folder / "config.yaml", settled)
             return
         if resume and not trainer.resume():
             logger.info("no checkpoint in %s: starting anew", folder)
-        write_config(folder, {**config, **settled})
+        if group.is_first:
+            write_config(folder, {**config, **settled})
         trainer.run(progress)
 
 

@@ -1,5 +1,6 @@
 """The trainer: data order, schedule, validation, log. Everything random is a function of (seed, step, image id), so a
-resumed run needs no random state, and ends with the weights of an uninterrupted one."""
+resumed run needs no random state, and ends with the weights of an uninterrupted one. Nor does it matter how many
+processes share the batches."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor
 
 from hrzs.attacks.base import sample_seeds
-from hrzs.data import Dataset, ImageError, digest, loader
+from hrzs.data import Batch, Dataset, ImageError, digest, read
+from hrzs.distributed import ALONE, Group, ProcessLostError
 from hrzs.errors import HrzsError, UsageError
 from hrzs.files import whole_lines
 from hrzs.hierarchy.tree import Tree
@@ -31,10 +33,9 @@ from hrzs.models.loading import WEIGHTS_FILE, save_model
 from hrzs.models.recompute import recompute_activations
 from hrzs.results.pages.training import FILE as REPORT_FILE
 from hrzs.results.pages.training import write_report
-from hrzs.stopping import Stopped, stop_here, unbroken
+from hrzs.stopping import Stopped, unbroken
 from hrzs.training.checkpoints import has_checkpoint, load_checkpoint, save_checkpoint
 from hrzs.training.methods import Method, method_class
-from hrzs.training.methods.base import Loss
 from hrzs.training.options import DEFAULTS, TrainOptions
 from hrzs.training.tensorboard import open_writer
 from hrzs.training.validation import validate
@@ -66,6 +67,12 @@ class Trainer:
         half: store the result as float16.
         more_trees: further trees over the same classes (a forest).
         validation: held-out images of the same classes, looked at every ``options.validate_every`` steps.
+        group: the processes that share the batches; ``options.batch_size`` counts the images of all of them. The first
+            writes, and the others do not touch the folder.
+
+    Raises:
+        UsageError: the tree has other classes than the data, the batches cannot be divided, or the processes do not see
+            the same data, tree, model and options.
     """
 
     def __init__(
@@ -83,12 +90,13 @@ class Trainer:
         half: bool = False,
         more_trees: Sequence[Tree] = (),
         validation: Dataset | None = None,
+        group: Group = ALONE,
     ) -> None:
         if any(t.classes != data.classes for t in (tree, *more_trees)):
             raise UsageError("the tree's classes are not the data's; `tree.restrict(data.classes)` first")
         self.model, self.data, self.tree, self.options = model, data, tree, options
         self.folder, self.workers, self.save_every = folder, workers, save_every
-        self.licence, self.half = licence, half
+        self.licence, self.half, self.group = licence, half, group
         self.validation = validation if options.validate_every else None
         self.batch_size = min(options.batch_size, len(data))
         self.steps = total_steps(options, len(data))
@@ -105,9 +113,9 @@ class Trainer:
             "image_size": list(data[0].image.shape[1:]),
         }  # fmt: skip
         self._forest = {"more_trees": self.plan["more_trees"]} if more_trees else {}
-        if options.accumulate > self.batch_size:
-            raise UsageError(f"--accumulate {options.accumulate}: a batch has only {self.batch_size} images")
+        self._check_division()
         self.method: Method = method_class(options.method)(model, tree, options, more_trees)
+        self.method.group = group
         if options.checkpoint_activations:
             recompute_activations(model.clip.visual)
         if options.compile:
@@ -137,10 +145,15 @@ class Trainer:
             HrzsError: the loss or its gradient is not finite; the state before the step is saved, and the message
                 names step and images.
         """
-        order = self._order()[self.step * self.batch_size :]
+        order, ahead = itertools.tee(self._order())
+        own = (rows[self.group.part(len(rows))] for rows in ahead)
+        batches = read(self.data, own, workers=self.workers, device=self.model.device)
+        first = self.group.is_first
         metrics_path = self.folder / METRICS_FILE
-        _keep_lines(metrics_path, self.step if self._unlogged is None else self.step - 1)
-        board = open_writer(self.folder, self.step) if order or self._unlogged else None
+        if first:
+            _keep_lines(metrics_path, self.step if self._unlogged is None else self.step - 1)
+        is_begun = self.step < self.steps or self._unlogged is not None
+        board = open_writer(self.folder, self.step) if first and is_begun else None
         optimizer: torch.optim.Optimizer | None = None
         started = time.monotonic()
 
@@ -148,24 +161,26 @@ class Trainer:
             if self._is_time_to_validate():
                 log["validation"] = self._validate()
             log["seconds"] = time.monotonic() - started
-            metrics.write(json.dumps({"step": self.step, **log}) + "\n")
-            metrics.flush()
+            if metrics is not None:
+                metrics.write(json.dumps({"step": self.step, **log}) + "\n")
+                metrics.flush()
             if board is not None:
                 board.write(self.step, log)
             self._unlogged = None
             if optimizer is not None and self.step % self.save_every == 0:
                 self.save_checkpoint(optimizer)
-            if progress is not None:
+            if progress is not None and first:
                 progress(self.step, self.steps, log)
-            stop_here()
 
         try:
-            with metrics_path.open("a") as metrics:
+            with metrics_path.open("a") if first else nullcontext() as metrics:
                 if self._unlogged is not None:
                     optimizer = self._optimizer()
                     finish_step(dict(self._unlogged))
-                for batch in loader(self.data, self.batch_size, self.workers, order):
-                    images, labels = batch.images.to(self.model.device), batch.labels.to(self.model.device)
+                for rows in order:
+                    batch = self._next(batches)
+                    images = batch.images
+                    labels = torch.tensor([self.data.labels[i] for i in rows]).to(self.model.device)
                     if self.options.augment != "none":
                         seeds = sample_seeds(batch.ids, self.options.seed, f"a{self.step}")
                         images = augment(images, seeds, self.options.augment)
@@ -176,7 +191,7 @@ class Trainer:
                     self._unlogged = self._step(optimizer, images, labels, batch.ids)
                     self._mid_step = False
                     finish_step(dict(self._unlogged))
-        except (KeyboardInterrupt, Stopped, ImageError):
+        except (KeyboardInterrupt, Stopped, ImageError, ProcessLostError):
             # A half-done update is no state to go on from; then the checkpoint before it is the last.
             if optimizer is not None and not self._mid_step:
                 self.save_checkpoint(optimizer)
@@ -187,10 +202,41 @@ class Trainer:
         if optimizer is not None and self.step % self.save_every:
             self.save_checkpoint(optimizer)
         self._save(self.folder)
+        if not first:
+            return
         try:
             write_report(self.folder, self.model, self.tree, template=self.options.template, defaults=DEFAULTS)
         except HrzsError as error:  # the run itself is whole
             logger.warning("no report.html: %s", error)
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        """This process's part of the next batch; here all processes go on, or all of them stop."""
+        batch, fault = None, None
+        try:
+            batch = next(batches)
+        except HrzsError as error:
+            fault = error
+        self.group.agree(fault)
+        assert batch is not None
+        return batch
+
+    def _check_division(self) -> None:
+        """Can a batch be divided as asked, and is this the run of the other processes?"""
+        size, count = self.group.size, self.options.accumulate
+        if self.batch_size % size:
+            raise UsageError(
+                f"--batch-size {self.batch_size}: {size} processes cannot share a batch alike; "
+                f"take {max(self.batch_size // size, 1) * size} or another multiple of {size}"
+            )
+        if count > self.batch_size // size:
+            each = f", {self.batch_size // size} for each process" if size > 1 else ""
+            raise UsageError(f"--accumulate {count}: a batch has only {self.batch_size} images{each}")
+        others = self.group.share(self.plan)
+        if differing := [f"{k} {v} (here {self.plan[k]})" for k, v in others.items() if self.plan[k] != v]:
+            raise UsageError(
+                f"process {self.group.rank} is not at the work of the first one, which has {', '.join(differing)}; "
+                "give all machines the same model, data and options"
+            )
 
     def _save(self, folder: Path) -> None:
         """Write the model that would be released now to ``folder``."""
@@ -202,8 +248,10 @@ class Trainer:
             licence=self.licence or info.licence,
             training_data=trained_on if from_scratch else f"{seen}, then {trained_on}",
         )
-        folder.mkdir(exist_ok=True)
         try:
+            if not self.group.is_first:
+                return
+            folder.mkdir(exist_ok=True)
             with self._released():
                 save_model(self.model, folder, half=self.half, method=self.options.method,
                            tree_digest=self.tree.digest, base=self.base, steps=self.step, **self._forest)  # fmt: skip
@@ -218,7 +266,9 @@ class Trainer:
         """Accuracies on the validation images; the model is saved if no earlier one was as good."""
         assert self.validation is not None
         with self._released():
-            row = validate(self.model, self.validation, self.tree, self.options).as_row(self.options.best_by)
+            row = validate(self.model, self.validation, self.tree, self.options, self.group).as_row(
+                self.options.best_by
+            )
         row["best"] = self.best is None or row["criterion"] > self.best["criterion"]
         if row["best"]:
             self._save(self.folder / BEST)
@@ -254,27 +304,15 @@ class Trainer:
             group["lr"] = self.options.lr * factor * group["rate"]
         seeds = sample_seeds(ids, self.options.seed, f"step{self.step}")
         optimizer.zero_grad(set_to_none=True)
-        found: list[tuple[float, slice, Loss]] = []
-        for rows in torch.arange(len(ids)).tensor_split(self.options.accumulate):
-            share = len(rows) / len(ids)
-            here = slice(int(rows[0]), int(rows[-1]) + 1)
-            loss = self.method.loss(images[here], labels[here], seeds[here])
-            (loss.total * share if share < 1 else loss.total).backward()  # type: ignore[no-untyped-call]
-            found.append((share, here, Loss(loss.total.detach(), loss.log)))
+        loss = self.method.loss(images, labels, seeds)
+        loss.total.backward()  # type: ignore[no-untyped-call]
         tuned = [p for g in optimizer.param_groups for p in g["params"]]
+        self.group.average([p.grad for p in tuned if p.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(tuned, self.options.clip_grad or math.inf)
         # All numbers of the step are fetched at once, since each fetch waits for the device to finish its work.
-        numbers = iter(
-            torch.stack([n for _, _, loss in found for n in (loss.total, *loss.log.values())] + [norm]).tolist()
-        )
-        value, parts = 0.0, dict[str, float]()
-        for share, here, loss in found:
-            value += share * next(numbers)
-            if not math.isfinite(value):
-                raise self._nonfinite(optimizer, f"the loss is {value}", ids[here])
-            for key in loss.log:
-                parts[key] = parts.get(key, 0.0) + share * next(numbers)
-        norm_value = next(numbers)
+        value, *parts, norm_value = torch.stack([loss.total.detach(), *loss.log.values(), norm]).tolist()
+        if not math.isfinite(value):
+            raise self._nonfinite(optimizer, f"the loss is {value}", ids)
         if not math.isfinite(norm_value):
             raise self._nonfinite(optimizer, f"the norm of the gradient is {norm_value}", ids)
         self._mid_step = True
@@ -286,18 +324,20 @@ class Trainer:
             torch._foreach_lerp_(self._mean, [p.detach() for p in self._tuned], 1 - decay)
         log = {"loss": value, "lr": self.options.lr * factor, "grad_norm": norm_value}
         # NaN marks figures for which this batch has no images.
-        log |= {key: number for key, number in parts.items() if not math.isnan(number)} | self.method.after_step()
+        log |= {
+            key: number for key, number in zip(loss.log, parts, strict=True) if not math.isnan(number)
+        } | self.method.after_step()
         if log.get("cap_share", 0.0) > 0.01:
             logger.warning("%.1f%% of the image embeddings are at the ball's boundary, where gradients vanish: "
                            "robustness may be masked; lower --radius", 100 * log["cap_share"])  # fmt: skip
         return log
 
     def _nonfinite(self, optimizer: torch.optim.Optimizer, what: str, ids: Sequence[str]) -> HrzsError:
-        path = save_checkpoint(self.folder, self._state(optimizer), name="nonfinite")
-        return HrzsError(
-            f"{what} at step {self.step + 1} (images {', '.join(ids[:4])}, …); the state before it is in {path}. "
-            "A smaller --lr or --precision fp32 may help"
-        )
+        error = f"{what} at step {self.step + 1} (images {', '.join(ids[:4])}, …)"
+        if self.group.is_first:
+            path = save_checkpoint(self.folder, self._state(optimizer), name="nonfinite")
+            error += f"; the state before it is in {path}"
+        return HrzsError(f"{error}. A smaller --lr or --precision fp32 may help")
 
     def _optimizer(self) -> torch.optim.Optimizer:
         o = self.options
@@ -318,23 +358,26 @@ class Trainer:
             optimizer.load_state_dict(self._optimizer_state)
         return optimizer
 
-    def _order(self) -> list[int]:
-        """Image indices of the whole run: a permutation for each epoch, less the remainder that fills no batch."""
+    def _order(self) -> Iterator[list[int]]:
+        """Image indices of each batch to come: a permutation for each epoch, less the remainder that fills no batch."""
         per_epoch = len(self.data) // self.batch_size
-        order: list[int] = []
-        for epoch in range(math.ceil(self.steps / per_epoch)):
-            generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + epoch)
-            whole = torch.randperm(len(self.data), generator=generator).tolist()
-            if self.options.per_class > 1:
-                whole = by_class(whole, self.data.labels, self.options.per_class, generator)
-            order += whole[: per_epoch * self.batch_size]
-        return order[: self.steps * self.batch_size]
+        epoch, order = -1, list[int]()
+        for step in range(self.step, self.steps):
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + epoch)
+                order = torch.randperm(len(self.data), generator=generator).tolist()
+                if self.options.per_class > 1:
+                    order = by_class(order, self.data.labels, self.options.per_class, generator)
+            start = step % per_epoch * self.batch_size
+            yield order[start : start + self.batch_size]
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, optimizer: torch.optim.Optimizer) -> None:
         """Write everything that the rest of the run depends on."""
-        save_checkpoint(self.folder, self._state(optimizer))
+        if self.group.is_first:
+            save_checkpoint(self.folder, self._state(optimizer))
 
     def _state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         geometry = self.model.geometry
@@ -357,7 +400,8 @@ class Trainer:
             UsageError: no checkpoint is whole, or the last whole one belongs to other options.
         """
         # On the CPU, where the optimiser needs its count of steps; the other tensors are moved to the device below.
-        state = load_checkpoint(self.folder, torch.device("cpu"))
+        state = load_checkpoint(self.folder, torch.device("cpu")) if self.group.is_first else None
+        state = self.group.share(state)
         if state is None:
             return False
         plan: dict[str, Any] = state["plan"]
@@ -369,7 +413,7 @@ class Trainer:
             )
         self.model.clip.load_state_dict(state["model"])
         if state["geometry"] is not None:
-            head = HyperbolicHead(**state["geometry"])
+            head = HyperbolicHead(**state["geometry"]).to(state["geometry_state"]["log_beta"].dtype)
             head.load_state_dict(state["geometry_state"])
             self.method.adopt(head)
         self.step, self.best = state["step"], state["best"]

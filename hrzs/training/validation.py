@@ -17,13 +17,14 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hrzs.attacks import ATTACKS, Budget, sample_seeds
-from hrzs.data import Dataset, loader
+from hrzs.data import Batch, Dataset, read
+from hrzs.distributed import ALONE, Group
+from hrzs.errors import HrzsError
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.classifier import PROMPT, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.models.exact import exact_fp32
 from hrzs.results.metrics import balanced, constant_answer, node_weights, weights_over_levels
-from hrzs.stopping import stop_here
 from hrzs.training.options import TrainOptions
 
 
@@ -84,17 +85,22 @@ class Validation:
 
 
 @exact_fp32()
-def validate(model: ClipModel, data: Dataset, tree: Tree, options: TrainOptions) -> Validation:
+def validate(model: ClipModel, data: Dataset, tree: Tree, options: TrainOptions, group: Group = ALONE) -> Validation:
     """Accuracies under PGD of ``val_steps`` steps at the training ε against each level in turn; seeds never change.
 
-    Verdicts are in fp32; an image that is wrong when clean is not attacked.
+    Verdicts are in fp32; an image that is wrong when clean is not attacked. The processes of ``group`` share each batch.
+
+    Raises:
+        ImageError: an image cannot be read.
+        Stopped: a signal asked for it.
     """
     classifier = ZeroShotClassifier(model, tree, options.template)
     attack = ATTACKS["leaf-pgd"].optimiser(Budget(options.eps, options.step_size, options.val_steps))
     objectives = [ATTACKS["leaf-pgd"].objective(classifier, level) for level in range(tree.height)]
-    clean, robust, nodes = [], [], []
-    for batch in loader(data, options.batch_size):
-        images, labels = batch.images.to(model.device), batch.labels.to(model.device)
+
+    def look(batch: Batch) -> Int[Tensor, "3 levels b"]:
+        """Right when clean, right under attack, and the true node, of each image at each level."""
+        images, labels = batch.images, batch.labels.to(model.device)
         seeds = sample_seeds(batch.ids, options.seed, "validation")
         truth = torch.stack([classifier.labels(labels, level) for level in range(tree.height)])
         with torch.no_grad():
@@ -105,8 +111,21 @@ def validate(model: ClipModel, data: Dataset, tree: Tree, options: TrainOptions)
             if len(rows):
                 here = [seeds[row] for row in rows.tolist()]
                 held[level, rows] = ~attack(model, objective, images[rows], labels[rows], here).success
-        clean.append(correct.cpu())
-        robust.append(held.cpu())
-        nodes.append(truth.cpu())
-        stop_here()
-    return Validation(torch.cat(clean, 1), torch.cat(robust, 1), torch.cat(nodes, 1))
+        return torch.stack([correct.to(truth.dtype), held.to(truth.dtype), truth]).cpu()
+
+    whole = [
+        range(start, min(start + options.batch_size, len(data))) for start in range(0, len(data), options.batch_size)
+    ]
+    own = [rows[group.part(len(rows))] for rows in whole]
+    batches = read(data, [list(rows) for rows in own if rows], device=model.device)
+    found: list[Tensor] = []
+    for rows in own:
+        fault = None
+        try:
+            found.append(look(next(batches)) if rows else torch.zeros(3, tree.height, 0, dtype=torch.long))
+        except HrzsError as error:
+            fault = error
+        group.agree(fault)
+    shares = zip(*group.collect(found), strict=True)
+    clean, robust, truth = torch.cat([part for batch in shares for part in batch], dim=2)
+    return Validation(clean.bool(), robust.bool(), truth)

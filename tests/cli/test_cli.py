@@ -406,16 +406,21 @@ def test_nodes_with_the_same_prompt_are_named(hrzs: Hrzs, small: Options, tmp_pa
     assert (same["level"], [node["node"] for node in same["nodes"]]) == (1, ["a", "b"])
 
 
-@pytest.mark.parametrize("command", [FINETUNE, ATTACK, EVAL], ids=["finetune", "attack", "eval"])
-def test_many_processes_are_refused(
-    hrzs: Hrzs, small: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Options
+@pytest.mark.parametrize(
+    ("world", "fault"),
+    [({"WORLD_SIZE": "2"}, "WORLD_SIZE 2 without RANK"), ({"WORLD_SIZE": "two"}, "WORLD_SIZE 'two': a whole number"),
+     ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK 2, WORLD_SIZE 2: ranks go from 0")],
+    ids=["no rank", "no number", "no such rank"],
+)  # fmt: skip
+def test_half_an_environment_of_torchrun_is_refused(
+    hrzs: Hrzs, small: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: dict[str, str], fault: str
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in world.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
-    ended = hrzs(*command, *small)
+    ended = hrzs(*FINETUNE, *small)
     assert ended.status == 2
-    assert "start it without torchrun" in ended.err
-    assert list(tmp_path.iterdir()) == []
+    assert fault in ended.err
 
 
 @pytest.mark.parametrize("command", [FINETUNE, ATTACK, EVAL], ids=["finetune", "attack", "eval"])

@@ -272,3 +272,22 @@ def test_unknown_method() -> None:
 def test_options_out_of_range_are_named(name: str, value: float | str) -> None:
     with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} "):
         replace(TrainOptions(), **{name: value})
+
+
+def test_a_batch_in_parts_is_the_same_batch(
+    make_model: MakeModel, shapes_tree: Tree, batch: Batch, options: TrainOptions
+) -> None:
+    """In float64: its loss and every gradient, class means and the perturbation of the texts included."""
+    found = []
+    for count in (1, 5):
+        model = make_model().double()
+        method = start(model, shapes_tree, replace(options, accumulate=count, eps_text=0.05), batch)
+        loss = method.loss(batch.images, batch.labels, seeds(batch))
+        loss.total.backward()
+        found.append((loss.total, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    (whole, gradients), (total, in_parts) = found
+    assert total.item() == pytest.approx(whole.item(), rel=1e-12)
+    assert gradients.keys() == in_parts.keys()
+    scale = max(g.abs().max().item() for g in gradients.values() if g.numel())
+    for name, gradient in gradients.items():
+        assert gradient.numel() == 0 or (gradient - in_parts[name]).abs().max() <= 1e-10 * scale, name

@@ -28,8 +28,9 @@ def text() -> Tensor:
     return torch.randn(24, 16, generator=generator) * torch.linspace(0.5, 20, 24)[:, None]
 
 
-def contrastive(labels: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    def loss(features: Tensor, texts: Tensor) -> Tensor:
+def contrastive(model: ClipModel, labels: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def loss(images: Tensor, texts: Tensor) -> Tensor:
+        features = model.encode_image(images)
         return F.cross_entropy(10 * F.normalize(features, dim=1) @ F.normalize(texts, dim=1).T, labels)
 
     return loss
@@ -38,7 +39,15 @@ def contrastive(labels: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 @pytest.mark.parametrize("eps", [Fraction(1, 255), Fraction(8, 255), Fraction(1, 3)], ids=str)
 def test_images_stay_in_the_box_exactly(model: ClipModel, batch: Batch, text: Tensor, eps: Fraction) -> None:
     adversarial, _ = perturb_universally(
-        model, contrastive(batch.labels), batch.images, text, SEEDS, eps=eps, step_size=eps, steps=3, eps_text=0.1
+        model,
+        contrastive(model, batch.labels),
+        batch.images,
+        text,
+        SEEDS,
+        eps=eps,
+        step_size=eps,
+        steps=3,
+        eps_text=0.1,
     )
     largest = (adversarial.double() - batch.images.double()).abs().max().item()
     assert 0 < Fraction(largest) <= eps
@@ -52,7 +61,7 @@ def test_text_stays_within_a_share_of_the_mean_norm(
     model: ClipModel, batch: Batch, text: Tensor, eps_text: float
 ) -> None:
     _, delta = perturb_universally(
-        model, contrastive(batch.labels), batch.images, text, SEEDS,
+        model, contrastive(model, batch.labels), batch.images, text, SEEDS,
         eps=Fraction(1, 255), step_size=Fraction(1, 255), steps=3, eps_text=eps_text,
     )  # fmt: skip
     radius = eps_text * text.norm(dim=1).mean().item()
@@ -61,21 +70,21 @@ def test_text_stays_within_a_share_of_the_mean_norm(
 
 
 def test_the_loss_rises_through_both(model: ClipModel, batch: Batch, text: Tensor) -> None:
-    loss = contrastive(batch.labels)
+    loss = contrastive(model, batch.labels)
     budget = {"eps": Fraction(8, 255), "step_size": Fraction(2, 255), "steps": 4}
     adversarial, delta = perturb_universally(model, loss, batch.images, text, SEEDS, **budget, eps_text=0.05)
-    alone = perturb_images(model, lambda f: loss(f, text), batch.images, SEEDS, **budget)
+    alone = perturb_images(model, lambda x: loss(x, text), batch.images, SEEDS, **budget)
     with torch.no_grad():
-        clean = loss(model.encode_image(batch.images), text)
-        assert loss(model.encode_image(alone), text) > clean
-        assert loss(model.encode_image(batch.images), text + delta) > clean
-        assert loss(model.encode_image(adversarial), text + delta) > loss(model.encode_image(alone), text)
+        clean = loss(batch.images, text)
+        assert loss(alone, text) > clean
+        assert loss(batch.images, text + delta) > clean
+        assert loss(adversarial, text + delta) > loss(alone, text)
 
 
 def test_no_parameter_gets_a_gradient_and_all_stay_trainable(model: ClipModel, batch: Batch, text: Tensor) -> None:
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     adversarial, delta = perturb_universally(
-        model, contrastive(batch.labels), batch.images, text.requires_grad_(), SEEDS,
+        model, contrastive(model, batch.labels), batch.images, text.requires_grad_(), SEEDS,
         eps=Fraction(1, 255), step_size=Fraction(1, 255), steps=1, eps_text=0.1,
     )  # fmt: skip
     assert all(p.grad is None for p in model.parameters())
@@ -89,7 +98,7 @@ def test_no_parameter_gets_a_gradient_and_all_stay_trainable(model: ClipModel, b
 def test_seeds_decide_the_start(model: ClipModel, batch: Batch, text: Tensor) -> None:
     def run(seeds: range) -> Tensor:
         return perturb_images(
-            model, lambda f: contrastive(batch.labels)(f, text), batch.images, seeds,
+            model, lambda x: contrastive(model, batch.labels)(x, text), batch.images, seeds,
             eps=Fraction(8, 255), step_size=Fraction(1, 255), steps=1,
         )  # fmt: skip
 

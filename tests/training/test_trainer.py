@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from hrzs.data import Dataset, ImageError
+from hrzs.distributed import Group
 from hrzs.errors import HrzsError, UsageError
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
@@ -70,6 +71,11 @@ def checkpoint(folder: Path) -> Path:
 
 def weights(model: ClipModel) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def order_of(trainer: Trainer) -> list[int]:
+    """The images of the batches to come, one after the other."""
+    return [i for batch in trainer._order() for i in batch]
 
 
 def assert_same(a: ClipModel, b: ClipModel) -> None:
@@ -177,7 +183,7 @@ def test_an_unreadable_image_leaves_a_checkpoint(
 ) -> None:
     whole, stopped = make_trainer("whole"), make_trainer()
     whole.run()
-    bad, picture = stopped._order()[(bad_step - 1) * 8 + 3], stopped.data.picture
+    bad, picture = order_of(stopped)[(bad_step - 1) * 8 + 3], stopped.data.picture
 
     def damaged(index: int) -> Image.Image:
         if index == bad:
@@ -339,26 +345,26 @@ def test_non_finite_loss_stops_with_step_images_and_state(
 
 
 def test_order_is_a_permutation_each_epoch(make_trainer: MakeTrainer) -> None:
-    order = make_trainer(epochs=2.5)._order()
+    order = order_of(make_trainer(epochs=2.5))
     first, second, rest = order[:48], order[48:96], order[96:]
     assert sorted(first) == sorted(second) == list(range(48))
     assert first != second
     assert len(rest) == len(set(rest)) == 24
-    assert make_trainer(epochs=2.5)._order() == order
-    assert make_trainer(epochs=2.5, seed=1)._order() != order
-    partial = make_trainer(batch_size=10)._order()
+    assert order_of(make_trainer(epochs=2.5)) == order
+    assert order_of(make_trainer(epochs=2.5, seed=1)) != order
+    partial = order_of(make_trainer(batch_size=10))
     assert len(partial) == len(set(partial)) == 40
 
 
 def test_batches_of_a_few_classes(make_trainer: MakeTrainer) -> None:
     """Two images of each of 24 classes: pairs, each image once, of classes that are drawn at random."""
     trainer = make_trainer(epochs=2.5, per_class=2)
-    order, labels, tree = trainer._order(), trainer.data.labels, trainer.tree
+    order, labels, tree = order_of(trainer), trainer.data.labels, trainer.tree
     first, second = order[:48], order[48:96]
     assert sorted(first) == sorted(second) == list(range(48))
     assert first != second
-    assert order == make_trainer(epochs=2.5, per_class=2)._order()
-    assert order != make_trainer(epochs=2.5, per_class=2, seed=1)._order()
+    assert order == order_of(make_trainer(epochs=2.5, per_class=2))
+    assert order != order_of(make_trainer(epochs=2.5, per_class=2, seed=1))
     for epoch in (first, second):
         for batch in (epoch[k : k + 8] for k in range(0, 48, 8)):
             assert sorted(Counter(labels[i] for i in batch).values()) == [2] * 4
@@ -503,18 +509,23 @@ def test_points_at_the_boundary_are_called_out(make_trainer: MakeTrainer, caplog
     assert "robustness may be masked" in caplog.text
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(make_trainer: MakeTrainer) -> None:
-    """Of losses per image; 3 parts of 8 images are of two sizes."""
-    plan = {"max_steps": 1, "method": "tecoa"}
-    whole, parts = make_trainer("whole", **plan), make_trainer(**plan, accumulate=3)
-    whole.run()
-    parts.run()
-    for name, value in weights(whole.model).items():
-        # The first step of Adam is that of the sign: gradients near 0 may turn it.
-        assert (value - weights(parts.model)[name]).abs().max() <= 2.1 * OPTIONS.lr, name
-    first, second = metrics(whole.folder)[0], metrics(parts.folder)[0]
-    assert first["ce"] == pytest.approx(second["ce"], rel=1e-4)
-    assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-3)
+def test_the_order_goes_on_where_the_run_does(make_trainer: MakeTrainer) -> None:
+    """In the middle of an epoch, and in the next one."""
+    trainer = make_trainer(epochs=2.5)
+    whole = list(trainer._order())
+    for trainer.step in (4, 9):
+        assert list(trainer._order()) == whole[trainer.step :]
+
+
+@pytest.mark.parametrize("size", [3, 16])
+def test_a_batch_that_processes_cannot_share_alike_is_refused(make_trainer: MakeTrainer, size: int) -> None:
+    trainer = make_trainer()
+    trainer.group = Group(0, size)
+    with pytest.raises(UsageError, match=rf"--batch-size 8: {size} processes .* take {6 if size == 3 else 16} or"):
+        trainer._check_division()
+    trainer.group, trainer.options = Group(0, 4), replace(trainer.options, accumulate=3)
+    with pytest.raises(UsageError, match=r"--accumulate 3: .* 2 for each process"):
+        trainer._check_division()
 
 
 def test_more_parts_than_images_are_refused(make_trainer: MakeTrainer) -> None:

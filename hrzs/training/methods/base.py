@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from hrzs.distributed import ALONE, Group
 from hrzs.errors import UsageError
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
@@ -32,6 +35,9 @@ def _within(name: str, prefix: str) -> bool:
 class Method(ABC):
     """One way to fine-tune. A new method is one file and one line in `hrzs.training.methods`.
 
+    A batch may be divided among several processes, and each share into parts (``--accumulate``). `encode_image` and
+    `over_batch` return the features of the whole batch, so that a method computes its loss as for one batch.
+
     Args:
         model: changed in place.
         tree: the class tree of the training data, in the data's class order.
@@ -45,6 +51,8 @@ class Method(ABC):
     default_tune: ClassVar[str] = "image"
     #: The options that this method reads and others do not.
     reads: ClassVar[frozenset[str]] = frozenset()
+    #: The processes that share each batch; the trainer sets it.
+    group: Group = ALONE
 
     def __init__(
         self,
@@ -98,6 +106,24 @@ class Method(ABC):
         """Use a head that was learnt before, such as that of a resumed run."""
         self.model.geometry = head.to(self.model.device)
 
+    def over_batch(self, compute: Callable[..., Tensor], *own: Tensor) -> Float[Tensor, "B ..."]:
+        """``compute`` of the rows of ``own``, image by image, for the images of all processes.
+
+        With ``--accumulate`` it goes part by part. The activations of a part are computed again in the backward pass,
+        so that those of one part are in memory at a time.
+        """
+        count = self.options.accumulate
+        parts = list(zip(*(rows.tensor_split(count) for rows in own), strict=True))
+        if count > 1 and torch.is_grad_enabled():
+            found = [cast(Tensor, checkpoint(compute, *part, use_reentrant=False)) for part in parts]
+        else:
+            found = [compute(*part) for part in parts]
+        return self.group.gather(torch.cat(found) if count > 1 else found[0])
+
+    def encode_image(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "B D"]:
+        """``f(x)`` of the whole batch; ``images`` are those of this process."""
+        return self.over_batch(self.model.encode_image, images)
+
     def text_features(self, bank: TextBank, *, normalise: bool = False) -> Float[Tensor, "N D"]:
         """``g(t)`` of every node; the text transformer runs again only where it is trained (``--tune all``)."""
         if self.tune != "all":
@@ -105,12 +131,18 @@ class Method(ABC):
         with self.model.autocast():
             return bank.prompts.gather(self.model.encode_text(bank.prompts.texts), normalise=normalise)
 
-    def begin(self, images: Float[Tensor, "B 3 H W"]) -> None:  # noqa: B027 -- most methods need no calibration
-        """Called once, before the first step of a new run, with a batch of clean images."""
+    def begin(self, images: Float[Tensor, "b 3 H W"]) -> None:  # noqa: B027 -- most methods need no calibration
+        """Called once, before the first step of a new run, with this process's part of a batch of clean images."""
 
     @abstractmethod
-    def loss(self, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
-        """The loss of one batch; ``seeds`` are per image, for random starts."""
+    def loss(self, images: Float[Tensor, "b 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
+        """The loss of one batch of B images.
+
+        Args:
+            images: the b of them that this process encodes; without other processes all.
+            labels: those of the whole batch.
+            seeds: for random starts, one for each of ``images``.
+        """
 
     def after_step(self) -> dict[str, float]:
         """Figures of the method's state after an optimiser step, for the log (such as scales)."""

@@ -72,19 +72,19 @@ class Clean(Method):
             return self.alignment.loss(logits.repeat(len(levels), 1), self.alignment.of_images(labels, levels))
         return torch.nn.functional.cross_entropy(self.leaf_logits(features, prepared), labels)
 
-    def loss(self, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
+    def loss(self, images: Float[Tensor, "b 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
         prepared = self.texts()
         images = self.adversary(images, labels, prepared.detach(), seeds)
-        total = self.cross_entropy(self.model.encode_image(images), prepared, labels)
+        total = self.cross_entropy(self.encode_image(images), prepared, labels)
         return Loss(total, {"ce": total.detach()})
 
     def adversary(
         self,
-        images: Float[Tensor, "B 3 H W"],
+        images: Float[Tensor, "b 3 H W"],
         labels: Int[Tensor, "B"],  # noqa: ARG002 -- for methods that attack
         prepared: Float[Tensor, "N D"],  # noqa: ARG002
         seeds: Sequence[int],  # noqa: ARG002
-    ) -> Float[Tensor, "B 3 H W"]:
+    ) -> Float[Tensor, "b 3 H W"]:
         """The images to train on."""
         return images
 
@@ -102,29 +102,29 @@ class TeCoA(Clean):
 
     def __init__(self, model: ClipModel, tree: Tree, options: TrainOptions, more_trees: Sequence[Tree] = ()) -> None:
         super().__init__(model, tree, options, more_trees)
-        self.anchor = Anchor(model, options.lambda_anchor)
+        self.anchor = Anchor(model, options.lambda_anchor, self.over_batch)
 
     @classmethod
     def encodings(cls, options: TrainOptions, levels: int) -> float:  # noqa: ARG003
         return 1.0 + options.steps + (options.lambda_anchor > 0) / 3
 
-    def loss(self, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
+    def loss(self, images: Float[Tensor, "b 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
         prepared = self.texts()
-        features = self.model.encode_image(self.adversary(images, labels, prepared.detach(), seeds))
+        features = self.encode_image(self.adversary(images, labels, prepared.detach(), seeds))
         ce = self.cross_entropy(features, prepared, labels)
         anchor, share = self.anchor(features, images)
         return Loss(ce + anchor, {"ce": ce.detach(), **share})
 
     def adversary(
         self,
-        images: Float[Tensor, "B 3 H W"],
+        images: Float[Tensor, "b 3 H W"],
         labels: Int[Tensor, "B"],
         prepared: Float[Tensor, "N D"],
         seeds: Sequence[int],
-    ) -> Float[Tensor, "B 3 H W"]:
+    ) -> Float[Tensor, "b 3 H W"]:
         o = self.options
 
-        def loss(features: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
-            return self.cross_entropy(features, prepared, labels)
+        def loss(x: Float[Tensor, "b 3 H W"]) -> Float[Tensor, ""]:
+            return self.cross_entropy(self.encode_image(x), prepared, labels)
 
         return perturb_images(self.model, loss, images, seeds, eps=o.eps, step_size=o.step_size, steps=o.steps)

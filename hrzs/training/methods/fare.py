@@ -44,17 +44,17 @@ class Fare(Method):
     def adopt(self, head: HyperbolicHead) -> None:
         super().adopt(head.requires_grad_(False))
 
-    def loss(self, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:  # noqa: ARG002
-        o, target = self.options, self.original.encode_image(images)
+    def loss(self, images: Float[Tensor, "b 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:  # noqa: ARG002
+        o, target = self.options, self.over_batch(self.original.encode_image, images)
 
-        def distance(features: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
-            return squared_distance(features, target)
+        def distance(x: Float[Tensor, "b 3 H W"]) -> Float[Tensor, ""]:
+            return squared_distance(self.encode_image(x), target)
 
         perturbed = perturb_images(self.model, distance, images, seeds, eps=o.eps, step_size=o.step_size, steps=o.steps)
-        total = adversarial = distance(self.model.encode_image(perturbed))
+        total = adversarial = distance(perturbed)
         log = {"adversarial": adversarial.detach()}
         if o.fare_clean > 0:
-            clean = distance(self.model.encode_image(images))
+            clean = distance(images)
             total = (1 - o.fare_clean) * adversarial + o.fare_clean * clean
             log["clean"] = clean.detach()
         return Loss(total, log)

@@ -147,7 +147,7 @@ class Hierarchical(Method):
         levels = max(t.tree.height for t in self.forest)
         if options.level_weights not in LEVEL_WEIGHTS and len(parse_level_weights(options.level_weights)) > levels:
             raise UsageError(f"--level-weights {options.level_weights!r}: more than the {levels} levels below the root")
-        self.anchor = Anchor(model, options.lambda_anchor)
+        self.anchor = Anchor(model, options.lambda_anchor, self.over_batch)
         # The levels that each pass attacks, and those that it then trains on.
         self.passes: list[tuple[Levels, Levels]] = [(None, None)]
         if options.perturbation == "leaf":
@@ -176,7 +176,7 @@ class Hierarchical(Method):
         self.model.geometry = head
 
     @torch.no_grad()
-    def begin(self, images: Float[Tensor, "B 3 H W"]) -> None:
+    def begin(self, images: Float[Tensor, "b 3 H W"]) -> None:
         """Choose scales, depth factors and β so that training starts where the model is (docs/method.md).
 
         The mean image and the mean leaf text land at ``radius`` and ``radius_text`` (of the ball's; in flat space at
@@ -189,7 +189,7 @@ class Hierarchical(Method):
         o = self.options
         flat = o.geometry == "euclidean"
         deepest = max(self.forest, key=lambda aligned: aligned.tree.height)
-        image, text = self.model.encode_image(images), deepest.bank.features(self.model)
+        image, text = self.encode_image(images), deepest.bank.features(self.model)
         columns = deepest.index.columns
 
         def reach(radius: float) -> float:
@@ -206,7 +206,7 @@ class Hierarchical(Method):
             0.0 if flat else o.curvature,
             depth,
             o.depth == "both",
-        ).to(self.model.device)
+        ).to(text)
         cosine = self.model.head("cosine")
         assert isinstance(cosine, CosineHead)
         prepared, plain = deepest.place(head, text), cosine.prepare(text[deepest.index.owner])
@@ -222,7 +222,7 @@ class Hierarchical(Method):
             head.log_beta[level] = math.log(beta)
             agree = agree or (own.argmax(1) == ours.argmax(1)).float().mean().item()
         logger.info("calibrated: %s; agrees with the cosine head on %.0f%% of %d images",
-                    head.values(), 100 * agree, len(images))  # fmt: skip
+                    head.values(), 100 * agree, len(image))  # fmt: skip
         self.adopt(head)
 
     def _head(self) -> HyperbolicHead:
@@ -244,7 +244,7 @@ class Hierarchical(Method):
         ]
         return torch.stack(terms).sum()
 
-    def loss(self, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
+    def loss(self, images: Float[Tensor, "b 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
         o = self.options
         # The texts of all trees are one matrix, so that one perturbation moves them together.
         text = torch.cat([self.text_features(aligned.bank) for aligned in self.forest])
@@ -260,17 +260,17 @@ class Hierarchical(Method):
             attacked_batches = batches(attacked)
 
             def adversary(
-                features: Float[Tensor, "B D"],
+                x: Float[Tensor, "b 3 H W"],
                 texts: Float[Tensor, "N D"],
                 among: Sequence[_Batch] = attacked_batches,
             ) -> Float[Tensor, ""]:
-                return self._align(features, self._place(texts), among)
+                return self._align(self.encode_image(x), self._place(texts), among)
 
             perturbed, delta = perturb_universally(
                 self.model, adversary, images, text, further_seeds(seeds, i),
-                eps=o.eps, step_size=o.step_size, steps=o.steps, eps_text=o.eps_text,
+                eps=o.eps, step_size=o.step_size, steps=o.steps, eps_text=o.eps_text, group=self.group,
             )  # fmt: skip
-            features = self.model.encode_image(perturbed)
+            features = self.encode_image(perturbed)
             prepared = self._place(text + delta)
             among = attacked_batches if trained == attacked else batches(trained)
             points = self._head().embed_image(features)

@@ -41,16 +41,18 @@ class PMGAFT(TeCoA):
     def encodings(cls, options: TrainOptions, levels: int) -> float:
         return super().encodings(options, levels) + 1 + 1 / 3
 
-    def loss(self, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
+    def loss(self, images: Float[Tensor, "b 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
         o, prepared = self.options, self.texts()
         perturbed = self.adversary(images, labels, prepared.detach(), seeds)
-        features = self.model.encode_image(perturbed)
+        features = self.encode_image(perturbed)
         with torch.no_grad():
-            target = self.original_head.logits(self.original.encode_image(perturbed), self.original_texts)
+            target = self.original_head.logits(
+                self.over_batch(self.original.encode_image, perturbed), self.original_texts
+            )
         ce = self.cross_entropy(features, prepared, labels)
         adversarial = self.leaf_logits(features, prepared)
         original = self._divergence(target, adversarial)
-        clean = self._divergence(self.leaf_logits(self.model.encode_image(images), prepared), adversarial)
+        clean = self._divergence(self.leaf_logits(self.encode_image(images), prepared), adversarial)
         log = {"ce": ce, "kl_original": original, "kl_clean": clean}
         total = ce + o.pmg_original * original + o.pmg_clean * clean
         return Loss(total, {name: value.detach() for name, value in log.items()})
@@ -59,5 +61,4 @@ class PMGAFT(TeCoA):
         o = self.options
         pair = (target, adversarial) if o.pmg_direction == "target-first" else (adversarial, target)
         mean = kl_divergence(*pair)
-        # The sum is over the step's whole batch, of which these images may be one of ``accumulate`` parts.
-        return mean if o.pmg_reduction == "mean" else len(target) * o.accumulate * mean
+        return mean if o.pmg_reduction == "mean" else len(target) * mean

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hrzs.errors import UsageError
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
+from hrzs.models.exact import at_least_fp32
 from hrzs.training.methods.base import Loss
 from hrzs.training.methods.cross_entropy import Clean, TeCoA
 from hrzs.training.options import TrainOptions
@@ -50,18 +51,32 @@ class TGAZSR(TeCoA):
     def encodings(cls, options: TrainOptions, levels: int) -> float:
         return super().encodings(options, levels) + 1 + 1 / 3
 
-    def loss(self, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
-        o, visual, prepared = self.options, cast(Any, self.model.clip).visual, self.texts()
+    def loss(self, images: Float[Tensor, "b 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
+        o, prepared = self.options, self.texts()
         perturbed = self.adversary(images, labels, prepared.detach(), seeds)
-        text = prepared[self.leaves][labels]
-        with torch.no_grad():
-            _, target = self.attend(self.original.visual, images, self.original_texts[labels])
-        _, clean = self.attend(visual, images, text)
-        features, adversarial = self.attend(visual, perturbed, text)
+        own = labels[self.group.part(len(labels))]
+        text, original = prepared[self.leaves][own], self.original_texts[own]
+        found = self.over_batch(self._compare, images, perturbed, text, original)
+        features, refinement, constraint = found.tensor_split([-2, -1], dim=1)
         ce = self.cross_entropy(features, prepared, labels)
-        log = {"ce": ce, "refinement": _distance(adversarial, target), "constraint": _distance(clean, target)}
+        log = {"ce": ce, "refinement": refinement.mean(), "constraint": constraint.mean()}
         total = ce + o.tga_refinement * log["refinement"] + o.tga_constraint * log["constraint"]
         return Loss(total, {name: value.detach() for name, value in log.items()})
+
+    def _compare(
+        self,
+        images: Float[Tensor, "b 3 H W"],
+        perturbed: Float[Tensor, "b 3 H W"],
+        text: Float[Tensor, "b D"],
+        original: Float[Tensor, "b D"],
+    ) -> Float[Tensor, "b D_and_2"]:
+        """For each image ``f(x̂)``, ``‖A(x̂) - A_orig(x)‖`` and ``‖A(x) - A_orig(x)‖``, in this order."""
+        visual = cast(Any, self.model.clip).visual
+        with torch.no_grad():
+            _, target = self.attend(self.original.visual, images, original)
+        _, clean = self.attend(visual, images, text)
+        features, adversarial = self.attend(visual, perturbed, text)
+        return torch.cat([features, _distances(adversarial, target), _distances(clean, target)], dim=1)
 
     def attend(
         self, visual: nn.Module, images: Float[Tensor, "B 3 H W"], text: Float[Tensor, "B D"]
@@ -73,9 +88,9 @@ class TGAZSR(TeCoA):
                 self.model.preprocess(images), indices=1, normalize_intermediates=True, output_fmt="NLC"
             )
             tokens = out["image_intermediates"][0] @ encoder.proj
-        maps = attention(tokens.float(), text).view(len(images), 1, *encoder.grid_size)
+        maps = attention(at_least_fp32(tokens), text).view(len(images), 1, *encoder.grid_size)
         maps = F.interpolate(maps, size=self.model.image_size, mode="bilinear")[:, 0]
-        return out["image_features"].float(), maps
+        return at_least_fp32(out["image_features"]), maps
 
 
 def attention(tokens: Float[Tensor, "B P D"], text: Float[Tensor, "B D"]) -> Float[Tensor, "B P"]:
@@ -86,6 +101,6 @@ def attention(tokens: Float[Tensor, "B P D"], text: Float[Tensor, "B D"]) -> Flo
     return (cosines - low) / (high - low).clamp_min(torch.finfo(cosines.dtype).eps ** 0.5)
 
 
-def _distance(first: Float[Tensor, "B S S"], second: Float[Tensor, "B S S"]) -> Float[Tensor, ""]:
+def _distances(first: Float[Tensor, "B S S"], second: Float[Tensor, "B S S"]) -> Float[Tensor, "B 1"]:
     distances: Tensor = torch.linalg.vector_norm(first - second, dim=(1, 2))
-    return distances.mean()
+    return distances[:, None]

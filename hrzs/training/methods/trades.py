@@ -27,16 +27,16 @@ class Trades(Clean):
     def encodings(cls, options: TrainOptions, levels: int) -> float:
         return super().encodings(options, levels) + options.steps + 1
 
-    def loss(self, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
+    def loss(self, images: Float[Tensor, "b 3 H W"], labels: Int[Tensor, "B"], seeds: Sequence[int]) -> Loss:
         o, prepared = self.options, self.texts()
-        features = self.model.encode_image(images)
+        features = self.encode_image(images)
         clean = self.leaf_logits(features, prepared)
         target, texts = clean.detach(), prepared.detach()
 
-        def moved(features: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
-            return kl_divergence(target, self.leaf_logits(features, texts))
+        def moved(x: Float[Tensor, "b 3 H W"]) -> Float[Tensor, ""]:
+            return kl_divergence(target, self.leaf_logits(self.encode_image(x), texts))
 
         perturbed = perturb_images(self.model, moved, images, seeds, eps=o.eps, step_size=o.step_size, steps=o.steps)
         ce = self.cross_entropy(features, prepared, labels)
-        kl = kl_divergence(clean, self.leaf_logits(self.model.encode_image(perturbed), prepared))
+        kl = kl_divergence(clean, self.leaf_logits(self.encode_image(perturbed), prepared))
         return Loss(ce + o.trades_beta * kl, {"ce": ce.detach(), "kl": kl.detach()})
