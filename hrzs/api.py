@@ -43,7 +43,7 @@ from hrzs.sources import SourceOptions
 from hrzs.sources.build import build_trees
 from hrzs.sources.classes import read_classes
 from hrzs.sources.file import classes_of
-from hrzs.torchrun import is_restart
+from hrzs.torchrun import restarts
 from hrzs.training.job import LOOKS, open_run, run, settle
 from hrzs.training.options import TrainOptions
 from hrzs.training.trainer import Progress as StepProgress
@@ -276,7 +276,7 @@ def finetune(
     exact = {name: exact_eps(options[name], option=f"--{name.replace('_', '-')}") for name in radii}
     given = options | exact
     settled = settle(recipe, given)
-    resume = resume or is_restart()
+    resume = resume or restarts() > 0
     started = model.info.origin
     config = {"model": started[0], "pretrained": started[1], **data.as_config(), "recipe": recipe,
               "val-split": val_split, "licence": licence, "half": half, "save-every": save_every}  # fmt: skip

@@ -8,6 +8,7 @@ gradient that one process would find: for the encoder, and for whatever each pro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from hrzs import stopping
 from hrzs.errors import HrzsError
-from hrzs.torchrun import place
+from hrzs.torchrun import place, restarts
 
 Value = TypeVar("Value")
 
@@ -61,7 +63,7 @@ class Group:
         """
         if self.size == 1:
             return own
-        gathered: Tensor = _Gather.apply(own, self)  # type: ignore[no-untyped-call]
+        gathered: Tensor = _Gather.apply(own, self)
         return gathered
 
     @torch.no_grad()
@@ -78,7 +80,7 @@ class Group:
             with _talking():
                 dist.all_reduce(flat)
             flat /= self.size
-            for t, mean in zip(packet, flat.split([t.numel() for t in packet]), strict=True):
+            for t, mean in zip(packet, torch.split(flat, [t.numel() for t in packet]), strict=True):
                 t.copy_(mean.view_as(t))
 
     def share(self, value: Value) -> Value:
@@ -159,7 +161,11 @@ def joined(device: torch.device) -> Iterator[Group]:
         torch.cuda.set_device(device)
     with _talking():
         # What is told of stopping and of files is on the CPU, so that it never waits for a GPU.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        store, rank, size = next(rendezvous("env://"))
+        # The addresses of processes that have failed may still be in a store that torchrun keeps.
+        store = dist.distributed_c10d.PrefixStore(f"restart-{restarts()}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         with stopping.patient():
             yield Group(rank, size)
@@ -203,5 +209,9 @@ def _talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # all that torch.distributed raises
-        first = str(error).strip().splitlines()[0]
-        raise ProcessLostError(f"another process of this job has ended, or cannot be reached ({first})") from error
+        # Of gloo's text, neither its file and line nor its advice.
+        said = re.sub(r"^\[\S*\] ", "", str(error).strip()).split(". ")[0]
+        raise ProcessLostError(
+            f"another process of this job has ended, or cannot be reached ({said}); what was done is kept, and "
+            "--resume goes on with it"
+        ) from error

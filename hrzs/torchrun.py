@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
+from pathlib import Path
 from typing import NamedTuple
 
 from hrzs.errors import UsageError
@@ -36,9 +39,9 @@ def is_first() -> bool:
     return place().rank == 0
 
 
-def is_restart() -> bool:
-    """Did ``torchrun --max-restarts`` start this process in place of one that failed?"""
-    return _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
+def restarts() -> int:
+    """How often ``torchrun --max-restarts`` has started all processes anew, since one had failed."""
+    return _number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
 def is_watched() -> bool:
@@ -46,12 +49,12 @@ def is_watched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def tell(error: BaseException) -> None:
-    """Let ``torchrun``, if it is there, name ``error`` as the reason of the failure."""
-    if os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-        get_error_handler().record_exception(error)
+def tell(reason: str) -> None:
+    """Let ``torchrun``, if it is there, name the ``reason`` why this process has failed, in the form that it reads."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        about = {"py_callstack": reason, "timestamp": str(int(time.time()))}
+        Path(file).write_text(json.dumps({"message": {"message": reason, "extraInfo": about}}), encoding="utf-8")
 
 
 def _number(name: str, default: int) -> int:

@@ -86,20 +86,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(error: Exception, status: int, given: Sequence[str]) -> Any:
-    tell(error)
+    if isinstance(error, HrzsError):
+        fault = str(error)
+    elif isinstance(error, OSError) and error.strerror:  # a full disk, missing rights: faults of the machine
+        fault = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        fault = f"{type(error).__name__}: {error} (a fault of hrzs? --debug shows where)"
     who = "Error"
-    if is_watched() and (rank := place().rank):
-        # Most faults are those of all processes. When the first has named it, torchrun ends the others.
-        time.sleep(PATIENCE)
-        who = f"Error of process {rank}"
+    if is_watched():
+        tell(fault)
+        if rank := place().rank:
+            # Most faults are those of all processes. When the first has named it, torchrun ends the others.
+            time.sleep(PATIENCE)
+            who = f"Error of process {rank}"
     if "--debug" in given:
         raise error
-    if isinstance(error, HrzsError):
-        _say(f"{who}: {error}")
-    elif isinstance(error, OSError) and error.strerror:  # a full disk, missing rights: faults of the machine
-        _say(f"{who}: {error.filename}: {error.strerror}" if error.filename else f"{who}: {error.strerror}")
-    else:
-        _say(f"{who}: {type(error).__name__}: {error} (a fault of hrzs? --debug shows where)")
+    _say(f"{who}: {fault}")
     sys.exit(status)
 
 

@@ -12,7 +12,7 @@ from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
 from hrzs.files import check_folder, dump_yaml
 from hrzs.option import divide
-from hrzs.torchrun import is_first, is_restart
+from hrzs.torchrun import is_first, restarts
 from hrzs.training.options import METHOD, VALIDATION, TrainOptions
 
 
@@ -60,7 +60,7 @@ def finetune(
     given, typed = _given(context, run)
     settings = job.settle(recipe, given, typed)
     folder = output or options.default_folder(settings.method, model, visual, data.spec)
-    resume = resume or is_restart()
+    resume = resume or restarts() > 0
     if not resume and not dry_run and is_first():
         check_folder(folder)
     device = options.prepare_torch(device, precision, threads)

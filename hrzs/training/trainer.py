@@ -266,9 +266,8 @@ class Trainer:
         """Accuracies on the validation images; the model is saved if no earlier one was as good."""
         assert self.validation is not None
         with self._released():
-            row = validate(self.model, self.validation, self.tree, self.options, self.group).as_row(
-                self.options.best_by
-            )
+            found = validate(self.model, self.validation, self.tree, self.options, self.group)
+        row = found.as_row(self.options.best_by)
         row["best"] = self.best is None or row["criterion"] > self.best["criterion"]
         if row["best"]:
             self._save(self.folder / BEST)
@@ -324,9 +323,8 @@ class Trainer:
             torch._foreach_lerp_(self._mean, [p.detach() for p in self._tuned], 1 - decay)
         log = {"loss": value, "lr": self.options.lr * factor, "grad_norm": norm_value}
         # NaN marks figures for which this batch has no images.
-        log |= {
-            key: number for key, number in zip(loss.log, parts, strict=True) if not math.isnan(number)
-        } | self.method.after_step()
+        log |= {key: number for key, number in zip(loss.log, parts, strict=True) if not math.isnan(number)}
+        log |= self.method.after_step()
         if log.get("cap_share", 0.0) > 0.01:
             logger.warning("%.1f%% of the image embeddings are at the ball's boundary, where gradients vanish: "
                            "robustness may be masked; lower --radius", 100 * log["cap_share"])  # fmt: skip

@@ -88,7 +88,8 @@ class Validation:
 def validate(model: ClipModel, data: Dataset, tree: Tree, options: TrainOptions, group: Group = ALONE) -> Validation:
     """Accuracies under PGD of ``val_steps`` steps at the training ε against each level in turn; seeds never change.
 
-    Verdicts are in fp32; an image that is wrong when clean is not attacked. The processes of ``group`` share each batch.
+    Verdicts are in fp32; an image that is wrong when clean is not attacked. The processes of ``group`` share each
+    batch.
 
     Raises:
         ImageError: an image cannot be read.
@@ -113,9 +114,8 @@ def validate(model: ClipModel, data: Dataset, tree: Tree, options: TrainOptions,
                 held[level, rows] = ~attack(model, objective, images[rows], labels[rows], here).success
         return torch.stack([correct.to(truth.dtype), held.to(truth.dtype), truth]).cpu()
 
-    whole = [
-        range(start, min(start + options.batch_size, len(data))) for start in range(0, len(data), options.batch_size)
-    ]
+    starts = range(0, len(data), options.batch_size)
+    whole = [range(len(data))[start : start + options.batch_size] for start in starts]
     own = [rows[group.part(len(rows))] for rows in whole]
     batches = read(data, [list(rows) for rows in own if rows], device=model.device)
     found: list[Tensor] = []

@@ -47,7 +47,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small(config_file: Path) -> tuple[str, ...]:
     """The options of an untrained model on a few shapes."""
     return ("--model", str(config_file), "--pretrained", "none", "--limit", "24", "--device", "cpu")

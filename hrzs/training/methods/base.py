@@ -115,7 +115,7 @@ class Method(ABC):
         count = self.options.accumulate
         parts = list(zip(*(rows.tensor_split(count) for rows in own), strict=True))
         if count > 1 and torch.is_grad_enabled():
-            found = [cast(Tensor, checkpoint(compute, *part, use_reentrant=False)) for part in parts]
+            found = [checkpoint(compute, *part, use_reentrant=False) for part in parts]
         else:
             found = [compute(*part) for part in parts]
         return self.group.gather(torch.cat(found) if count > 1 else found[0])
