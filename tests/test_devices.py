@@ -258,7 +258,7 @@ def test_training_steps(
         # The seeds of each pass go there, the numbers of the log come back, and after the step those of the head.
         passes = shapes_tree.height if options.perturbation == "per-level" else 1
         back = 2 if options.method == "hierarchical" else 1
-        assert +device.waits == {"to CPU": back, **({"from CPU": options.accumulate * passes} if attacks else {})}
+        assert +device.waits == {"to CPU": back, **({"from CPU": passes} if attacks else {})}
 
 
 def test_validation(model: ClipModel, shapes: Dataset, shapes_tree: Tree) -> None:

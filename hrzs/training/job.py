@@ -143,21 +143,24 @@ def _check_config(file: Path, settled: Mapping[str, Any]) -> None:
 
 
 def estimate(trainer: Trainer, task: Task) -> dict[str, Any]:
-    """What a run would do, and an estimate of its cost, measured on this machine."""
+    """What a run would do, and an estimate of its cost, measured on this machine; memory is that of each process."""
     options, model = trainer.options, trainer.model
     steps = total_steps(options, len(task.data))
     batch = min(options.batch_size, len(task.data))
     levels = max(tree.height for tree in (task.tree, *task.more_trees))
     per_step = batch * method_class(options.method).encodings(options, levels)
+    if options.accumulate > 1:  # what a forward pass computes, the backward pass computes once more
+        per_step *= 4 / 3
     held_out = 0 if trainer.validation is None else len(trainer.validation)
     looks = -(-steps // options.validate_every) if held_out else 0
     per_look = held_out * task.tree.height * options.val_steps
     seconds, megabytes = seconds_per_image(model, task.data)
     parameters = sum(p.numel() for p in model.parameters())
+    at_once = -(-batch // (options.accumulate * trainer.group.size))
     return {
         "model": model.info.source, "data": task.describe(), "trees": 1 + len(task.more_trees),
         "output": str(trainer.folder), **options_as_config(options), "optimiser_steps": steps,
         "images_per_step": batch, "validation_images": held_out,
-        "estimated_minutes": round((steps * per_step + looks * per_look) * seconds / 60, 1),
-        "estimated_memory_mb": round(-(-batch // options.accumulate) * megabytes + 16 * parameters / 1e6),
+        "estimated_minutes": round((steps * per_step + looks * per_look) * seconds / trainer.group.size / 60, 1),
+        "estimated_memory_mb": round(at_once * megabytes + 16 * parameters / 1e6),
     }  # fmt: skip

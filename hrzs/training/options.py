@@ -61,7 +61,7 @@ class TrainOptions:
 
     epochs: float = option(1.0, "Passes over the data.", OPTIMISER, range=POSITIVE)
     max_steps: int | None = option(None, "Largest number of optimiser steps.", OPTIMISER, range=POSITIVE, shown="as many as the epochs have")
-    batch_size: int = option(128, "Images per optimiser step.", OPTIMISER, range=POSITIVE)
+    batch_size: int = option(128, "Images per optimiser step, over all processes.", OPTIMISER, range=POSITIVE)
     optimizer: str = option("adamw", "The optimiser.", OPTIMISER, choices=("adamw", "sgd"))
     lr: float = option(3e-4, "Peak learning rate.", OPTIMISER, range=POSITIVE)
     momentum: float = option(0.9, "Momentum of sgd.", OPTIMISER, range=SHARE)
@@ -70,7 +70,7 @@ class TrainOptions:
     warmup: float = option(0.05, "Share of all steps in which the learning rate rises.", OPTIMISER, range=SHARE)
     schedule: str = option("cosine", "After the warm-up: down to zero, or level.", OPTIMISER, choices=("cosine", "constant"))
     per_class: int = option(1, "Images of each class in a batch of random classes, so that class means average several; 1: batches of random images.", OPTIMISER, range=POSITIVE)
-    accumulate: int = option(1, "Process a batch in N parts: less memory, and the same gradient for losses per image.", OPTIMISER, range=POSITIVE)
+    accumulate: int = option(1, "Encode a batch in N parts: less memory, the same loss and gradient, a third more time.", OPTIMISER, range=POSITIVE)
     checkpoint_activations: bool = option(False, "Compute activations twice instead of keeping them: less memory, about a third more time.", OPTIMISER)
     compile: bool = option(False, "Compile the image encoder with torch.compile (a C++ compiler is needed).", OPTIMISER)
     ema: float = option(0.0, "Validate and save a running mean of the weights, with this decay (such as 0.999); 0: the weights themselves.", OPTIMISER, range=SHARE)
