@@ -38,7 +38,11 @@ class Encoder:
     def of(name: str) -> Encoder:
         """By its name in open_clip; no weights are made."""
         logging.disable()  # open_clip warns that they are random
-        return Encoder.count(open_clip.create_model(name, pretrained=None, load_weights=False, device="meta").visual)
+        try:
+            clip = open_clip.create_model(name, pretrained=None, load_weights=False, device="meta")
+        finally:
+            logging.disable(logging.NOTSET)
+        return Encoder.count(clip.visual)
 
     @staticmethod
     def count(visual: Any) -> Encoder:
@@ -105,9 +109,8 @@ def main() -> None:
     methods = {"tecoa": 1000, "hierarchical": columns(1), "5 trees": columns(5)}
     for name, share in SHARE.items():
         encoder = Encoder.of(name)
-        print(
-            f"\n{name}: {encoder.flops / 1e9:.1f} GFLOP a forward pass, {encoder.parameters / 1e6:.0f} M parameters\n"
-        )
+        counts = f"{encoder.flops / 1e9:.1f} GFLOP a forward pass, {encoder.parameters / 1e6:.0f} M parameters"
+        print(f"\n{name}: {counts}\n")
         print("| method | GPUs | batch | epoch of ImageNet, minutes | images/s | loss | travel | cores to decode |")
         print("|---|---|---|---|---|---|---|---|")
         for method, width in methods.items():
@@ -117,7 +120,7 @@ def main() -> None:
                 rate = step.batch / took
                 loss = step.loss_flops / (options.tflops * 1e12) / took
                 travel = step.bytes_sent / (options.link * 1e9) / took
-                print(f"| {method} | {gpus} | {step.batch} | {IMAGENET / rate / 60:.2g} | {rate:,.0f} | "
+                print(f"| {method} | {gpus} | {step.batch} | {IMAGENET / rate / 60:.1f} | {rate:,.0f} | "
                       f"{loss:.1%} | {travel:.1%} | {rate * options.decode_ms / 1000:,.0f} |")  # fmt: skip
 
 
