@@ -162,7 +162,7 @@ def _open_split(
             label_of[label] = _label_of(label, classes, files.describe(i))
     places = np.array([label_of[label] for label in labels])
     order = np.argsort(places, kind="stable")
-    common = range(len(classes.ids))  # the same objects for all: a million of their own take 32 MB
+    common = list(range(len(classes.ids)))  # the same objects for all: a million of their own take 32 MB
     return Images(
         name,
         split or "all",
