@@ -118,24 +118,31 @@ def places(data: Dataset) -> tuple[Decoded, list[int]] | None:
 def load_from_device(device: str) -> None:
     """From here on this process trains and evaluates on batches that are put together on the device."""
 
-    def load(data: Dataset, batch_size: int, workers: int = 0, order: Sequence[int] | None = None) -> Iterator[Batch]:
+    def take(data: Dataset, batches: Iterable[Sequence[int]], **options: Any) -> Iterator[Batch]:
         found = places(data)
         if found is None:
-            yield from hrzs.data.loader(data, batch_size, workers, order)
+            yield from hrzs.data.reading.read(data, batches, **options)
             return
         root, where = found
         pixels = on_device(root, device)
-        chosen = range(len(data)) if order is None else order
-        for start in range(0, len(chosen), batch_size):
-            some = chosen[start : start + batch_size]
+        for some in batches:
             yield Batch(
                 pixels[torch.tensor([where[i] for i in some]).to(pixels.device)].to(torch.float32).div_(255),
                 torch.tensor([data.labels[i] for i in some], dtype=torch.int64),
                 tuple(data.ids[i] for i in some),
             )
 
+    def load(
+        data: Dataset, batch_size: int, workers: int = 0, order: Sequence[int] | None = None, **options: Any
+    ) -> Iterator[Batch]:
+        chosen = range(len(data)) if order is None else order
+        batches = (chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size))
+        return take(data, batches, workers=workers, **options)
+
     for module in (hrzs.training.trainer, hrzs.training.validation, hrzs.evaluation.runner, hrzs.evaluation.canaries):
-        module.loader = load  # type: ignore[attr-defined]
+        for name, function in (("read", take), ("loader", load)):
+            if hasattr(module, name):
+                setattr(module, name, function)
 
 
 # -- corruptions: four of Hendrycks and Dietterich (ICLR 2019), at one strength each, chosen here -------------------

@@ -248,7 +248,7 @@ def finetune(
     half: bool = False,
     save_every: int = 100,
     resume: bool = False,
-    workers: int = 0,
+    workers: int | None = None,
     progress: StepProgress | None = None,
     **options: Any,
 ) -> Path:

@@ -169,21 +169,26 @@ def test_intervals_hold_the_truth_as_often_as_they_say(spread: float) -> None:
 
 def test_images_from_the_device_are_those_of_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = load("decoded")
-    from hrzs.data import loader, open_dataset, subset
+    from hrzs.data import loader, open_dataset, read, subset
     from hrzs.evaluation import canaries, runner
     from hrzs.training import trainer, validation
 
-    for module in (canaries, runner, trainer, validation):
-        monkeypatch.setattr(module, "loader", loader)  # so that it is put back
+    theirs = {"read": read, "loader": loader}
+    taken = [(m, name) for m in (canaries, runner, trainer, validation) for name in theirs if hasattr(m, name)]
+    for module, name in taken:
+        monkeypatch.setattr(module, name, theirs[name])  # so that it is put back
     decoded.load_from_device("cpu")
+    assert {module for module, _ in taken} == {canaries, runner, trainer, validation}
     data = subset(open_dataset("shapes", "val"), limit=12)
     kept = decoded.decode(data)
     for view, whole in ((subset(kept, limit=7, skip=2), subset(data, limit=7, skip=2)), (kept, data)):
-        for order in (None, [3, 1, 4, 1]):
-            for ours, theirs in zip(runner.loader(view, 3, 0, order), loader(whole, 3, 0, order), strict=True):
-                assert torch.equal(ours.images, theirs.images)
-                assert torch.equal(ours.labels, theirs.labels)
-                assert ours.ids == theirs.ids
+        for module, name in taken:
+            given = ([[3, 1, 4], [1]],) if name == "read" else (3, 0, [3, 1, 4, 1])
+            for ours, theirs_ in zip(getattr(module, name)(view, *given), theirs[name](whole, *given), strict=True):
+                assert torch.equal(ours.images, theirs_.images)
+                assert torch.equal(ours.labels, theirs_.labels)
+                assert ours.ids == theirs_.ids
+            assert getattr(module, name) is not theirs[name]
 
 
 def test_corruptions_depend_on_the_image_alone() -> None:

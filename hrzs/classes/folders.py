@@ -13,12 +13,15 @@ import logging
 import os
 import posixpath
 import re
+from array import array
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+
+import numpy as np
 
 from hrzs.classes.specs import split_of
 from hrzs.errors import UsageError
@@ -50,14 +53,23 @@ _ARCHIVES = {
 }  # fmt: skip
 
 
-class Member(NamedTuple):
-    """The path of an image in its source, and its id: the part of the path from the class on.
+class Bunch(NamedTuple):
+    """Images of one class in one folder, in order: ``folder/name`` is the path of each, and ``shown/name`` its id.
 
     So the id is the same whether the source is a folder, one of its split subfolders, or a tar of either.
     """
 
-    path: str
-    id: str
+    folder: str
+    shown: str
+    names: list[str]
+
+    @property
+    def paths(self) -> list[str]:
+        return [f"{self.folder}/{name}" for name in self.names]
+
+    @property
+    def ids(self) -> list[str]:
+        return [f"{self.shown}/{name}" for name in self.names]
 
 
 class LeftOut:
@@ -76,6 +88,10 @@ class LeftOut:
     def update(self, other: LeftOut) -> None:
         for reason, count in other.counts.items():
             self.add(reason, other._examples[reason], count)
+
+    def rows(self) -> list[tuple[str, str, int]]:
+        """(reason, example, count) of each, as `add` takes them."""
+        return [(reason, self._examples[reason], count) for reason, count in self.counts.items()]
 
     def __str__(self) -> str:
         return "; ".join(
@@ -101,6 +117,14 @@ class Source:
     def members(self) -> Iterable[str]:
         raise NotImplementedError
 
+    def names(self) -> dict[str, list[str]]:
+        """The names of the members of each folder; a folder without any is not there."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for member in self.members():
+            folder, _, name = member.rpartition("/")
+            found[folder].append(name)
+        return found
+
     def read(self, member: str) -> bytes:
         raise NotImplementedError
 
@@ -113,51 +137,67 @@ class Folder(Source):
     """A directory. Links are followed, but no folder is visited twice, and only regular files are listed."""
 
     def members(self) -> Iterable[str]:
+        return (_joined(folder, name) for folder, names in self.names().items() for name in names)
+
+    def names(self) -> dict[str, list[str]]:
         return self._listed
 
     @cached_property
-    def _listed(self) -> list[str]:
-        return list(self._walk())
-
-    def _walk(self) -> Iterator[str]:
-        folders: set[tuple[int, int]] = set()
-        files: set[int] = set()
+    def _listed(self) -> dict[str, list[str]]:
+        listed: dict[str, list[str]] = {}
+        visited: set[tuple[int, int]] = set()
+        devices, numbers = array("Q"), array("Q")  # of the images
         # Links wait until the end: so a folder inside that a link leads to is met under its own name.
         waiting, links = deque([""]), deque[str]()
         while waiting or links:
             inside = (waiting or links).popleft()
             try:
                 status = (self.path / inside).stat()
-                if (status.st_dev, status.st_ino) in folders:
+                if (status.st_dev, status.st_ino) in visited:
                     self.left_out.add("link to a folder that is met elsewhere", inside)
                     continue
-                folders.add((status.st_dev, status.st_ino))
+                visited.add((status.st_dev, status.st_ino))
                 self.folders.add(inside)
                 entries = sorted(os.scandir(self.path / inside), key=lambda entry: entry.name)
             except OSError as error:
                 raise UsageError(f"--data {self.path / inside}: cannot be read ({error.strerror})") from error
+            names: list[str] = []
             for entry in entries:
-                name = f"{inside}/{entry.name}" if inside else entry.name
                 kind = _kind(entry)
+                if kind == "file":
+                    names.append(entry.name)
+                    if is_image(entry.name):
+                        is_link = entry.is_symlink()
+                        devices.append(entry.stat().st_dev if is_link else status.st_dev)
+                        numbers.append(entry.stat().st_ino if is_link else entry.inode())
+                    continue
+                path = _joined(inside, entry.name)
                 if kind == "folder":
-                    (links if entry.is_symlink() else waiting).append(name)
-                elif kind == "file":
-                    if is_image(name):
-                        number = entry.stat().st_ino if entry.is_symlink() else entry.inode()
-                        device = entry.stat().st_dev if entry.is_symlink() else status.st_dev
-                        if (place := device << 64 | number) in files:
-                            self.left_out.add(TWICE, name)
-                        files.add(place)
-                    yield name
-                elif kind == "nothing" or is_image(name):
+                    (links if entry.is_symlink() else waiting).append(path)
+                elif kind == "nothing" or is_image(path):
                     reason = "link that leads nowhere" if kind == "nothing" else "image name, but no regular file"
-                    self.left_out.add(reason, name)
+                    self.left_out.add(reason, path)
+            if names:
+                listed[inside] = names
+        in_order = np.sort(np.array(numbers, dtype=np.uint64))
+        if len(set(devices)) > 1 or (in_order[1:] == in_order[:-1]).any():
+            met: set[tuple[int, int]] = set()
+            images = (_joined(folder, name) for folder, names in listed.items() for name in names if is_image(name))
+            for path, place in zip(images, zip(devices, numbers, strict=True), strict=True):
+                if place in met:
+                    self.left_out.add(TWICE, path)
+                met.add(place)
+        return listed
 
     def read(self, member: str) -> bytes:
         return (self.path / member).read_bytes()
 
     def describe(self, member: str) -> str:
         return str(self.path / member)
+
+
+def _joined(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
@@ -195,13 +235,22 @@ def check_name(source: Path, member: str) -> None:
         ) from None
 
 
+def check_names(source: Path, inside: str, names: Sequence[str]) -> None:
+    """`check_name` of ``inside`` and each of ``names``, in little time if all are well."""
+    try:
+        "".join([inside, *names]).encode()
+    except UnicodeEncodeError:
+        for name in names:
+            check_name(source, inside + name)
+
+
 class Layout(NamedTuple):
     """The sorted images of each class of each split (None: undivided data), and what is left out.
 
     ``unlabelled`` are splits whose images are in no class folders, each with the reason for which they are not read.
     """
 
-    splits: dict[str | None, dict[str, list[Member]]]
+    splits: dict[str | None, dict[str, list[Bunch]]]
     left_out: LeftOut
     unlabelled: dict[str, str]
 
@@ -217,58 +266,75 @@ def layout(source: Source) -> Layout:
     Raises:
         UsageError: no class has images, or the layout is none that is known for certain.
     """
-    members, left = list(source.members()), LeftOut(source.left_out)
-    paths, others = [], Counter[str]()
-    for member in members:
-        if is_image(member) and not is_hidden(member):
-            check_name(source.path, member)
-            paths.append(tuple(member.split("/")))
-        elif is_image(member):
-            left.add(HIDDEN, member)
-        else:
-            ending = _ending(member)
+    listed, left = source.names(), LeftOut(source.left_out)
+    # Of each folder with images the parts of its path, and the names. A million images lie in few folders.
+    holders: list[tuple[tuple[str, ...], list[str]]] = []
+    others = Counter[str]()
+    for folder, names in listed.items():
+        inside = f"{folder}/" if folder else ""
+        is_folder_hidden, images = is_hidden(inside), []
+        for name in names:
+            if is_image(name):
+                if is_folder_hidden or name.startswith("."):
+                    left.add(HIDDEN, inside + name)
+                else:
+                    images.append(name)
+                continue
+            ending = _ending(name)
             others[ending] += 1
-            if ending in (*NOT_READ, *_ARCHIVES) and not is_hidden(member):
-                left.add(f"{ending} file, which is not read", member)
-    inner, wrapper = [p for p in paths if len(p) >= 2], tuple[str, ...]()
+            if ending in (*NOT_READ, *_ARCHIVES) and not is_hidden(inside + name):
+                left.add(f"{ending} file, which is not read", inside + name)
+        if images:
+            check_names(source.path, inside, images)
+            holders.append((tuple(folder.split("/")) if folder else (), sorted(images)))
+    holders.sort()
+    inner, wrapper = [parts for parts, _ in holders if parts], tuple[str, ...]()
     while inner and _is_wrapper(inner):
         wrapper = (*wrapper, inner[0][0])
-        inner = [p[1:] for p in inner if len(p) >= 3]
-    depth, tops = len(wrapper), {p[0] for p in inner}
+        inner = [parts[1:] for parts in inner if len(parts) >= 2]
+    depth, tops = len(wrapper), {parts[0] for parts in inner}
     if not tops:
         beside = f" Left out: {left}." if left.counts else ""
-        raise UsageError(f"--data {source.path}: {_what_else(len(paths), others)}.{beside} {LAYOUT} {ENDINGS}")
-    splits = {p[0]: split for p in inner if len(p) >= 3 and (split := split_of(p[0]))}
+        lone = sum(len(images) for _, images in holders)
+        raise UsageError(f"--data {source.path}: {_what_else(lone, others)}.{beside} {LAYOUT} {ENDINGS}")
+    splits = {parts[0]: split for parts in inner if len(parts) >= 2 and (split := split_of(parts[0]))}
     flat = {top: split for top in tops - splits.keys() if (split := split_of(top))}
     if not splits and flat.keys() != tops:
         flat = {}  # classes, one of which is called train
     _check_splits(source, inner, splits | flat)
 
-    found: dict[str | None, dict[str, list[Member]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str | None, dict[str, list[Bunch]]] = defaultdict(lambda: defaultdict(list))
     unlabelled: dict[str, str] = {}
-    labels = _kaggle_labels(source, members) if "val" in flat.values() else {}
-    for parts in sorted(paths):
-        path, where = "/".join(parts), parts[depth:]
-        split = splits.get(where[0]) if parts[:depth] == wrapper else None
-        if parts[:depth] != wrapper or len(where) < (3 if split else 2):
-            left.add(_NO_CLASS, path)
+    labels = _kaggle_labels(source, source.members()) if "val" in flat.values() else {}
+    for parts, images in holders:
+        folder, where = "/".join(parts), parts[depth:]
+        top = where[0] if where and parts[:depth] == wrapper else None
+        split = splits.get(top) if top is not None else None
+        if top is None or (split and len(where) < 2):
+            left.add(_NO_CLASS, _joined(folder, images[0]), len(images))
         elif split:
-            found[split][where[1]].append(Member(path, "/".join(where[1:])))
-        elif label := labels.get(where[-1].partition(".")[0]) if flat.get(where[0]) == "val" else None:
-            found["val"][label].append(Member(path, f"{label}/{where[-1]}"))
-        elif where[0] in flat:
-            left.add(_NO_CLASS, path)
-            unlabelled.setdefault(flat[where[0]], _flat(where[0], flat[where[0]]))
+            found[split][where[1]].append(Bunch(folder, "/".join(where[1:]), images))
+        elif top in flat:
+            bare = []
+            for name in images:
+                if flat[top] == "val" and (label := labels.get(name.partition(".")[0])):
+                    found["val"][label].append(Bunch(folder, label, [name]))
+                else:
+                    bare.append(name)
+            if bare:
+                left.add(_NO_CLASS, f"{folder}/{bare[0]}", len(bare))
+                unlabelled.setdefault(flat[top], _flat(top, flat[top]))
         elif splits or flat:
-            left.add("image outside of the split folders", path)
+            left.add("image outside of the split folders", f"{folder}/{images[0]}", len(images))
         else:
-            found[None][where[0]].append(Member(path, "/".join(where)))
-    in_val = [m.path.rpartition("/")[2] for members in found.get("val", {}).values() for m in members]
-    for row in sorted(labels.keys() - {name.partition(".")[0] for name in in_val}):
-        left.add(f"row of {KAGGLE} without an image", row)
+            found[None][top].append(Bunch(folder, "/".join(where), images))
+    if labels:
+        in_val = {name for bunches in found.get("val", {}).values() for bunch in bunches for name in bunch.names}
+        for row in sorted(labels.keys() - {name.partition(".")[0] for name in in_val}):
+            left.add(f"row of {KAGGLE} without an image", row)
     if not found:
         raise UsageError(f"--data {source.path}: {min(unlabelled.values())}. {LAYOUT}")
-    with_images = {"/".join(p[:i]) for p in {p[:-1] for p in paths} for i in range(1, len(p) + 1)}
+    with_images = {"/".join(parts[:i]) for parts, _ in holders for i in range(1, len(parts) + 1)}
     for folder in sorted(source.folders - with_images - {"", "."}):
         where = tuple(folder.split("/"))
         in_split = where[:depth] == wrapper and len(where) == depth + 2 and where[depth] in splits
@@ -276,19 +342,37 @@ def layout(source: Source) -> Layout:
         if (in_split or at_top) and not is_hidden(f"{folder}/"):
             left.add("class folder without images", folder)
     unlabelled = {split: why for split, why in unlabelled.items() if split not in found}
-    result = Layout({split: dict(classes) for split, classes in found.items()}, left, unlabelled)
+    result = Layout(
+        {split: {c: _in_order(bunches) for c, bunches in classes.items()} for split, classes in found.items()},
+        left,
+        unlabelled,
+    )
     if result.classes == ["images"]:
         raise UsageError(
             f"--data {source.path}: all images lie in images/ and no folder says their class, as in data for detection "
             f"(YOLO). {LAYOUT}"
         )
-    letters = [m.id.split("/") for classes in result.splits.values() for members in classes.values() for m in members]
-    if all(len(parts) > 2 and len(parts[0]) == 1 and parts[1][:1] == parts[0] for parts in letters):
+    shown = [b.shown.split("/") for classes in result.splits.values() for bunches in classes.values() for b in bunches]
+    if all(len(parts) > 1 and len(parts[0]) == 1 and parts[1][:1] == parts[0] for parts in shown):
+        first = next(iter(next(iter(result.splits.values())).values()))[0]
         raise UsageError(
             f"--data {source.path}: its folders are letters, as in Places365, with the classes below, such as "
-            f"{'/'.join(letters[0][:2])}; move the class folders up, next to one another"
+            f"{'/'.join(first.shown.split('/')[:2])}; move the class folders up, next to one another"
         )
     return result
+
+
+def _in_order(bunches: list[Bunch]) -> list[Bunch]:
+    """The images of several folders in the order of the parts of their paths, in as few bunches as that takes."""
+    if len(bunches) == 1:
+        return bunches
+    each = sorted(
+        ((*bunch.folder.split("/"), name), bunch.folder, bunch.shown) for bunch in bunches for name in bunch.names
+    )
+    return [
+        Bunch(folder, shown, [parts[-1] for parts, _, _ in group])
+        for (folder, shown), group in groupby(each, key=lambda one: one[1:])
+    ]
 
 
 def class_folders(source: Source) -> list[str]:
@@ -321,6 +405,8 @@ def shards_in(source: Folder) -> tuple[dict[str | None, list[Path]], LeftOut]:
         UsageError: names of shards say of some which split they are, and not of all.
     """
     left = LeftOut(source.left_out)
+    if not any(name.lower().endswith(".tar") for names in source.names().values() for name in names):
+        return {}, left
     paths = [tuple(m.split("/")) for m in source.members() if not is_hidden(m)]
     tars = [p for p in paths if p[-1].lower().endswith(".tar")]
     home = tuple(PurePosixPath(posixpath.commonpath([posixpath.join("/", *p[:-1]) for p in tars] or ["/"])).parts[1:])
@@ -382,7 +468,7 @@ def _flat(folder: str, split: str) -> str:
 
 def _is_wrapper(inner: Sequence[Sequence[str]]) -> bool:
     tops = {p[0] for p in inner}
-    return len(tops) == 1 and max(map(len, inner)) >= 3 and not any(map(split_of, tops))
+    return len(tops) == 1 and max(map(len, inner)) >= 2 and not any(map(split_of, tops))
 
 
 def _check_splits(source: Source, inner: Iterable[Sequence[str]], splits: Mapping[str, str]) -> None:
@@ -396,7 +482,7 @@ def _check_splits(source: Source, inner: Iterable[Sequence[str]], splits: Mappin
     # `seg_train/` and `seg_test/`, with the same classes in both
     classes: dict[str, set[str]] = defaultdict(set)
     for parts in inner:
-        if len(parts) >= 3 and any(map(split_of, re.findall("[a-z]+", parts[0].lower()))):
+        if len(parts) >= 2 and any(map(split_of, re.findall("[a-z]+", parts[0].lower()))):
             classes[parts[0]].add(parts[1])
     if len(classes) >= 2 and set.intersection(*classes.values()):
         raise UsageError(

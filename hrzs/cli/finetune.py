@@ -41,7 +41,7 @@ def finetune(
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
     threads: options.Threads = None,
-    workers: options.Workers = 0,
+    workers: options.Workers = None,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,

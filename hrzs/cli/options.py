@@ -140,7 +140,15 @@ Precision = Annotated[
     str, typer.Option("--precision", help="fp32, or bf16 for the encoder's gradients (verdicts stay fp32).")
 ]
 Seed = Annotated[int, typer.Option("--seed")]
-Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that read images ahead.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=0,
+        help="Processes that read images ahead.",
+        show_default="0 on a CPU, on a GPU one per core, at most 16",
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads.", show_default="all cores")
 ]

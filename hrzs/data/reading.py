@@ -7,6 +7,9 @@ theirs is collected, or with the program.
 from __future__ import annotations
 
 import gc
+import math
+import mmap
+import multiprocessing
 import os
 import signal
 import threading
@@ -14,6 +17,7 @@ import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -54,7 +58,7 @@ def read(
     device = torch.device(device)
     count = workers_for(workers, dataset, device)
     lists = ([int(index) for index in batch] for batch in batches)
-    fetched = _ahead(dataset, lists, count, is_pinned=device.type == "cuda") if count else _here(dataset, lists)
+    fetched = _ahead(dataset, lists, count) if count else _here(dataset, lists)
     return _batches(fetched, device)
 
 
@@ -92,32 +96,52 @@ def workers_for(workers: int | None, dataset: Dataset, device: torch.device) -> 
 
 @dataclass(frozen=True)
 class _Read:
-    """Images as a worker sends them: not as tensors, for these go through shared memory, which Docker has little of."""
+    """Images as they are read. A worker may have put the pixels into a slot, and then sends the slot and their shape.
 
-    pixels: UInt8[np.ndarray, "B H W 3"] | UInt8[Tensor, "B H W 3"]
+    Without slots it sends an array: a tensor would go through a file in /dev/shm, of which Docker has 64 MB.
+    """
+
+    pixels: UInt8[np.ndarray, "B H W 3"] | tuple[int, tuple[int, ...]]
     labels: list[int]
     ids: tuple[str, ...]
 
-    def pin_memory(self) -> _Read:
-        """The same in memory from which a GPU copies by itself. torch calls it in a thread."""
-        return replace(self, pixels=torch.as_tensor(self.pixels).pin_memory())
+
+class _Slots:
+    """Memory for ``count`` batches of at most ``size`` bytes, which worker processes share with the program.
+
+    It is none of /dev/shm, and no pipe is as fast. A process has it that was forked from the one that made it.
+    """
+
+    def __init__(self, count: int, size: int) -> None:
+        self.count, self.size = count, size
+        self._memory = mmap.mmap(-1, max(1, count * size))
+
+    def at(self, slot: int, shape: tuple[int, ...]) -> UInt8[np.ndarray, "B H W 3"] | None:
+        """A slot as an array of this shape; None if it is too small."""
+        count = math.prod(shape)
+        if count > self.size:
+            return None
+        return np.frombuffer(self._memory, np.uint8, count, slot * self.size).reshape(shape)
 
 
 class _Fetch(torch.utils.data.Dataset["_Read | HrzsError"]):
     """Reads a list of images. An error is a value: raised in a worker, its message would come back mangled."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, slots: _Slots | None = None) -> None:
         self.dataset: Dataset | None = dataset
+        self._slots = slots
 
-    def __call__(self, indices: list[int]) -> _Read | HrzsError:
+    def __call__(self, indices: list[int], slot: int | None = None) -> _Read | HrzsError:
         data = self.dataset
         assert data is not None
-        pixels = np.empty((0, 0, 0, 3), np.uint8)
+        pixels, is_sent = np.empty((0, 0, 0, 3), np.uint8), True
         try:
             for place, index in enumerate(indices):
                 image = np.asarray(data.picture(index))
                 if not place:
-                    pixels = np.empty((len(indices), *image.shape), np.uint8)
+                    shape = (len(indices), *image.shape)
+                    room = None if self._slots is None or slot is None else self._slots.at(slot, shape)
+                    pixels, is_sent = (np.empty(shape, np.uint8), True) if room is None else (room, False)
                 if image.shape != pixels.shape[1:]:
                     (h, w, _), (_, h0, w0, _) = image.shape, pixels.shape
                     return HrzsError(
@@ -127,9 +151,11 @@ class _Fetch(torch.utils.data.Dataset["_Read | HrzsError"]):
                 pixels[place] = image
         except HrzsError as error:
             return error
-        return _Read(pixels, [data.labels[i] for i in indices], tuple(data.ids[i] for i in indices))
+        labels, ids = [data.labels[i] for i in indices], tuple(data.ids[i] for i in indices)
+        return _Read(pixels if is_sent or slot is None else (slot, pixels.shape), labels, ids)
 
-    __getitems__ = __call__
+    def __getitems__(self, asked: tuple[list[int], int | None]) -> _Read | HrzsError:
+        return self(*asked)
 
 
 def _batches(fetched: Generator[_Read | HrzsError, None, None], device: torch.device) -> Iterator[Batch]:
@@ -146,7 +172,7 @@ def _batches(fetched: Generator[_Read | HrzsError, None, None], device: torch.de
                 finally:
                     del found  # else the error would hold this frame, and this frame the error
             if device.type == "cpu":
-                yield _batch(found, torch.as_tensor(found.pixels))
+                yield _batch(found, torch.from_numpy(found.pixels))
                 continue
             now, coming = coming, (found, _sent(found, device, stream))
             if now is not None:
@@ -156,11 +182,12 @@ def _batches(fetched: Generator[_Read | HrzsError, None, None], device: torch.de
 
 
 def _sent(found: _Read, device: torch.device, stream: torch.cuda.Stream | None) -> Tensor:
+    here = torch.from_numpy(found.pixels)
     if stream is None:
-        return torch.as_tensor(found.pixels).to(device)
-    pinned = found if isinstance(found.pixels, Tensor) else found.pin_memory()
+        return here.to(device)
+    pinned = here.pin_memory()  # from there a GPU copies by itself
     with torch.cuda.stream(stream):
-        return torch.as_tensor(pinned.pixels).to(device, non_blocking=True)
+        return pinned.to(device, non_blocking=True)
 
 
 def _arrived(found: _Read, pixels: Tensor, stream: torch.cuda.Stream | None) -> Batch:
@@ -182,12 +209,15 @@ def _here(dataset: Dataset, lists: Iterator[list[int]]) -> Generator[_Read | Hrz
 # -- processes that read ahead -----------------------------------------------------------------------------------------
 
 
-def _ahead(
-    dataset: Dataset, lists: Iterator[list[int]], workers: int, *, is_pinned: bool
-) -> Generator[_Read | HrzsError, None, None]:
-    reader, is_whole = _Reader.take(dataset, workers, is_pinned=is_pinned), False
+def _ahead(dataset: Dataset, lists: Iterator[list[int]], workers: int) -> Generator[_Read | HrzsError, None, None]:
+    reader, is_whole = None, False
     try:
-        yield from reader.read(lists)
+        first = next(lists, None)
+        if first is None:
+            return
+        size = len(first) * 3 * dataset.native_size**2 if dataset.native_size is not None else 0
+        reader = _Reader.take(dataset, workers, size)
+        yield from reader.read(chain([first], lists))
         is_whole = True
     except GeneratorExit:  # the caller has enough
         is_whole = True
@@ -200,23 +230,25 @@ def _ahead(
             "/dev/shm, may be too small. Run again, with --resume, and with fewer --workers or --workers 0."
         ) from error
     finally:
-        if is_whole:
+        if reader is not None and is_whole:
             reader.keep()
-        else:
+        elif reader is not None:
             reader.close()
 
 
 class _Turns:
-    """The lists of the present pass: torch's batch sampler, which each pass fills anew."""
+    """The lists of the present pass, each with a free slot: torch's batch sampler, which each pass fills anew."""
 
     def __init__(self) -> None:
         self.left: Iterator[list[int]] = iter(())
+        self.free: list[int] = []
 
     def __iter__(self) -> _Turns:
         return self
 
-    def __next__(self) -> list[int]:
-        return next(self.left)
+    def __next__(self) -> tuple[list[int], int | None]:
+        indices = next(self.left)
+        return indices, self.free.pop() if self.free else None
 
 
 class _Reader:
@@ -224,16 +256,19 @@ class _Reader:
 
     kept: ClassVar[_Reader | None] = None
 
-    def __init__(self, dataset: Dataset, workers: int, *, is_pinned: bool) -> None:
-        self.workers, self.is_pinned = workers, is_pinned
+    def __init__(self, dataset: Dataset, workers: int, size: int) -> None:
+        self.workers = workers
         self.of = weakref.ref(dataset, _Reader._collected)
-        self._fetch, self._turns = _Fetch(dataset), _Turns()
+        # Two batches a worker are on their way, one comes, and one is in use.
+        self.slots = _Slots(2 * workers + 2, size) if size and _is_forked() else None
+        self._fetch, self._turns = _Fetch(dataset, self.slots), _Turns()
+        turns: Any = self._turns  # torch would have lists, and only hands on what there is
         self._loader: torch.utils.data.DataLoader[Any] | None = torch.utils.data.DataLoader(
             self._fetch,
-            batch_sampler=self._turns,
+            batch_sampler=turns,
             num_workers=workers,
             persistent_workers=True,
-            pin_memory=is_pinned,
+            prefetch_factor=2,
             collate_fn=_as_fetched,
             worker_init_fn=_begin,
             # Without its own generator the loader would draw from the global one, and reading would change training.
@@ -242,14 +277,19 @@ class _Reader:
         self._pass: Iterator[_Read | HrzsError] | None = None
 
     @classmethod
-    def take(cls, dataset: Dataset, workers: int, *, is_pinned: bool) -> _Reader:
-        """The kept one if it fits, else a new one; until it is given back with `keep`, nobody else has it."""
+    def take(cls, dataset: Dataset, workers: int, size: int) -> _Reader:
+        """The kept one if it fits, else a new one; until it is given back with `keep`, nobody else has it.
+
+        Args:
+            size: bytes of the pixels of a batch; 0 if that is not known.
+        """
         found, cls.kept = cls.kept, None
-        if found is not None and found.of() is dataset and (found.workers, found.is_pinned) == (workers, is_pinned):
-            return found
         if found is not None:
+            is_large = size == 0 or (found.slots is not None and size <= found.slots.size)
+            if found.of() is dataset and found.workers == workers and (is_large or not _is_forked()):
+                return found
             found.close()
-        return cls(dataset, workers, is_pinned=is_pinned)
+        return cls(dataset, workers, size)
 
     def keep(self) -> None:
         self._turns.left = iter(())
@@ -275,7 +315,8 @@ class _Reader:
 
     def read(self, lists: Iterator[list[int]]) -> Iterator[_Read | HrzsError]:
         assert self._loader is not None
-        self._turns.left = lists
+        # torch waits for all that an earlier pass has begun before it asks for the first list: then every slot is free.
+        self._turns.left, self._turns.free = lists, [*range(self.slots.count if self.slots else 0)]
         was_enabled = gc.isenabled()
         gc.disable()  # until `_begin`, if this starts the workers
         try:
@@ -293,7 +334,17 @@ class _Reader:
                 found = next(self._pass, None)
             if found is None:
                 return
-            yield found
+            if self.slots is None or isinstance(found, HrzsError) or not isinstance(found.pixels, tuple):
+                yield found
+                continue
+            slot, shape = found.pixels
+            yield replace(found, pixels=self.slots.at(slot, shape))
+            self._turns.free.append(slot)  # whoever asks for the next has done with this one
+
+
+def _is_forked() -> bool:
+    """Do worker processes begin as copies of this one, as on Linux before Python 3.14?"""
+    return multiprocessing.get_start_method() == "fork"
 
 
 def _as_fetched(found: Any) -> Any:

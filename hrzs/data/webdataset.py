@@ -13,11 +13,14 @@ import logging
 import os
 import posixpath
 import re
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
+
+import numpy as np
 
 from hrzs.classes.folders import (
     ENDINGS,
@@ -26,8 +29,6 @@ from hrzs.classes.folders import (
     NOT_READ,
     Folder,
     LeftOut,
-    Member,
-    Source,
     check_name,
     is_hidden,
     is_image,
@@ -37,8 +38,9 @@ from hrzs.classes.folders import (
 from hrzs.classes.forms import read_class_list
 from hrzs.classes.match import ClassList, class_list, recognise
 from hrzs.classes.specs import ClassSpec, split_of
+from hrzs.classes.texts import Texts
 from hrzs.data.base import Dataset, suggest
-from hrzs.data.folder import Images, Openers, Tar, open_images
+from hrzs.data.folder import LABELS, Images, Openers, Tar, TarFiles, open_images
 from hrzs.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -48,34 +50,9 @@ CLASS_FILES = ("classnames.txt", "classes.txt")
 MOST_CLASSES = 100_000
 # The most characters of a label.
 _LONGEST = 1000
-# Stands for the class of an empty line.
-_LABELS = (".cls", ".json")
 JSON_KEYS = ("cls", "label", "class", "class_name", "classname")
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-
-
-class Shards(Source):
-    """Several tars as one source; a member is called ``SHARD/MEMBER``."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        super().__init__(Path(os.path.commonpath([p.parent for p in paths])))
-        self._places: dict[str, tuple[Tar, str]] = {}
-        for path in paths:
-            tar, shard = Tar(path), path.relative_to(self.path).as_posix().removesuffix(".tar")
-            self.left_out.update(tar.left_out)
-            self._places.update({f"{shard}/{member}": (tar, member) for member in tar.members()})
-
-    def members(self) -> Iterable[str]:
-        return self._places.keys()
-
-    def read(self, member: str) -> bytes:
-        tar, inside = self._places[member]
-        return tar.read(inside)
-
-    def describe(self, member: str) -> str:
-        tar, inside = self._places[member]
-        return tar.describe(inside)
 
 
 def open_path(path: Path, name: str, *, is_named: bool = False, left_out: Sequence[str] = ()) -> Openers:
@@ -140,73 +117,111 @@ def open_shards(shards: Mapping[str | None, Sequence[Path]], name: str, left_out
             logger.info("%s: the classes in %s are those of %s", name, file.name, like)
 
     def opener(split: str | None) -> Callable[[], Dataset]:
-        return lambda: _open_split(name, split, Shards(shards[split]), classes, like, left_out)
+        return lambda: _open_split(name, split, shards[split], classes, like, left_out)
 
     return {split: opener(split) for split in shards}
 
 
 def _open_split(
-    name: str, split: str | None, source: Shards, classes: ClassList | None, like: str | None, left_out: LeftOut | None
+    name: str,
+    split: str | None,
+    paths: Sequence[Path],
+    classes: ClassList | None,
+    like: str | None,
+    left_out: LeftOut | None,
 ) -> Dataset:
-    left = LeftOut(left_out)
-    left.update(source.left_out)
-    labelled = _labelled(source, left)
+    left, home = LeftOut(left_out), Path(os.path.commonpath([p.parent for p in paths]))
+    check_name(home, str(home))
+    shards: list[TarFiles] = []
+    ids: list[Texts] = []
+    labels: list[str] = []
+    # One shard after the other: only one is there with all of its names.
+    for number, path in enumerate(paths):
+        tar, shard = Tar(path), path.relative_to(home).as_posix().removesuffix(".tar")
+        left.update(tar.left_out)
+        found = _labelled(tar, left, f"{shard}/")
+        files = tar.files(member for member, _ in found)
+        shards.append(replace(files, which=np.full(len(found), number, np.int32)))
+        ids.append(Texts.of(f"{shard}/{member}" for member, _ in found))
+        labels += [sys.intern(label) for _, label in found]
+    if not labels:
+        others = f" They hold {left}." if left.counts else ""
+        raise UsageError(f"--data {home}: no image in its shards.{others} {ENDINGS}")
+    files = TarFiles(
+        tuple(paths),
+        np.concatenate([f.which for f in shards]),
+        np.concatenate([f.offsets for f in shards]),
+        np.concatenate([f.sizes for f in shards]),
+        Texts.joined([f.members for f in shards]),
+    )
     if classes is None:
-        classes = _classes_of({label for _, label in labelled}, source)
-    members: dict[str, list[Member]] = defaultdict(list)
-    for path, label in labelled:
-        members[_class_of(label, classes, source.describe(path))].append(Member(path, path))
-    names = dict(zip(classes.ids, classes.names, strict=True))
-    return Images(name, split or "all", classes.ids, members, source, names, like, left)
+        classes = _classes_of(set(labels), home)
+    label_of: dict[str, int] = {}
+    for i, label in enumerate(labels):
+        if label not in label_of:
+            label_of[label] = _label_of(label, classes, files.describe(i))
+    places = np.array([label_of[label] for label in labels])
+    order = np.argsort(places, kind="stable")
+    common = list(range(len(classes.ids)))  # the same objects for all: a million of their own take 32 MB
+    return Images(
+        name,
+        split or "all",
+        classes.ids,
+        files.take(order),
+        Texts.joined(ids).take(order),
+        [common[label] for label in places[order].tolist()],
+        dict(zip(classes.ids, classes.names, strict=True)),
+        like,
+        left,
+    )
 
 
-def _labelled(source: Shards, left: LeftOut) -> list[tuple[str, str]]:
-    """(member, text of its label) of every image; no image, or one without a label, is an error."""
+def _labelled(tar: Tar, left: LeftOut, shard: str) -> list[tuple[str, str]]:
+    """(member, text of its label) of every image of a shard; one without a label is an error."""
     samples: dict[str, dict[str, str]] = defaultdict(dict)
-    members = set(source.members())
-    for path in source.members():
+    endings = frozenset(EXTENSIONS)
+    for path in tar.members():
         folder, _, file = path.rpartition("/")
         if is_hidden(path):
             if is_image(path):
-                left.add(HIDDEN, path)
+                left.add(HIDDEN, shard + path)
             continue
         # A key ends at the first dot, unless there is a label under the longer name.
-        stem, ending = posixpath.splitext(path)
-        key, extension = f"{folder}/{file.partition('.')[0]}", file.partition(".")[2].lower()
-        if "." in stem[len(folder) + 1 :] and (ending in _LABELS or is_image(path)) and _has_label(stem, members):
-            key, extension = stem, ending[1:].lower()
+        name, _, extension = file.partition(".")
+        key, extension = f"{folder}/{name}", extension.lower()
+        if "." in extension:
+            stem, ending = posixpath.splitext(path)
+            if (ending in LABELS or is_image(path)) and _has_label(stem, tar):
+                key, extension = stem, ending[1:].lower()
         samples[key][extension] = path
     found = []
     for key, files in samples.items():
-        images = [path for extension, path in files.items() if f".{extension}" in EXTENSIONS]
+        images = [path for extension, path in files.items() if f".{extension}" in endings]
         for extension, path in files.items():
             if is_image(path) and path not in images[:1]:
-                left.add("image beyond the first of its key", path)
+                left.add("image beyond the first of its key", shard + path)
             elif f".{extension}" in NOT_READ:
-                left.add(f".{extension} file, which is not read", path)
+                left.add(f".{extension} file, which is not read", shard + path)
         if not images:
             if {"cls", "json"} & files.keys():
-                left.add("label without an image that is read", next(iter(files.values())))
+                left.add("label without an image that is read", shard + next(iter(files.values())))
             continue
-        check_name(source.path, images[0])
-        label = _label(source, files)
+        check_name(tar.path, images[0])
+        label = _label(tar, files)
         if label is None:
             raise UsageError(
-                f"--data: {source.describe(images[0])} has no label: expected {Path(key).name}.cls beside it, or "
+                f"--data: {tar.describe(images[0])} has no label: expected {Path(key).name}.cls beside it, or "
                 f"{Path(key).name}.json with one of {', '.join(JSON_KEYS)}."
             )
         found.append((images[0], label))
-    if not found:
-        others = f" They hold {left}." if left.counts else ""
-        raise UsageError(f"--data {source.path}: no image in its shards.{others} {ENDINGS}")
     return found
 
 
-def _has_label(stem: str, members: AbstractSet[str]) -> bool:
-    return any(f"{stem}{ending}" in members for ending in _LABELS)
+def _has_label(stem: str, tar: Tar) -> bool:
+    return any(f"{stem}{ending}" in tar for ending in LABELS)
 
 
-def _label(source: Shards, files: Mapping[str, str]) -> str | None:
+def _label(source: Tar, files: Mapping[str, str]) -> str | None:
     if "cls" in files:
         data = source.read(files["cls"])
         try:
@@ -237,23 +252,23 @@ def _number(label: str) -> int | None:
     return int(label) if re.fullmatch(r"-?\d{1,1000}", label) else None
 
 
-def _classes_of(labels: set[str], source: Shards) -> ClassList:
+def _classes_of(labels: set[str], home: Path) -> ClassList:
     """The classes of shards without a class file: the numbers up to the largest label, or the sorted names."""
     numbers = [_number(label) for label in labels]
     if None in numbers:
         return ClassList([ClassSpec(label) for label in sorted(labels)])
     if (most := max(n for n in numbers if n is not None)) >= MOST_CLASSES:
         raise UsageError(
-            f"--data {source.path}: the largest label is {_short(str(most))}: of more than {MOST_CLASSES:,} classes, "
+            f"--data {home}: the largest label is {_short(str(most))}: of more than {MOST_CLASSES:,} classes, "
             f"the names are needed, in {CLASS_FILES[0]} beside the shards, if that is the label at all."
         )
     return ClassList([ClassSpec(str(i)) for i in range(most + 1)])
 
 
-def _class_of(label: str, classes: ClassList, image: str) -> str:
+def _label_of(label: str, classes: ClassList, image: str) -> int:
     number = _number(label)
     if number is not None and 0 <= number < len(classes.ids):
-        return classes.ids[number]
+        return number
     if number is not None and number < 0:
         raise UsageError(f"--data: {image} has the label {_short(label)}: labels count from 0, so it has none")
     if number is not None:
@@ -265,7 +280,7 @@ def _class_of(label: str, classes: ClassList, image: str) -> str:
     if len(found) != 1:
         reason = f"the name of {' and '.join(found)}" if found else f"none of them. {suggest(label, classes.ids)}"
         raise UsageError(f"--data: {image} has the label {_short(label)!r}, which among the classes is {reason}")
-    return found[0]
+    return classes.ids.index(found[0])
 
 
 def _short(label: str) -> str:
@@ -274,7 +289,7 @@ def _short(label: str) -> str:
 
 def _is_shard(tar: Tar) -> bool:
     images = {member.rpartition(".")[0] for member in tar.members() if is_image(member)}
-    return any(m.endswith(_LABELS) and m.rpartition(".")[0] in images for m in tar.members())
+    return any(m.endswith(LABELS) and m.rpartition(".")[0] in images for m in tar.members())
 
 
 def _home(folder: Path) -> Path:

@@ -40,7 +40,7 @@ class EvalOptions:
     head: str | None = option(None, "cosine, hyperbolic or euclidean.", shown="the model's own")
     seed: int = option(0, "Of all that is random.")
     batch_size: int = option(128, "Images at a time.", range=AT_LEAST_1)
-    workers: int = option(0, "Processes that read images ahead.", range=NOT_NEGATIVE)
+    workers: int | None = option(None, "Processes that read images ahead.", range=NOT_NEGATIVE, shown="0 on a CPU, on a GPU one per core, at most 16")
     # fmt: on
 
     def __post_init__(self) -> None:

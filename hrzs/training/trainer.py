@@ -59,7 +59,7 @@ class Trainer:
         tree: over the classes of ``data``, in their order.
         options: those of the run.
         folder: where the run is written; it exists already.
-        workers: processes that read images ahead.
+        workers: processes that read images ahead (None: `hrzs.data.reading.workers_for`).
         save_every: steps between checkpoints.
         origin: the ``--model`` and ``--pretrained`` that ``model`` came from, by default as its ``info`` has them; kept
             so that an evaluation can load the untouched model beside the tuned one.
@@ -83,7 +83,7 @@ class Trainer:
         options: TrainOptions,
         folder: Path,
         *,
-        workers: int = 0,
+        workers: int | None = 0,
         save_every: int = 100,
         origin: tuple[str, str | None] | None = None,
         licence: str | None = None,

@@ -33,7 +33,7 @@ def make(tmp_path: Path) -> Maker:
 
 
 def ids(source: Source, split: str | None = None) -> list[str]:
-    return [member.id for members in layout(source).splits[split].values() for member in members]
+    return [i for bunches in layout(source).splits[split].values() for bunch in bunches for i in bunch.ids]
 
 
 def tar_of(folder: Path) -> Tar:

@@ -1,3 +1,4 @@
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -139,6 +140,28 @@ def test_digest_tells_images_apart_but_not_orders() -> None:
     data = Plain([5, 5])
     assert digest(data) == digest(subset(data, limit=None))
     assert digest(data) != digest(subset(data, limit=9))
+
+
+@given(counts=COUNTS, skip=st.integers(0, 5), limit=st.integers(1, 20))
+def test_orders_are_what_they_have_always_been(counts: list[int], skip: int, limit: int) -> None:
+    """Results name a subset by its numbers: another order would make other subsets of them."""
+    data = Plain(counts)
+
+    def ordered(label: int, salt: bytes) -> list[str]:
+        names = [name for name, of in zip(data.ids, data.labels, strict=True) if of == label]
+        return sorted(names, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8, person=salt).digest())
+
+    groups = [ordered(label, b"subset") for label in range(len(counts))]
+    turns = [group[turn] for turn in range(max(counts)) for group in groups if turn < len(group)]
+    chosen = turns[skip : skip + limit]
+    if chosen:
+        assert list(subset(data, limit=limit, skip=skip).ids) == chosen
+    val = {name for label in range(len(counts)) if (group := ordered(label, b"held out"))
+           for name in group[: min(max(1, len(group) // 10), len(group) - 1)]}  # fmt: skip
+    if val:
+        assert list(held_out(data, "val").ids) == [name for name in data.ids if name in val]
+    assert list(held_out(data, "train").ids) == [name for name in data.ids if name not in val]
+    assert digest(data) == hashlib.sha256("\n".join(sorted(data.ids)).encode()).hexdigest()[:16]
 
 
 @pytest.mark.parametrize("size", [(40, 20), (21, 33), (7, 7), (5, 16), (8, 9)], ids=str)

@@ -1,7 +1,9 @@
+import io
 import logging
 import os
 import subprocess
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from PIL import Image
 
 from hrzs.data import open_dataset
 from hrzs.data.base import ImageError
+from hrzs.data.folder import Tar
 from hrzs.errors import HrzsError, UsageError
 
 Maker = Callable[..., Path]
@@ -170,6 +173,37 @@ def test_a_tar_that_is_sparse_is_refused(tmp_path: Path) -> None:
         tar.addfile(info)
     with pytest.raises(UsageError, match=r"a/1\.png is stored as a sparse file.*without --sparse"):
         open_dataset(str(tmp_path / "x.tar"))
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_the_index_is_what_tarfile_finds(
+    form: int, is_kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its order, whether a header is plain or not, and also when it comes from the disk."""
+    monkeypatch.setenv("HRZS_CACHE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("hrzs.data.folder._WORTH_AN_INDEX", 0 if is_kept else 2**24)
+    names = ["b/1.png", "a/ö.png", f"{'d' * 60}/{'e' * 60}.png", "a/2.cls", "a/0.png", "c.txt", "a/7.json"]
+    path, contents = tmp_path / "x.tar", {}
+    with tarfile.open(path, "w", format=form) as tar:
+        for size, name in enumerate(names * 3):
+            info = tarfile.TarInfo(f"{size}{name}")
+            info.size = size * 211
+            contents[info.name] = (name.encode() * size * 211)[: info.size]
+            tar.addfile(info, io.BytesIO(contents[info.name]))
+    for _ in range(2):
+        found = Tar(path)
+        assert list(found.members()) == list(contents)
+        assert {name: found.read(name) for name in contents} == contents
+        files = found.files(contents)
+        assert [files.read(i) for i in range(len(contents))] == list(contents.values())
+    kept = [*(tmp_path / "cache").rglob("*.json")]
+    assert len(kept) == is_kept
+    time.sleep(0.01)
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(tarfile.TarInfo("new.png"))
+    assert [*Tar(path).members()][-1] == "new.png"
 
 
 def test_a_tar_that_says_more_than_it_holds(tmp_path: Path) -> None:

@@ -22,13 +22,14 @@ from hrzs.errors import HrzsError
 class Plain(Dataset):
     """Images of one colour, two classes, the size of each as told; ``drawn`` are the indices of those asked for."""
 
-    name, split, native_size = "plain", "all", None
+    name, split = "plain", "all"
     classes, class_names = ("c0", "c1"), ("thing 0", "thing 1")
 
     def __init__(self, count: int, sizes: Sequence[tuple[int, int]] = ((6, 6),)) -> None:
         self.labels = [i % 2 for i in range(count)]
         self.ids = [f"c{i % 2}/{i}.png" for i in range(count)]
         self.sizes = sizes
+        self.native_size = sizes[0][0]
         self.drawn: list[int] = []
 
     def picture(self, index: int) -> Image.Image:
@@ -63,8 +64,11 @@ def test_every_byte_becomes_itself_over_255() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_batches_do_not_depend_on_workers(count: int) -> None:
+@pytest.mark.parametrize("native_size", [6, None])
+def test_batches_do_not_depend_on_workers(count: int, native_size: int | None) -> None:
+    """Nor on whether workers know beforehand how much memory a batch takes."""
     data = Plain(600)
+    data.native_size = native_size
     before = torch.random.get_rng_state()
     batches = list(loader(data, 4, count, order=[9, 0, 3, 3, 511]))
     assert [b.ids for b in batches] == [("c1/9.png", "c0/0.png", "c1/3.png", "c1/3.png"), ("c1/511.png",)]
@@ -98,6 +102,32 @@ def test_lists_are_asked_for_as_they_are_needed(count: int) -> None:
         assert batch.ids == (data.ids[step % 50], data.ids[7])
         assert len(asked) <= step + 1 + 2 * count
     del batches
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_batches_of_any_size_one_after_the_other(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit into the memory that is shared, or is made when there is none, comes through a pipe."""
+    monkeypatch.setattr(reading, "_is_forked", lambda: start == "fork")
+    data = Plain(300)
+    lists = [[1], [2, 3, 4], [5], *([i] for i in range(6, 90)), [*range(90, 300)]]
+    for _ in range(2):
+        for batch, indices in zip(read(data, lists, workers=2), lists, strict=True):
+            assert (batch.images[:, 0, 0, 0] * 255).round().tolist() == [i % 256 for i in indices]
+    first = workers()
+    for many in (200, 100, 300):
+        (batch, *_) = loader(data, many, 2)
+        assert (batch.images[:, 0, 0, 0] * 255).round().tolist() == [i % 256 for i in range(many)]
+    assert (workers() == first) == (start == "spawn")
+
+
+def test_pixels_are_not_sent_if_they_can_be_shared() -> None:
+    slots = reading._Slots(3, 8 * 64 * 64 * 3)
+    fetch = reading._Fetch(Plain(8, sizes=[(64, 64)]), slots)
+    sent = fetch.__getitems__(([*range(8)], 1))
+    assert len(ForkingPickler.dumps(sent)) < 1000
+    assert isinstance(sent, reading._Read)
+    shared = slots.at(*sent.pixels)  # type: ignore[misc]
+    assert np.array_equal(shared, fetch([*range(8)]).pixels)  # type: ignore[union-attr]
 
 
 def test_nothing_is_read_that_is_not_asked_for() -> None:
