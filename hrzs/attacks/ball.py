@@ -44,8 +44,8 @@ class Ball(ABC):
         return (LinfBall if budget.norm == "linf" else L2Ball)(centre, budget.eps)
 
     @abstractmethod
-    def select(self, rows: Bool[Tensor, "B"]) -> Ball:
-        """The balls of these images only."""
+    def select(self, rows: Tensor) -> Ball:
+        """The balls of these images only; ``rows`` are indices or a mask."""
 
     @abstractmethod
     def project(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
@@ -96,7 +96,7 @@ class LinfBall(Ball):
         upper = torch.where(upper.double() - exact > radius, torch.nextafter(upper, self.centre), upper)
         return lower.clamp_(min=0), upper.clamp_(max=1)
 
-    def select(self, rows: Bool[Tensor, "B"]) -> LinfBall:
+    def select(self, rows: Tensor) -> LinfBall:
         return LinfBall(self.centre[rows], self.eps, (self.lower[rows], self.upper[rows]))
 
     def project(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
@@ -118,7 +118,7 @@ class LinfBall(Ball):
 class L2Ball(Ball):
     """‖x - centre‖₂ ≤ ε."""
 
-    def select(self, rows: Bool[Tensor, "B"]) -> L2Ball:
+    def select(self, rows: Tensor) -> L2Ball:
         return L2Ball(self.centre[rows], self.eps)
 
     def project(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
