@@ -205,7 +205,10 @@ def waits_of(
 
 #: `aa-2` is APGD-T too. FAB looks after each round of its search for a boundary whether it is there: a wait costs less
 #: than a round.
-WAITING_CASES = [case for case in ATTACK_CASES if case[0] not in ("apgd-t", "fab-t")] + [("aa-2", "linf"), ("noise", "l2")]
+WAITING_CASES = [case for case in ATTACK_CASES if case[0] not in ("apgd-t", "fab-t")] + [
+    ("aa-2", "linf"),
+    ("noise", "l2"),
+]
 
 
 @pytest.mark.parametrize("early_stop", [False, True], ids=["all-stay", "fooled-leave"])

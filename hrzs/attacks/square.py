@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hrzs.attacks import counter
 from hrzs.attacks.ball import Ball, LinfBall, float_below
 from hrzs.attacks.base import Attack, AttackResult, Search, unfooled
-from hrzs.attacks.counter import uniform
 
 #: Share of the image that the first square covers, and the queries of 10,000 at which this share is halved.
 AREA = 0.8
@@ -41,19 +41,17 @@ class _Place:
 
 
 class _Random:
-    """Numbers in [0, 1) on ``device``, each image's from its own seed; every draw gives new ones.
-
-    A CPU has a generator for each image. An accelerator would wait for these, and hashes a counter instead.
-    """
+    """Numbers in [0, 1) on ``device``, each image's from its own seed; every draw gives new ones."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self.seeds, self.device, self.draws = seeds, device, 0
-        self.generators = [torch.Generator().manual_seed(s) for s in seeds] if device.type == "cpu" else []
+        self.hashed = counter.is_used_on(device)
+        self.generators = [] if self.hashed else [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def uniform(self, *shape: int) -> Float[Tensor, "B ..."]:
-        if self.device.type != "cpu":
+        if self.hashed:
             self.draws += 1
-            return uniform([seed ^ (self.draws - 1) for seed in self.seeds], shape, self.device)
+            return counter.uniform([seed ^ (self.draws - 1) for seed in self.seeds], shape, self.device)
         rows = [torch.rand(shape, generator=generator) for generator in self.generators]
         return torch.stack(rows) if rows else torch.empty(0, *shape)
 
@@ -209,4 +207,3 @@ def _window(corner: Float[Tensor, "B 2"], side: int, x: Float[Tensor, "B 3 H W"]
 def _unit(v: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
     norm: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
     return v / norm.clamp_min(torch.finfo(v.dtype).tiny)
-
