@@ -223,7 +223,7 @@ def test_geometry(name: str, dtype: torch.dtype) -> None:
         found = both(DEVICE)
     for ours, theirs in zip(found, both(CPU), strict=True):
         assert ours.dtype == theirs.dtype
-        tolerance = 1e-4 if ours.dtype == torch.float32 else 0.01  # the gradient of bf16 input is bf16
+        tolerance = 3e-4 if ours.dtype == torch.float32 else 0.01  # the gradient of bf16 input is bf16
         assert torch.allclose(ours.float(), theirs.float(), rtol=tolerance, atol=tolerance)
 
 
@@ -238,7 +238,7 @@ def test_fp32_is_fp32(make_model: Callable[[], ClipModel], images: Tensor) -> No
         features = features_of(make_model().to(DEVICE), images.to(DEVICE)).cpu()
     finally:
         torch.set_float32_matmul_precision(before)
-    assert torch.allclose(features, features_of(exact, images), atol=2e-6)
+    assert torch.allclose(features, features_of(exact, images), atol=1e-5)  # TF32 would be 1e-3 off
 
 
 # -- training ---------------------------------------------------------------------------------------------------------

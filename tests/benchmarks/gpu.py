@@ -3,10 +3,10 @@
     python tests/benchmarks/gpu.py --output runs/gpu [--seconds 480] [--device cuda] [--parts tests,training,…]
 
 The machine needs what hrzs itself needs, and pytest; where hrzs is not installed, PYTHONPATH names its checkout. Nothing
-is downloaded: ViT-B-32 has random weights, `tiny` and
-`shapes` are part of hrzs. Each part is a process of its own with a limit of its own. What it has found is in
-OUTPUT/gpu.json and OUTPUT/gpu.txt as soon as it is measured, so a run that is cut off leaves the rest; a part that
-fails leaves its traceback there, and the others go on. ``--small --device cpu`` runs all of it in half a minute.
+is downloaded: ViT-B-32 has random weights, `tiny` and `shapes` are part of hrzs. Each part is a process of its own with
+a limit of its own. When it ends, its findings are in OUTPUT/gpu.json and OUTPUT/gpu.txt; a part that is cut off leaves
+what it had found, one that fails its traceback too, and the others go on. ``--small --device cpu`` runs all of it in
+half a minute.
 """
 
 from __future__ import annotations
@@ -336,11 +336,12 @@ def large_attacks(bench: Bench) -> Found:
     labels = classifier.predict(features_of(model, images))[0, 0]
     spec = ATTACKS["leaf-pgd"]
     objective = spec.objective(classifier, 0)
-    for model.precision in sizes.precisions:
+    for precision in sizes.precisions:
+        model.precision = precision
         attack = spec.optimiser(Budget(EPS, EPS, sizes.pgd), early_stop=False)
         once = replace(bench, sizes=replace(sizes, repeats=1))
         seconds = once.seconds(functools.partial(attack, model, objective, images, labels, seeds))
-        yield f"{sizes.arch}, PGD-{sizes.pgd}, {model.precision}", {"images": n, "images/s": n / seconds}
+        yield f"{sizes.arch}, PGD-{sizes.pgd}, {precision}", {"images": n, "images/s": n / seconds}
     model.precision, some = sizes.precisions[0], sizes.under_autoattack
     attack = ATTACKS["autoattack"].optimiser(Budget(EPS, EPS, sizes.autoattack))
     began = time.perf_counter()
@@ -425,7 +426,7 @@ def profiles(bench: Bench) -> Found:
             step()
             bench.wait()
         averages = found.key_averages()
-        kinds = {"host": "self_cpu_time_total"} | ({"kernel": "self_cuda_time_total"} if bench.on_gpu else {})
+        kinds = {"host": "self_cpu_time_total"} | ({"kernel": "self_device_time_total"} if bench.on_gpu else {})
         for kind, order in kinds.items():
             yield f"{method} by {kind}", averages.table(sort_by=order, row_limit=25, max_name_column_width=60)
 
@@ -489,14 +490,18 @@ def replace_text(file: Path, text: str) -> None:
 
 def run(part: str, bench: Bench) -> dict[str, Any]:
     """One part, until it ends or its time is up."""
+    if bench.left < 1:
+        return {"seconds": 0.0, "failed": "no time left", "found": {}}
     file, began = bench.work / f"{part}.part", time.monotonic()
     process = FORK.Process(target=work, args=(part, bench, file))
     process.start()
-    process.join(max(0.0, bench.left))
-    cut_off = process.is_alive()
-    if cut_off:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.join()
+    try:
+        process.join(bench.left)
+    finally:  # also where this process is interrupted
+        cut_off = process.is_alive()
+        if cut_off:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
     state: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"found": {}}
     failed = state.get("failed")
     if cut_off:
