@@ -50,8 +50,9 @@ class _Random:
 
     def uniform(self, *shape: int) -> Float[Tensor, "B ..."]:
         if self.hashed:
+            seeds = [seed ^ self.draws for seed in self.seeds]
             self.draws += 1
-            return counter.uniform([seed ^ (self.draws - 1) for seed in self.seeds], shape, self.device)
+            return counter.uniform(seeds, shape, self.device)
         rows = [torch.rand(shape, generator=generator) for generator in self.generators]
         return torch.stack(rows) if rows else torch.empty(0, *shape)
 

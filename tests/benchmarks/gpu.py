@@ -199,51 +199,57 @@ def training(bench: Bench) -> Found:
     """Whole steps of a batch in memory: attack, loss, gradients, optimiser, log."""
     sizes, model, trees = bench.sizes, bench.large_model(), bench.large_trees()
     rates = {precision: rate(bench, precision) for precision in sizes.precisions}
-    flops: dict[tuple[str, int], float] = {}
-    for precision, batch in itertools.product(sizes.precisions, sizes.batches):
-        for method, count in (("tecoa", 1), ("hierarchical", 1), ("hierarchical", 5)):
-            name = f"{precision}, {batch} images, {method}, {count} tree{'s' * (count > 1)}"
-            try:
-                step = step_of(bench, model, trees[:count], method, precision, batch)
-                if (method, count) not in flops:
-                    with FlopCounterMode(display=False) as counted:
-                        step()
-                    flops[method, count] = counted.get_total_flops() / batch
-                yield name, measure(bench, step, batch, flops[method, count] * batch, rates[precision])
-            except torch.OutOfMemoryError:
-                yield name, {"ms": "out of memory"}
-            finally:
-                step = None  # type: ignore[assignment]  # before the next one takes its memory
-                if bench.on_gpu:
-                    torch.cuda.empty_cache()
+    runs = [
+        Run(bench, model, trees[:count], method)
+        for method, count in (("tecoa", 1), ("hierarchical", 1), ("hierarchical", 5))
+    ]
+    for precision, batch, run in itertools.product(sizes.precisions, sizes.batches, runs):
+        name = f"{precision}, {batch} images, {run.name}"
+        try:
+            yield name, measure(bench, run.step_of(batch, precision), batch, batch * run.flops(), rates[precision])
+        except torch.OutOfMemoryError:
+            yield name, {"ms": "out of memory"}
+        if bench.on_gpu:
+            torch.cuda.empty_cache()
 
 
-def step_of(
-    bench: Bench, model: ClipModel, trees: Sequence[Tree], name: str, precision: str, batch: int
-) -> Callable[[], list[float]]:
-    """One optimiser step that can be repeated, on a copy of ``model``; it returns the numbers of its log."""
-    model = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(0)
-    side, classes = model.image_size, len(trees[0].classes)
-    images = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8, generator=generator).to(bench.device)
-    labels = torch.randint(classes, (batch,), generator=generator).to(bench.device)
-    seeds = sample_seeds([str(i) for i in range(batch)], 0)
-    model.precision = precision
-    method = method_class(name)(model, trees[0], TrainOptions(method=name), trees[1:])
-    method.begin(images[:64] / 255)
-    tuned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(tuned, lr=1e-6)
+class Run:
+    """A method that trains a copy of ``model``, step by step."""
 
-    @exact_fp32()
-    def step() -> list[float]:
-        optimizer.zero_grad(set_to_none=True)
-        loss = method.loss(images / 255, labels, seeds)
-        loss.total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(tuned, 10.0)
-        optimizer.step()
-        return torch.stack([loss.total.detach(), norm, *loss.log.values()]).tolist()
+    def __init__(self, bench: Bench, model: ClipModel, trees: Sequence[Tree], method: str) -> None:
+        self.bench, self.model, self.classes = bench, copy.deepcopy(model), len(trees[0].classes)
+        self.name = f"{method}, {len(trees)} tree{'s' * (len(trees) > 1)}"
+        self.method = method_class(method)(self.model, trees[0], TrainOptions(method=method), trees[1:])
+        self.method.begin(torch.rand(16, 3, model.image_size, model.image_size).to(bench.device))
+        self.tuned = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.tuned, lr=1e-6)
 
-    return step
+    def step_of(self, batch: int, precision: str) -> Callable[[], list[float]]:
+        """A step on random images, bytes on the device; it returns the numbers of its log."""
+        generator, side = torch.Generator().manual_seed(0), self.model.image_size
+        images = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(self.classes, (batch,), generator=generator).to(self.bench.device)
+        images, seeds = images.to(self.bench.device), sample_seeds([str(i) for i in range(batch)], 0)
+
+        @exact_fp32()
+        def step() -> list[float]:
+            self.model.precision = precision
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self.method.loss(images / 255, labels, seeds)
+            loss.total.backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.tuned, 10.0)
+            self.optimizer.step()
+            return torch.stack([loss.total.detach(), norm, *loss.log.values()]).tolist()
+
+        return step
+
+    @functools.cache  # noqa: B019 -- one for each of a few runs
+    def flops(self) -> float:
+        """Floating point operations of a step, of one image."""
+        batch = self.bench.sizes.batches[0]
+        with FlopCounterMode(display=False) as counted:
+            self.step_of(batch, "fp32")()
+        return float(counted.get_total_flops()) / batch
 
 
 def measure(bench: Bench, step: Callable[[], object], batch: int, flops: float, rate: float) -> dict[str, Any]:
@@ -419,7 +425,7 @@ def profiles(bench: Bench) -> Found:
     model, trees, batch = bench.large_model(), bench.large_trees(), bench.sizes.batches[0]
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * bench.on_gpu
     for method in ("hierarchical", "tecoa"):
-        step = step_of(bench, model, trees[:1], method, bench.sizes.precisions[0], batch)
+        step = Run(bench, model, trees[:1], method).step_of(batch, bench.sizes.precisions[0])
         for _ in range(2):
             step()
         with profile(activities=activities) as found:
