@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo bench soak results tiny hierarchies clean
+.PHONY: help install test lint demo bench gpu soak results tiny hierarchies clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ demo: $(STAMP) ## The main job on embedded defaults: tree, eval, finetune, attac
 bench: $(STAMP) ## Speed and memory, as ratios in one run; HRZS_AUTOATTACK=a checkout of fra31/auto-attack adds AutoAttack
 	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'
 	$(BIN)/python -m pytest -q -s -p no:xdist tests/benchmarks -m benchmark
+
+gpu: $(STAMP) ## What hrzs does on a GPU, in at most 8 minutes: runs/gpu/gpu.json and gpu.txt
+	$(BIN)/python tests/benchmarks/gpu.py --output runs/gpu
 
 soak: $(STAMP) ## Kill every command at random moments, and watch the memory of long runs: many minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -n 0 tests -m soak

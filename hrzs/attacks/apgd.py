@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hrzs.attacks.base import Attack, AttackResult, Composite, Search
+from hrzs.attacks.base import Attack, AttackResult, Composite, Search, unfooled
 from hrzs.attacks.objectives import Objective, of_level
 
 #: Weight of the gradient step against the last move (α), and the share of steps that must raise the loss (ρ).
@@ -49,8 +49,8 @@ class _Climb:
     checked_loss: Float[Tensor, "b"]
     halved: Bool[Tensor, "b"]
 
-    def select(self, rows: Bool[Tensor, "b"]) -> _Climb:
-        return _Climb(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+    def select(self, places: Int[Tensor, "n"]) -> _Climb:
+        return _Climb(**{field.name: getattr(self, field.name)[places] for field in fields(self)})
 
     def note(self, loss: Float[Tensor, "b"], gradient: Float[Tensor, "b 3 H W"]) -> None:
         """Store the loss and the gradient at ``x``; where the loss is the highest so far, ``x`` is the best point."""
@@ -106,8 +106,8 @@ class APGD(Attack):
             if step > 0:
                 x = ball.project(at.x + MOMENTUM * (x - at.x) + (1 - MOMENTUM) * (at.x - at.before))
             at.before, at.x = at.x, x
-            if self.early_stop and success.any():
-                search, at = search.select(~success), at.select(~success)
+            if self.early_stop and len(left := unfooled(success)) < len(search):
+                search, at = search.select(left), at.select(left)
         if len(search):
             loss, success = search.outcome(at.x)
             result.record(search.rows, at.x, success)

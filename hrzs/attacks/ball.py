@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hrzs.attacks import counter
 from hrzs.attacks.budget import Budget
-from hrzs.attacks.counter import normal, uniform
 
-#: What replaces torch's draws on devices without fast generators.
-_ON_DEVICE = {torch.rand: uniform, torch.randn: normal}
+#: What replaces torch's draws where numbers are hashed.
+_HASHED = {torch.rand: counter.uniform, torch.randn: counter.normal}
 
 
 def float_below(value: Fraction) -> float:
@@ -44,8 +44,8 @@ class Ball(ABC):
         return (LinfBall if budget.norm == "linf" else L2Ball)(centre, budget.eps)
 
     @abstractmethod
-    def select(self, rows: Bool[Tensor, "B"]) -> Ball:
-        """The balls of these images only."""
+    def select(self, rows: Tensor) -> Ball:
+        """The balls of these images only; ``rows`` are indices or a mask."""
 
     @abstractmethod
     def project(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
@@ -96,7 +96,7 @@ class LinfBall(Ball):
         upper = torch.where(upper.double() - exact > radius, torch.nextafter(upper, self.centre), upper)
         return lower.clamp_(min=0), upper.clamp_(max=1)
 
-    def select(self, rows: Bool[Tensor, "B"]) -> LinfBall:
+    def select(self, rows: Tensor) -> LinfBall:
         return LinfBall(self.centre[rows], self.eps, (self.lower[rows], self.upper[rows]))
 
     def project(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
@@ -118,7 +118,7 @@ class LinfBall(Ball):
 class L2Ball(Ball):
     """‖x - centre‖₂ ≤ ε."""
 
-    def select(self, rows: Bool[Tensor, "B"]) -> L2Ball:
+    def select(self, rows: Tensor) -> L2Ball:
         return L2Ball(self.centre[rows], self.eps)
 
     def project(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
@@ -153,11 +153,8 @@ class L2Ball(Ball):
 
 
 def _noise(like: Tensor, seeds: Sequence[int], draw: Callable[..., Tensor]) -> Tensor:
-    """Random numbers in the shape of ``like``, each image's from its own seed.
-
-    On a CPU one generator per image is fastest; an accelerator would wait for these generators at every step.
-    """
-    if like.device.type != "cpu":
-        return _ON_DEVICE[draw](seeds, like.shape[1:], like.device).to(like.dtype)
+    """Random numbers in the shape of ``like``, each image's from its own seed."""
+    if counter.is_used_on(like.device):
+        return _HASHED[draw](seeds, like.shape[1:], like.device).to(like.dtype)
     rows = [draw(like.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows).to(like.device) if rows else torch.empty_like(like)

@@ -41,19 +41,28 @@ class AttackResult:
     """Adversarial ``images``, which of them are a ``success`` (judged in fp32), and counts of gradients.
 
     ``gradients``, ``zero_gradients`` and ``bad_gradients`` count per-image gradients: all of them, those that were
-    exactly zero (a sign of gradient masking) and those that were not finite.
+    exactly zero (a sign of gradient masking) and those that were not finite. ``dead`` holds the last two on the
+    images' device: no step of an attack waits for them.
     """
 
     images: Float[Tensor, "B 3 H W"]
     success: Bool[Tensor, "B"]
+    dead: Int[Tensor, "2"]
     gradients: int = 0
-    zero_gradients: int = 0
-    bad_gradients: int = 0
 
     @classmethod
     def of(cls, images: Float[Tensor, "B 3 H W"]) -> AttackResult:
         """The result before an attack begins: these images, none of which has won."""
-        return cls(images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device))
+        none = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        return cls(images.clone(), none, torch.zeros(2, dtype=torch.long, device=images.device))
+
+    @property
+    def zero_gradients(self) -> int:
+        return int(self.dead[0])
+
+    @property
+    def bad_gradients(self) -> int:
+        return int(self.dead[1])
 
     def record(self, rows: Int[Tensor, "b"], images: Float[Tensor, "b 3 H W"], success: Bool[Tensor, "b"]) -> None:
         """Store ``images`` at ``rows``: a new image replaces the stored one unless only the stored one wins."""
@@ -62,21 +71,23 @@ class AttackResult:
         self.images[rows] = torch.where(better.view(-1, 1, 1, 1), images, self.images[rows])
         self.success[rows] = before | success
 
+    def record_wins(self, rows: Int[Tensor, "b"], images: Float[Tensor, "b 3 H W"], won: Bool[Tensor, "b"]) -> None:
+        """Store those of ``images`` that have ``won`` at ``rows``, and leave the others' places as they are."""
+        self.images[rows] = torch.where(won.view(-1, 1, 1, 1), images, self.images[rows])
+        self.success[rows] |= won
+
     def count(self, gradient: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
         """Count these gradients; return them with 0 for every value that is not finite, so that the attack goes on."""
         flat = gradient.flatten(1)
         self.gradients += len(flat)
-        zero, bad = torch.stack([(flat == 0).all(1).sum(), (~flat.isfinite().all(1)).sum()]).tolist()
-        self.zero_gradients += zero
-        self.bad_gradients += bad
+        self.dead += torch.stack([(flat == 0).all(1), ~flat.isfinite().all(1)]).sum(1)
         return gradient.nan_to_num(0.0, 0.0, 0.0)
 
     def merge(self, rows: Int[Tensor, "b"], part: AttackResult) -> None:
         """Add the result of a further run on ``rows``."""
         self.record(rows, part.images, part.success)
         self.gradients += part.gradients
-        self.zero_gradients += part.zero_gradients
-        self.bad_gradients += part.bad_gradients
+        self.dead += part.dead
 
 
 @dataclass(frozen=True)
@@ -109,10 +120,10 @@ class Search:
         """The clean images."""
         return self.ball.centre
 
-    def select(self, keep: Bool[Tensor, "b"]) -> Search:
-        """The search over the images of the mask ``keep`` only."""
+    def select(self, places: Int[Tensor, "n"]) -> Search:
+        """The search over the images at these places of this search only."""
         return Search(
-            self.model, self.objective.select(keep), self.ball.select(keep), self.labels[keep], self.rows[keep]
+            self.model, self.objective.select(places), self.ball.select(places), self.labels[places], self.rows[places]
         )
 
     @torch.no_grad()
@@ -126,10 +137,13 @@ class Search:
 
     def confirm(self, x: Float[Tensor, "b 3 H W"], success: Bool[Tensor, "b"]) -> Bool[Tensor, "b"]:
         """The wins at ``x`` that an fp32 forward pass confirms; all of them if the model computes in fp32 anyway."""
-        if self.model.precision == "fp32" or not success.any():
+        if self.model.precision == "fp32":
             return success
-        found = judge(self.model, self.objective.select(success), x[success], self.labels[success])
-        return success.index_put((success,), found)
+        won = success.nonzero().squeeze(1)  # in bf16 an accelerator waits here: fp32 passes cost more than a wait
+        if not len(won):
+            return success
+        found = judge(self.model, self.objective.select(won), x[won], self.labels[won])
+        return success.index_copy(0, won, found)
 
     def probe(self, x: Float[Tensor, "b 3 H W"], result: AttackResult) -> tuple[Outcome, Float[Tensor, "b 3 H W"]]:
         """Loss, wins and gradient at ``x`` in the model's own precision; an fp32 forward pass confirms the wins.
@@ -179,7 +193,7 @@ class Attack(ABC):
             UsageError: pixels outside [0, 1].
             HrzsError: the attack left the ball: a fault in the attack, never a warning.
         """
-        low, high = (images.min().item(), images.max().item()) if images.numel() else (0.0, 0.0)
+        low, high = torch.stack(images.aminmax()).tolist() if images.numel() else (0.0, 0.0)
         if not (low >= -1e-6 and high <= 1 + 1e-6):  # a NaN fails both
             raise UsageError(
                 f"pixels must lie in [0, 1], these in [{low:.3g}, {high:.3g}]: "
@@ -189,12 +203,12 @@ class Attack(ABC):
         result = AttackResult.of(ball.centre)
         with frozen(model), torch.enable_grad(), exact_fp32():
             for i, (part, aim) in enumerate(self.parts(objective)):
-                rows = (~result.success).nonzero().squeeze(1)
+                rows = torch.arange(len(labels), device=labels.device) if i == 0 else unfooled(result.success)
                 if not len(rows):
                     break
-                here, truth = ball.select(~result.success), labels[rows]
+                here, truth = (ball, labels) if i == 0 else (ball.select(rows), labels[rows])
                 bound = aim.bound(partial(features_of, model, here.centre), truth)
-                fresh = further_seeds([seeds[row] for row in rows.tolist()], i)
+                fresh = further_seeds(seeds if i == 0 else [seeds[row] for row in rows.tolist()], i)
                 result.merge(rows, part.run(Search.of(model, bound, here, truth), fresh))
         outside = (~ball.contains(result.images)).sum().item()
         if outside:
@@ -225,6 +239,11 @@ class Attack(ABC):
     @abstractmethod
     def run(self, search: Search, seeds: Sequence[int]) -> AttackResult:
         """One run on a whole batch, with a seed for each of its images."""
+
+
+def unfooled(success: Bool[Tensor, "b"]) -> Int[Tensor, "n"]:
+    """The places of the images that have not won. An accelerator waits here; a mask as an index waits at each use."""
+    return (~success).nonzero().squeeze(1)
 
 
 class Composite(Attack):

@@ -17,9 +17,15 @@ from torch import Tensor
 _GAMMA, _FIRST, _SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
+def is_used_on(device: torch.device) -> bool:
+    """Are numbers hashed there? On a CPU a generator for each image is faster; an accelerator would wait for those."""
+    return device.type != "cpu"
+
+
 def uniform(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> Float[Tensor, "B ..."]:
     """Numbers in [0, 1), multiples of 2⁻²⁴: for each seed as many as ``shape`` has elements."""
-    keys = torch.tensor([seed & (2**63 - 1) for seed in seeds], dtype=torch.int64).to(device)
+    # Not blocking: the host need not wait for the work it has given to the device so far.
+    keys = torch.tensor([seed & (2**63 - 1) for seed in seeds], dtype=torch.int64).to(device, non_blocking=True)
     counter = torch.arange(1, math.prod(shape) + 1, device=device)
     bits = _mix(_mix(keys)[:, None] + counter * _GAMMA)
     return _shift(bits, 40).to(torch.float32).mul_(2**-24).view(len(keys), *shape)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hrzs.attacks.ball import L2Ball, float_below
-from hrzs.attacks.base import Attack, AttackResult, Composite, Search
+from hrzs.attacks.base import Attack, AttackResult, Composite, Search, unfooled
 from hrzs.attacks.objectives import Objective, of_level
 
 #: Targets of the targeted form: the most likely other classes.
@@ -30,8 +30,8 @@ class _Place:
     nearest: Float[Tensor, "b 3 H W"]
     distance: Float[Tensor, "b"]
 
-    def select(self, rows: Bool[Tensor, "b"]) -> _Place:
-        return _Place(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+    def select(self, places: Int[Tensor, "n"]) -> _Place:
+        return _Place(**{field.name: getattr(self, field.name)[places] for field in fields(self)})
 
 
 class FABT(Composite):
@@ -63,7 +63,7 @@ class FAB(Attack):
     def run(self, search: Search, seeds: Sequence[int]) -> AttackResult:  # noqa: ARG002 -- nothing is random
         result = AttackResult.of(search.clean)
         result.success = search.judge(search.clean)
-        search = search.select(~result.success)
+        search = search.select(unfooled(result.success))
         nowhere = torch.full(search.labels.shape, torch.inf, dtype=torch.float64, device=search.labels.device)
         at = _Place(search.clean, search.clean, nowhere)
         for _ in range(self.budget.steps):
@@ -76,11 +76,10 @@ class FAB(Attack):
             at.distance = torch.where(closer, distance, at.distance)
             at.nearest = torch.where(_wide(closer), at.x, at.nearest)
             success = search.confirm(at.x, closer & (distance <= float_below(search.ball.eps)))
-            if success.any():  # indexing by a mask makes an accelerator wait
-                result.record(search.rows[success], at.x[success], success[success])
+            result.record_wins(search.rows, at.x, success)
             at.x = torch.where(_wide(beyond), search.clean + BETA * (at.x - search.clean), at.x)
-            if self.early_stop and success.any():
-                search, at = search.select(~success), at.select(~success)
+            if self.early_stop and len(left := unfooled(success)) < len(search):
+                search, at = search.select(left), at.select(left)
         if len(search):
             last = search.ball.project(torch.where(_wide(at.distance.isfinite()), at.nearest, at.x))
             result.record(search.rows, last, search.judge(last))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hrzs.attacks.base import Attack, AttackResult, Search, further_seeds
+from hrzs.attacks.base import Attack, AttackResult, Search, further_seeds, unfooled
 
 
 class Noise(Attack):
@@ -17,10 +17,12 @@ class Noise(Attack):
     def run(self, search: Search, seeds: Sequence[int]) -> AttackResult:
         result = AttackResult.of(search.clean)
         for draw in range(self.budget.steps):
-            here = search.select(~result.success) if self.early_stop else search
-            if not len(here):
+            if not len(search):
                 break
             # Never the first draw of these seeds, at which PGD starts.
-            x = here.ball.random(further_seeds([seeds[i] for i in here.rows.tolist()], draw + 1))
-            result.record(here.rows, x, here.judge(x))
+            x = search.ball.random(further_seeds(seeds, draw + 1))
+            success = search.judge(x)
+            result.record(search.rows, x, success)
+            if self.early_stop and len(left := unfooled(success)) < len(search):
+                search, seeds = search.select(left), [seeds[i] for i in left.tolist()]
         return result

@@ -200,7 +200,7 @@ def by_lca(tree: Tree, *, largest: bool) -> TargetSet:
         wanted = mistakes == mistakes.amin(1, keepdim=True)
 
     def target_set(logits: Float[Tensor, "B N"], truth: Int[Tensor, "B"]) -> Bool[Tensor, "B N"]:
-        return wanted.to(logits.device)[truth]
+        return wanted.to(logits.device, non_blocking=True)[truth]
 
     return target_set
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hrzs.attacks.base import Attack, AttackResult, Search
+from hrzs.attacks.base import Attack, AttackResult, Search, unfooled
 from hrzs.attacks.objectives import Objective
 
 
@@ -20,8 +20,8 @@ class PGD(Attack):
             outcome, gradient = search.probe(x, result)
             result.record(search.rows, x, outcome.success)
             x = search.ball.step(x, gradient, float(self.budget.step_size))
-            if self.early_stop and outcome.success.any():
-                search, x = search.select(~outcome.success), x[~outcome.success]
+            if self.early_stop and len(left := unfooled(outcome.success)) < len(search):
+                search, x = search.select(left), x[left]
         if len(search):
             result.record(search.rows, x, search.judge(x))
         return result

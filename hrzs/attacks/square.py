@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hrzs.attacks import counter
 from hrzs.attacks.ball import Ball, LinfBall, float_below
-from hrzs.attacks.base import Attack, AttackResult, Search
+from hrzs.attacks.base import Attack, AttackResult, Search, unfooled
 
 #: Share of the image that the first square covers, and the queries of 10,000 at which this share is halved.
 AREA = 0.8
@@ -35,8 +36,25 @@ class _Place:
     loss: Float[Tensor, "b"]
     proposal: Float[Tensor, "b 3 H W"]
 
-    def select(self, rows: Bool[Tensor, "b"]) -> _Place:
-        return _Place(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+    def select(self, places: Int[Tensor, "n"]) -> _Place:
+        return _Place(**{field.name: getattr(self, field.name)[places] for field in fields(self)})
+
+
+class _Random:
+    """Numbers in [0, 1) on ``device``, each image's from its own seed; every draw gives new ones."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self.seeds, self.device, self.draws = seeds, device, 0
+        self.hashed = counter.is_used_on(device)
+        self.generators = [] if self.hashed else [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def uniform(self, *shape: int) -> Float[Tensor, "B ..."]:
+        if self.hashed:
+            seeds = [seed ^ self.draws for seed in self.seeds]
+            self.draws += 1
+            return counter.uniform(seeds, shape, self.device)
+        rows = [torch.rand(shape, generator=generator) for generator in self.generators]
+        return torch.stack(rows) if rows else torch.empty(0, *shape)
 
 
 class Square(Attack):
@@ -50,15 +68,16 @@ class Square(Attack):
 
     @torch.no_grad()
     def run(self, search: Search, seeds: Sequence[int]) -> AttackResult:
-        random = [torch.Generator().manual_seed(seed) for seed in seeds]
+        random = _Random(seeds, search.rows.device)
         start = _start(search.ball, random)
-        draws = _uniform(random, (self.budget.steps, _DRAWS), start)
+        draws = random.uniform(self.budget.steps, _DRAWS)
         result = AttackResult.of(search.clean)
         result.success = search.judge(search.clean)
         at = _Place(search.clean, result.success.clone(), start.new_full((len(start),), -torch.inf), start)
         for query in range(self.budget.steps):
-            if self.early_stop and at.success.any():
-                search, at = search.select(~at.success), at.select(~at.success)
+            if self.early_stop and len(left := unfooled(at.success)) < len(search):
+                result.images[search.rows], result.success[search.rows] = at.x, at.success
+                search, at = search.select(left), at.select(left)
             if not len(search):
                 break
             if query > 0:
@@ -69,8 +88,7 @@ class Square(Attack):
             better = (success & ~at.success) | ((success | ~at.success) & (loss > at.loss))
             at.x = torch.where(better.view(-1, 1, 1, 1), at.proposal, at.x)
             at.loss, at.success = torch.where(better, loss, at.loss), at.success | success
-            result.images[search.rows[better]] = at.proposal[better]
-            result.success[search.rows[success]] = True
+        result.images[search.rows], result.success[search.rows] = at.x, at.success
         if search.model.precision != "fp32" and len(search):
             result.success[search.rows] |= search.judge(at.x)
         return result
@@ -87,7 +105,7 @@ def _side(query: int, queries: int, shape: torch.Size) -> int:
     return max(1, min(round(math.sqrt(AREA / 2**halvings * height * width)), height, width))
 
 
-def _start(ball: Ball, random: Sequence[torch.Generator]) -> Float[Tensor, "B 3 H W"]:
+def _start(ball: Ball, random: _Random) -> Float[Tensor, "B 3 H W"]:
     return _stripes(ball, random) if isinstance(ball, LinfBall) else _tiles(ball, random)
 
 
@@ -102,9 +120,9 @@ def _change(
 # -- L∞: every pixel stands at an end of its interval -------------------------------------------------------------
 
 
-def _stripes(ball: LinfBall, random: Sequence[torch.Generator]) -> Float[Tensor, "B 3 H W"]:
+def _stripes(ball: LinfBall, random: _Random) -> Float[Tensor, "B 3 H W"]:
     """Vertical stripes, one pixel wide: a sign for each column and channel."""
-    up = _uniform(random, (3, 1, ball.centre.shape[-1]), ball.centre) < 0.5
+    up = random.uniform(3, 1, ball.centre.shape[-1]) < 0.5
     return torch.where(up, ball.upper, ball.lower)
 
 
@@ -121,13 +139,13 @@ def _one_square(
 # -- L2: squares move the norm that there is from one place to another --------------------------------------------
 
 
-def _tiles(ball: Ball, random: Sequence[torch.Generator]) -> Float[Tensor, "B 3 H W"]:
+def _tiles(ball: Ball, random: _Random) -> Float[Tensor, "B 3 H W"]:
     """About 5 × 5 tiles of `_bumps` over the whole image, each turned at random, with a random sign per channel."""
     height, width = ball.centre.shape[-2:]
     side = max(1, min(height, width) // 5)
     down, across = height // side, width // side
-    draws = _uniform(random, (4, down, across), ball.centre)[..., None, None] < 0.5
-    bumps = _bumps(side).to(ball.centre.device)
+    draws = random.uniform(4, down, across)[..., None, None] < 0.5
+    bumps = _bumps(side, ball.centre.device)
     tiles = torch.where(draws[:, 3:], bumps, bumps.T) * torch.where(draws[:, :3], 1.0, -1.0)
     delta = tiles.transpose(3, 4).reshape(-1, 3, down * side, across * side)
     top, left = (height - down * side) // 2, (width - across * side) // 2
@@ -148,21 +166,21 @@ def _two_squares(
     unspent = ((_SHY * float(ball.eps)) ** 2 - spent.sum(1, keepdim=True)).clamp_min(0)
     norm = ((spent - kept).clamp_min(0) + unspent / 3).sqrt()
     sign = torch.where(draws[:, 4:7] < 0.5, 1.0, -1.0)
-    bumps = _bumps(side).to(x.device)
+    bumps = _bumps(side, x.device)
     turned = torch.where((draws[:, 7] < 0.5)[:, None], bumps.flatten(), bumps.T.flatten())
     new = _unit(sign[..., None] * turned[:, None] + _unit(delta.gather(2, to)))
     changed = (ball.centre + rest.scatter_(2, to, norm[..., None] * new).view_as(x)).clamp_(0, 1)
-    outside = ball.distance(changed) > float_below(ball.eps)
-    if outside.any():
+    outside = (ball.distance(changed) > float_below(ball.eps)).nonzero().squeeze(1)
+    if len(outside):
         changed[outside] = ball.select(outside).project(changed[outside])
     return changed
 
 
 @lru_cache
-def _bumps(side: int) -> Float[Tensor, "side side"]:
+def _bumps(side: int, device: torch.device | str = "cpu") -> Float[Tensor, "side side"]:
     """Two pyramids side by side, one up and one down, of equal norm, 1 together (eq. 2)."""
     halves = _pyramid(side // 2, side), -_pyramid(side - side // 2, side)
-    return _unit(torch.cat([_unit(half.flatten()) for half in halves])).view(side, side)
+    return _unit(torch.cat([_unit(half.flatten()) for half in halves])).view(side, side).to(device, non_blocking=True)
 
 
 def _pyramid(height: int, width: int) -> Float[Tensor, "height width"]:
@@ -190,9 +208,3 @@ def _window(corner: Float[Tensor, "B 2"], side: int, x: Float[Tensor, "B 3 H W"]
 def _unit(v: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
     norm: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
     return v / norm.clamp_min(torch.finfo(v.dtype).tiny)
-
-
-def _uniform(random: Sequence[torch.Generator], shape: tuple[int, ...], like: Tensor) -> Float[Tensor, "B ..."]:
-    """Numbers in [0, 1), each image's from its own generator."""
-    rows = [torch.rand(shape, generator=generator) for generator in random]
-    return torch.stack(rows).to(like.device) if rows else like.new_empty(0, *shape)
