@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # the help has signs such as ε
     try:
         with listen():
-            app(args=given, standalone_mode=True)
+            app(args=given, standalone_mode=True, obj=tuple(given))
     except Stopped as stop:
         _say(f"Stopped by {Signals(stop.signum).name}. {_how_to_go_on(given)}")
         sys.exit(stop.status)
@@ -96,7 +97,10 @@ def _how_to_go_on(given: Sequence[str]) -> str:
         return "Nothing is kept of an evaluation without --json FILE, beside which finished batches are kept"
     if not words:
         return "Nothing was written"
-    return f"To go on: {shlex.join(['hrzs', *words, *([] if '--resume' in words else ['--resume'])])}"
+    if words[0] in ("attack", "eval") and os.environ.get("WORLD_SIZE", "1") != "1":
+        return "To go on: the same call of torchrun"
+    goes_on = any(word in ("--resume", "--shard", "--merge") or word.startswith("--shard=") for word in words)
+    return f"To go on: {shlex.join(['hrzs', *words, *([] if goes_on else ['--resume'])])}"
 
 
 def _say(message: str) -> None:

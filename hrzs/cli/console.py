@@ -28,12 +28,16 @@ class Update(Protocol):
     def __call__(self, done: int, total: int, note: str) -> None: ...
 
 
-def set_up(*, quiet: bool, debug: bool) -> None:
-    """Route the package's log and Python's warnings to stderr; other packages speak only of errors."""
+def set_up(*, quiet: bool, debug: bool, silent: bool = False) -> None:
+    """Route the package's log and Python's warnings to stderr; other packages speak only of errors.
+
+    Args:
+        silent: not even warnings are said: another process says the same.
+    """
     for name in (None, "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     ours = logging.getLogger("hrzs")
-    ours.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
+    ours.setLevel(logging.ERROR if silent else logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
     handler: logging.Handler
     if stderr.is_terminal:
         handler = RichHandler(console=stderr, show_time=False, show_path=debug, show_level=True)
@@ -45,7 +49,7 @@ def set_up(*, quiet: bool, debug: bool) -> None:
     ours.propagate = False
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").handlers = [handler]
-    if not debug:
+    if silent or not debug:
         warnings.simplefilter("ignore")
 
 

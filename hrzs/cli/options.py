@@ -193,15 +193,18 @@ def _named(name: str, annotation: Any, default: object) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
 
 
-def prepare_torch(device: str, precision: str, threads: int | None) -> str:
+def prepare_torch(device: str, precision: str, threads: int | None, *, alone: bool = True) -> str:
     """Check ``--device`` and ``--precision``, set the number of threads, and return torch's device.
+
+    Args:
+        alone: the command cannot share its work with other processes.
 
     Raises:
         UsageError: an unknown precision, or no such device here.
     """
     import torch
 
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if alone and int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise UsageError(f"WORLD_SIZE {os.environ['WORLD_SIZE']}: hrzs works in one process; start it without torchrun")
     if precision not in ("fp32", "bf16"):
         raise UsageError(f"--precision {precision!r}: one of fp32, bf16")
@@ -256,6 +259,8 @@ def saved_config(context: typer.Context, *settled: DataOptions | EvalOptions) ->
         "csv_out",
         "latex_out",
         "against",
+        "shard",
+        "merge",
     }
     config: dict[str, Any] = {}
     for parameter in context.command.params:

@@ -24,6 +24,7 @@ from hrzs.data.base import (
     held_out,
     loader,
     pick,
+    read,
     resize_to,
     subset,
     suggest,
@@ -49,6 +50,7 @@ __all__ = [
     "loader",
     "open_dataset",
     "pick",
+    "read",
     "resize_to",
     "subset",
 ]

@@ -381,7 +381,14 @@ class _Watch:
 
 
 def loader(dataset: Dataset, batch_size: int, workers: int = 0, order: Sequence[int] | None = None) -> Iterator[Batch]:
-    """The images of ``dataset`` in ``order`` (indices; default: its own) in batches; the last may be smaller.
+    """`read` of ``batch_size`` images at a time in ``order`` (default: all, in their own); the last may be fewer."""
+    chosen = range(len(dataset)) if order is None else order
+    batches = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
+    return read(dataset, batches, workers=workers)
+
+
+def read(dataset: Dataset, batches: Iterable[Sequence[int]], *, workers: int = 0) -> Iterator[Batch]:
+    """The images of ``dataset`` at each list of indices in ``batches``, in this order.
 
     The batches do not depend on ``workers``, the number of processes that read ahead (0: read in this process).
 
@@ -389,10 +396,9 @@ def loader(dataset: Dataset, batch_size: int, workers: int = 0, order: Sequence[
         ImageError: an image cannot be decoded (the message names it), or a process that reads ahead has died.
         HrzsError: an image differs in size from others of its batch; the message names it.
     """
-    batches = torch.utils.data.DataLoader(
+    reading = torch.utils.data.DataLoader(
         _Fetch(dataset),
-        batch_size=batch_size,
-        sampler=range(len(dataset)) if order is None else order,
+        batch_sampler=[list(batch) for batch in batches],
         num_workers=workers,
         collate_fn=_collate,
         # Without its own generator the loader would draw from the global one, and reading data would change training.
@@ -400,11 +406,11 @@ def loader(dataset: Dataset, batch_size: int, workers: int = 0, order: Sequence[
     )
     found: _Read | HrzsError | None
     if not workers:
-        for found in batches:
+        for found in reading:
             yield _batch(found)
         return
     try:
-        reader = iter(batches)
+        reader = iter(reading)
         _Watch.start()
         while True:
             with _Watch.over():
