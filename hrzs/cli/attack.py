@@ -167,6 +167,6 @@ def _estimate(
 
 def _run(made: AdversarialSet, *, png: bool = False, quiet: bool) -> None:
     made.folder.mkdir(exist_ok=True)
-    share = "" if made.shard.of == 1 else f", shard {made.shard}"
+    share = "" if made.shard is None else f", shard {made.shard}"
     with console.progress_bar(made.unit.title + share, quiet=quiet) as update:
         made.run(lambda done, total: update(done, total, ""), png=png)

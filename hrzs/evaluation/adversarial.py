@@ -47,7 +47,7 @@ GALLERY_FILE = "gallery.png"
 ORIGIN = ("data", "data_root", "split", "tree", "classes")
 
 
-def is_finished(folder: Path, shard: Shard = WHOLE) -> bool:
+def is_finished(folder: Path, shard: Shard | None = None) -> bool:
     """Does the folder hold a whole set, or the whole of a shard? The manifest gets its name last."""
     return (folder / _named(MANIFEST_FILE, shard)).is_file()
 
@@ -65,8 +65,8 @@ def remove_shards(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _named(name: str, shard: Shard) -> str:
-    return name if shard == WHOLE else f"{shard.name}.{name}"
+def _named(name: str, shard: Shard | None) -> str:
+    return name if shard is None else f"{shard.name}.{name}"
 
 
 def _partial(folder: Path, name: str) -> Path:
@@ -113,13 +113,15 @@ class AdversarialSet:
         self.classifier = ZeroShotClassifier(model, task.tree, options.template, options.head)
         self.objective = self.spec.objective(self.classifier, unit.level, unit.scoring)
         self.shape = tuple(task.data[0].image.shape)
-        self._take(WHOLE)
+        self._take(None)
         self.done = self._kept() if resume else 0
 
-    def _take(self, shard: Shard, first: int = 0) -> None:
+    def _take(self, shard: Shard | None, first: int = 0) -> None:
         self.shard, n = shard, len(self.task.data)
         #: The places of its images in the data.
-        self.rows = [row for block in shard.share(blocks(n, self.options.batch_size), first) for row in block]
+        self.rows = [
+            row for block in (shard or WHOLE).share(blocks(n, self.options.batch_size), first) for row in block
+        ]
         names = _named(TENSORS_FILE, shard), _named(MANIFEST_FILE, shard)
         self.tensors, self.manifest = (self.folder / name for name in names)
         self._tensors, self._manifest = (_partial(self.folder, name) for name in names)
@@ -202,9 +204,9 @@ class AdversarialSet:
             and was.get(name) != now.get(name)
         ]
         if not differing and ids != [self.task.data.ids[row] for row in self.rows[: len(ids)]]:
-            differing = ["other images, or in another order" + " (another --batch-size?)" * (self.shard != WHOLE)]
+            differing = ["other images, or in another order" + " (another --batch-size?)" * (self.shard is not None)]
         if differing:
-            what = "--resume, but what it holds" if self.shard == WHOLE else f"what it holds of shard {self.shard}"
+            what = "--resume, but what it holds" if self.shard is None else f"what it holds of shard {self.shard}"
             raise UsageError(
                 f"-o {self.folder}: {what} was made with {'; '.join(differing)}; "
                 "repeat the options it was started with, or give another folder"
@@ -315,7 +317,7 @@ class AdversarialSet:
             self._finish(png=png)
 
     def _finish(self, *, png: bool) -> None:
-        if self.shard == WHOLE:
+        if self.shard is None:
             self._write_beside(png=png)
         if self._tensors.exists():
             self._tensors.replace(self.tensors)

@@ -100,7 +100,8 @@ class Evaluation:
 
     def blocks(self, shard: Shard = WHOLE, first: int = 0) -> Sequence[Int[Tensor, "_"]]:
         """The places of the images of a shard, block by block; ``first`` blocks of other data were dealt out before."""
-        whole = blocks(len(self.labels), self.store.batch_size or self.options.batch_size)
+        shrink = any(unit.eps is not None and self.images.stops_early(unit) for unit in self.units)
+        whole = blocks(len(self.labels), self.store.batch_size or self.options.batch_size, shrink=shrink)
         return shard.share([torch.arange(block.start, block.stop) for block in whole], first)
 
     def passes(self, shard: Shard = WHOLE, first: int = 0) -> int:

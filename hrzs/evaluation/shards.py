@@ -17,14 +17,21 @@ from hrzs.errors import UsageError
 
 Block = TypeVar("Block")
 
-#: At most so many blocks, and so at most so many shards with work to do. Fewer would leave shards idle; where fooled
-#: images leave, more would leave batches that are less full.
+#: At most so many blocks, and so at most so many shards with work to do.
 MOST = 64
+# Where fooled images leave, what is left of a block has to fill a batch: blocks hold at least so many images. Of few
+# images there are at least so many blocks, and always about a multiple of that: machines have 2, 4 or 8 GPUs.
+_IMAGES, _BLOCKS = 512, 8
 
 
-def blocks(n: int, batch_size: int) -> list[range]:
-    """The places of ``n`` images, cut into at most `MOST` blocks of whole batches; the last may be smaller."""
-    size = batch_size * max(1, -(-n // (MOST * batch_size)))
+def blocks(n: int, batch_size: int, *, shrink: bool = False) -> list[range]:
+    """The places of ``n`` images, cut into blocks of whole batches; the last may be smaller.
+
+    Args:
+        shrink: fooled images leave the batches, so that blocks have to be large.
+    """
+    most = min(max(n // _IMAGES // _BLOCKS, 1) * _BLOCKS, MOST) if shrink else MOST
+    size = batch_size * max(1, -(-n // (most * batch_size)))
     return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
 
