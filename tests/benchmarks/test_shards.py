@@ -27,7 +27,7 @@ def test_eight_shards_take_what_one_process_takes(case: str, tmp_path: Path) -> 
     model, options = load_model("tiny"), EvalOptions(**CASES[case])
 
     def job(store: Path) -> Job:
-        return Job(model, options, DataOptions(data="shapes", limit=256), canaries=False, store=store)
+        return Job(model, options, DataOptions.of({"data": "shapes", "limit": 256}), canaries=False, store=store)
 
     def one(folder: Path) -> float:
         whole = job(folder / "one")
