@@ -147,11 +147,12 @@ def check_folder(folder: Path) -> None:
 
 
 @contextmanager
-def output_folder(folder: Path, *, resume: bool) -> Iterator[None]:
+def output_folder(folder: Path, *, resume: bool, part: str = "") -> Iterator[None]:
     """Inside, the output folder is there, and this process alone writes to it.
 
     Args:
         resume: it may hold a run.
+        part: what this process writes there, if others write other parts.
 
     Raises:
         UsageError: another process is at work in it, or it holds a run already.
@@ -161,7 +162,7 @@ def output_folder(folder: Path, *, resume: bool) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HrzsError(f"-o {folder}: cannot be written ({error.strerror}); give another folder") from error
-    with locked(folder):
+    with locked(folder / part):
         if not resume:
             check_folder(folder)
         yield

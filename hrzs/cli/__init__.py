@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # the help has signs such as ε
     try:
         with listen():
-            app(args=given, standalone_mode=True)
+            app(args=given, standalone_mode=True, obj=tuple(given))
     except Stopped as stop:
         if is_first():
             _say(f"Stopped by {Signals(stop.signum).name}. {_how_to_go_on(given)}")
@@ -112,8 +112,11 @@ def _how_to_go_on(given: Sequence[str]) -> str:
         return "Nothing is kept of an evaluation without --json FILE, beside which finished batches are kept"
     if not words:
         return "Nothing was written"
-    started = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m"] if is_watched() else []
-    return f"To go on: {shlex.join([*started, 'hrzs', *words, *([] if '--resume' in words else ['--resume'])])}"
+    started, goes_on = ["hrzs"], {"--resume", "--shard", "--merge"} & {word.split("=")[0] for word in words}
+    if is_watched():
+        started = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "hrzs"]
+        goes_on = goes_on or words[0] in ("attack", "eval")  # as shards
+    return f"To go on: {shlex.join([*started, *words, *([] if goes_on else ['--resume'])])}"
 
 
 def _say(message: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hrzs.cli import console, options
+from hrzs.cli import console, options, shards
 from hrzs.data_options import DataOptions
 from hrzs.errors import HrzsError, UsageError
 from hrzs.evaluation.options import EvalOptions
@@ -16,6 +17,8 @@ from hrzs.files import dump_yaml, write_text
 from hrzs.option import divide
 
 if TYPE_CHECKING:
+    from hrzs.evaluation.job import Job
+    from hrzs.evaluation.shards import Shard
     from hrzs.results.report import Report
 
 #: Named protocols: overrides of the defaults (docs/evaluation.md).
@@ -61,6 +64,8 @@ def evaluate(
     csv_out: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the rows as CSV.")] = None,
     latex_out: Annotated[Path | None, typer.Option("--latex", metavar="FILE", help="Write LaTeX rows.")] = None,
     against: Annotated[Path | None, typer.Option("--against", metavar="OTHER.json", help="Paired significance: compare with the report of another model on the same images.")] = None,
+    shard: shards.ShardOption = None,
+    merge: shards.MergeOption = False,
     resume: options.Resume = False,
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
@@ -71,6 +76,7 @@ def evaluate(
     **run: Any,
 ) -> None:  # fmt: skip
     """Evaluate a model: clean, and under attack at the leaves and at superclasses."""
+    role = shards.Role.of(context, shard, merge)
     console.set_up(quiet=quiet, debug=debug)
     if options.wants_list(model, run["data"], run["attack"], preset, run["template"]):
         _print_list(model, run["data"], run["attack"], run["template"])
@@ -82,6 +88,7 @@ def evaluate(
     from hrzs.evaluation.adversarial import ORIGIN
     from hrzs.evaluation.job import Job
     from hrzs.evaluation.plan import settle
+    from hrzs.evaluation.shards import WHOLE, begun, kept_file
     from hrzs.models.loading import load_model
     from hrzs.results.significance import check_same_images
 
@@ -94,33 +101,54 @@ def evaluate(
     data, settings = DataOptions.of(given), settle(run)
     target = None if json_out in (None, "-") else Path(str(json_out))
     _check_outputs(json=target, report=report_out, csv=csv_out, latex=latex_out)
-    if resume and target is None:
-        raise UsageError("--resume: needs --json FILE, beside which finished batches are kept")
+    if (resume or role.is_divided) and target is None:
+        raise UsageError(
+            f"{role if role.is_divided else '--resume'}: needs --json FILE, beside which finished batches are kept"
+        )
     other = None if against is None else _read("--against", against)
     store = None if target is None or dry_run else target.with_name(target.name + ".partial")
-    if store is not None and store.is_file() and not resume:
+    if store is not None and store.is_file() and not resume and not role.is_divided:
         raise UsageError(
             f"--json {target}: {store.name} beside it is what an interrupted evaluation has done; "
             "go on with --resume, or delete it"
         )
+    if target is not None and not dry_run:
+        role.check(begun(target.parent, f"{target.name}."), f"--json {target}")
     loaded = load_model(model, pretrained, visual=visual, tokenizer=tokenizer, mean=mean, std=std,
                         interpolation=interpolation, resize_mode=resize_mode, device=device, precision=precision,
                         seed=settings.seed)  # fmt: skip
     job = Job(loaded, settings, data, adversarial=adversarial, canaries=canaries, store=store,
               config=options.saved_config(context, data, settings))  # fmt: skip
     if dry_run:
-        console.emit(dump_yaml(job.estimate()))
+        console.emit(dump_yaml(job.estimate(role.shard or WHOLE)))
         return
     report = job.head()
     if other is not None:
         check_same_images(report, other)  # before hours of work, not after
-    finished = resume and target is not None and target.is_file() and (report_out is None or report_out.is_file())
+    # A shard that starts late must not begin anew what the others have finished and merged.
+    again = resume or role.is_divided
+    finished = again and target is not None and target.is_file() and (report_out is None or report_out.is_file())
     if finished:
         assert target is not None
         report, report_out, job.store.path = _finished(target, report), None, None
+    elif role.shard is not None:
+        assert target is not None
+        _run_shard(job, role.shard, target, quiet=quiet)
+    if role.shard is not None and not role.merges:
+        assert target is not None
+        console.note(f"when all shards are done: {role.command('--merge')}")
+        console.emit(str(target if finished else kept_file(target, role.shard)))
+        return
+    if role.merges and not finished:
+        assert target is not None
+        kept = partial(kept_file, target)
+        done = role.finished(
+            begun(target.parent, f"{target.name}."), lambda shard: kept(shard).is_file(), f"--json {target}"
+        )
+        job.store.path, job.store.shards = store, [kept(shard) for shard in done]
     with job.store.opened():
         if not finished:
-            with console.progress_bar("eval", quiet=quiet) as update:
+            with console.progress_bar("eval", quiet=quiet or role.merges) as update:
                 report = job.run(update, (lambda _: None) if quiet else console.note)
         if other is not None:
             report = replace(report, summary=replace(report.summary, against=report.against(other)))
@@ -162,14 +190,28 @@ def _read(option: str, file: Path) -> Report:
         raise UsageError(f"{option} {error}") from error
 
 
+def _run_shard(job: Job, shard: Shard, target: Path, *, quiet: bool) -> None:
+    from hrzs.evaluation.shards import kept_file
+
+    kept = kept_file(target, shard)
+    job.store.path = kept.with_name(f"{kept.name}.partial")
+    if kept.is_file():
+        job.store.shards = [kept]
+        with job.store.opened():  # refuses that of another call
+            console.note(f"shard {shard} is finished already")
+        return
+    with console.progress_bar(f"eval, shard {shard}", quiet=quiet) as update:
+        job.run_shard(shard, kept, update)
+
+
 def _finished(target: Path, report: Report) -> Report:
     """The report in ``target``, if it is that of this very call."""
-    old = _read("--resume: give another --json FILE;", target)
+    old = _read("give another --json FILE;", target)
     was, now = old.call, report.call
     if differing := [key for key in now if was.get(key) != now[key]]:
         raise UsageError(
-            f"--resume: {target} is the finished report of another call, which differs in {', '.join(differing)}; "
-            "give another --json FILE, or leave out --resume to replace it"
+            f"--json {target} is the finished report of another call, which differs in {', '.join(differing)}; give "
+            "another FILE, or delete this one"
         )
     console.note(f"{target} is finished already")
     return old

@@ -271,6 +271,8 @@ def saved_config(context: typer.Context, *settled: DataOptions | EvalOptions) ->
         "csv_out",
         "latex_out",
         "against",
+        "shard",
+        "merge",
     }
     config: dict[str, Any] = {}
     for parameter in context.command.params:

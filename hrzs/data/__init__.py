@@ -23,6 +23,7 @@ from hrzs.data.base import (
     digest,
     held_out,
     pick,
+    read,
     resize_to,
     subset,
     suggest,

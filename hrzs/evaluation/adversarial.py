@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from hrzs.errors import HrzsError, UsageError
 from hrzs.evaluation.image_file import allocate, read_images, write_images
 from hrzs.evaluation.options import EvalOptions
 from hrzs.evaluation.plan import Unit, budget_of
+from hrzs.evaluation.shards import WHOLE, Shard, begun, blocks
 from hrzs.files import fsync, whole_lines, write_text
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.classifier import PROMPT, ZeroShotClassifier
@@ -45,14 +47,26 @@ GALLERY_FILE = "gallery.png"
 ORIGIN = ("data", "data_root", "split", "tree", "classes")
 
 
-def is_finished(folder: Path) -> bool:
-    """Does the folder hold a whole set? The manifest gets its name last."""
-    return (folder / MANIFEST_FILE).is_file()
+def is_finished(folder: Path, shard: Shard | None = None) -> bool:
+    """Does the folder hold a whole set, or the whole of a shard? The manifest gets its name last."""
+    return (folder / _named(MANIFEST_FILE, shard)).is_file()
 
 
 def is_begun(folder: Path) -> bool:
     """Does the folder hold the beginning of a set?"""
     return _partial(folder, MANIFEST_FILE).is_file()
+
+
+def remove_shards(folder: Path) -> None:
+    """What shards have left, once they are merged."""
+    for shard in begun(folder, ""):
+        for name in (_named(MANIFEST_FILE, shard), _named(TENSORS_FILE, shard)):
+            for path in (folder / name, _partial(folder, name)):
+                path.unlink(missing_ok=True)
+
+
+def _named(name: str, shard: Shard | None) -> str:
+    return name if shard is None else f"{shard.name}.{name}"
 
 
 def _partial(folder: Path, name: str) -> Path:
@@ -99,13 +113,36 @@ class AdversarialSet:
         self.classifier = ZeroShotClassifier(model, task.tree, options.template, options.head)
         self.objective = self.spec.objective(self.classifier, unit.level, unit.scoring)
         self.shape = tuple(task.data[0].image.shape)
-        self._tensors, self._manifest = _partial(folder, TENSORS_FILE), _partial(folder, MANIFEST_FILE)
+        self._take(None)
         self.done = self._kept() if resume else 0
+
+    def _take(self, shard: Shard | None, first: int = 0) -> None:
+        self.shard, n = shard, len(self.task.data)
+        #: The places of its images in the data.
+        self.rows = [
+            row for block in (shard or WHOLE).share(blocks(n, self.options.batch_size), first) for row in block
+        ]
+        names = _named(TENSORS_FILE, shard), _named(MANIFEST_FILE, shard)
+        self.tensors, self.manifest = (self.folder / name for name in names)
+        self._tensors, self._manifest = (_partial(self.folder, name) for name in names)
+
+    def share(self, shard: Shard, first: int = 0) -> AdversarialSet:
+        """The images of one shard, a set under names of its own that goes on with what there is of it.
+
+        ``first`` blocks of other sets were dealt out before.
+
+        Raises:
+            UsageError: what there is was made otherwise (the message says how it differs).
+        """
+        part = copy.copy(self)
+        part._take(shard, first)
+        part.done = part._kept()
+        return part
 
     @property
     def finished(self) -> bool:
         """Is there nothing left to do?"""
-        return self.done == len(self.task.data) and is_finished(self.folder)
+        return self.done == len(self.rows) and is_finished(self.folder, self.shard)
 
     def header(self) -> dict[str, Any]:
         """What these images are: everything they depend on, and where they came from."""
@@ -143,17 +180,15 @@ class AdversarialSet:
         A batch that was being written is made again from its first image: in a batch with others, an image could
         differ in its last bit.
         """
-        n = len(self.task.data)
-        if is_finished(self.folder):
-            self._check(
-                self.folder / TENSORS_FILE, [record["id"] for record, _ in whole_lines(self.folder / MANIFEST_FILE)]
-            )
+        n = len(self.rows)
+        if is_finished(self.folder, self.shard):
+            self._check(self.tensors, [record["id"] for record, _ in whole_lines(self.manifest)])
             return n
         lines = [(record["id"], end) for record, end in whole_lines(self._manifest)]
         if not lines:
             return 0
         # Between the two renames at the end, the tensors have their name already.
-        self._check(self._tensors if self._tensors.exists() else self.folder / TENSORS_FILE, [i for i, _ in lines])
+        self._check(self._tensors if self._tensors.exists() else self.tensors, [i for i, _ in lines])
         return n if len(lines) == n else len(lines) // self.options.batch_size * self.options.batch_size
 
     def _check(self, tensors: Path, ids: list[str]) -> None:
@@ -168,11 +203,12 @@ class AdversarialSet:
             and not name.startswith(("origin.", "task.left_out.", "task.unreadable"))
             and was.get(name) != now.get(name)
         ]
-        if not differing and ids != list(self.task.data.ids)[: len(ids)]:
-            differing = ["other images, or in another order"]
+        if not differing and ids != [self.task.data.ids[row] for row in self.rows[: len(ids)]]:
+            differing = ["other images, or in another order" + " (another --batch-size?)" * (self.shard is not None)]
         if differing:
+            what = "--resume, but what it holds" if self.shard is None else f"what it holds of shard {self.shard}"
             raise UsageError(
-                f"-o {self.folder}: --resume, but what it holds was made with {'; '.join(differing)}; "
+                f"-o {self.folder}: {what} was made with {'; '.join(differing)}; "
                 "repeat the options it was started with, or give another folder"
             )
 
@@ -183,6 +219,8 @@ class AdversarialSet:
     def run(self, progress: Callable[[int, int], None], *, png: bool = False) -> None:
         """Attack everything, images that are wrong when clean too; then write what is asked for beside it.
 
+        Beside a shard nothing is written.
+
         Raises:
             HrzsError: the folder cannot be written; finished batches are kept.
         """
@@ -190,8 +228,9 @@ class AdversarialSet:
         with self._writing():
             self._go_on() if self.done else self._begin()
         if self.done:
-            progress(self.done, len(data))
-        for batch in loader(data, options.batch_size, options.workers, range(self.done, len(data))):
+            progress(self.done, len(self.rows))
+        # Blocks are whole batches, so batches hold images of one block each.
+        for batch in loader(data, options.batch_size, options.workers, self.rows[self.done :]):
             images, labels = batch.images.to(self.model.device), batch.labels.to(self.model.device)
             if tuple(images.shape[1:]) != self.shape:
                 raise HrzsError(f"Image {batch.ids[0]} differs in size from {data.ids[0]}: resize them with --resize")
@@ -204,7 +243,7 @@ class AdversarialSet:
                     file.write("".join(json.dumps(line) + "\n" for line in lines))
                     fsync(file)
             self.done += len(batch.ids)
-            progress(self.done, len(data))
+            progress(self.done, len(self.rows))
             stop_here()
         with self._writing():
             self._finish(png=png)
@@ -220,9 +259,11 @@ class AdversarialSet:
 
     def _begin(self) -> None:
         # The manifest goes first: without its lines, whatever else lies there counts for nothing.
-        for stale in (self._manifest, self.folder / MANIFEST_FILE):
+        for stale in (self._manifest, self.manifest):
             stale.unlink(missing_ok=True)
-        allocate(self._tensors, torch.tensor(list(self.task.data.labels)), self.shape, self.header())
+        labels = torch.tensor([self.task.data.labels[row] for row in self.rows], dtype=torch.int64)
+        allocate(self._tensors, labels, self.shape, self.header())
+        self._manifest.touch()
 
     def _go_on(self) -> None:
         end = [end for _, end in whole_lines(self._manifest)][self.done - 1]
@@ -241,7 +282,7 @@ class AdversarialSet:
         predicted = {stage: self._predict(pixels) for stage, pixels in stages.items()}
         return [
             {
-                "index": self.done + i,
+                "index": self.rows[self.done + i],
                 "id": batch.ids[i],
                 "label": tree.classes[int(batch.labels[i])],
                 **{stage: _names(tree, nodes[:, i]) for stage, nodes in predicted.items()},
@@ -254,8 +295,36 @@ class AdversarialSet:
 
     # -- what comes of it -----------------------------------------------------------------------------------------
 
+    @unbroken()
+    def merge(self, parts: Sequence[AdversarialSet], *, png: bool = False) -> None:
+        """Make the whole of the shards, all of which are finished: the bytes of `run` in one process.
+
+        Raises:
+            HrzsError: the folder cannot be written; the shards are as they were.
+        """
+        size = self.options.batch_size
+        lines: list[tuple[int, bytes]] = []
+        with self._writing():
+            self._begin()
+            for part in parts:
+                for start in range(0, len(part.rows), size):
+                    here = range(start, min(start + size, len(part.rows)))
+                    write_images(self._tensors, part.rows[start], read_images(part.tensors, here))
+                    stop_here()
+                lines += zip(part.rows, part.manifest.read_bytes().splitlines(keepends=True), strict=True)
+            self._manifest.write_bytes(b"".join(line for _, line in sorted(lines)))
+            self.done = len(self.rows)
+            self._finish(png=png)
+
     def _finish(self, *, png: bool) -> None:
-        tensors = self._tensors if self._tensors.exists() else self.folder / TENSORS_FILE
+        if self.shard is None:
+            self._write_beside(png=png)
+        if self._tensors.exists():
+            self._tensors.replace(self.tensors)
+        self._manifest.replace(self.manifest)
+
+    def _write_beside(self, *, png: bool) -> None:
+        tensors = self._tensors if self._tensors.exists() else self.tensors
         if png:
             (self.folder / "images").mkdir(exist_ok=True)
             for i in range(len(self.task.data)):
@@ -263,9 +332,6 @@ class AdversarialSet:
         found = self._predictions(self._manifest)
         self._gallery(tensors, found)
         write_text(self.folder / SUMMARY_FILE, json.dumps(self._summary(found), indent=1) + "\n")
-        if self._tensors.exists():
-            self._tensors.replace(self.folder / TENSORS_FILE)
-        self._manifest.replace(self.folder / MANIFEST_FILE)
 
     def _predictions(self, manifest: Path) -> _Predictions:
         places = [{_name(node): i for i, node in enumerate(nodes)} for nodes in self.task.tree.levels]

@@ -23,6 +23,7 @@ from hrzs.evaluation.plan import not_applicable
 from hrzs.evaluation.rows import overall_of, rows_of, truth_of
 from hrzs.evaluation.runner import Evaluation, Progress
 from hrzs.evaluation.saved import SavedImages, find_saved, task_of
+from hrzs.evaluation.shards import WHOLE, Shard
 from hrzs.evaluation.store import Store
 from hrzs.evaluation.tree_view import level_depth
 from hrzs.models.clip import ClipModel
@@ -139,7 +140,7 @@ class Job:
         for name, skipped in report.summary.not_applicable.items():
             logger.info("%s: not applicable, its tree has no superclass: %s", name, ", ".join(skipped))
         with self.store.opened():
-            self._run(progress or (lambda *_: None))
+            self._run(progress or (lambda *_: None), WHOLE)
         found: dict[str, Any] = {
             "levels": tuple(overall for e in self.evaluations for overall in overall_of(e)),
             "truth": _named(self.evaluations, truth_of),
@@ -153,15 +154,25 @@ class Job:
         report = replaced(report, results=rows, summary=replaced(report.summary, **found))
         return replaced(report, summary=replaced(report.summary, mean=mean_over_datasets(report)))
 
+    def run_shard(self, shard: Shard, finished: Path, progress: Progress | None = None) -> None:
+        """The images of one shard, all of whose batches stay in the store, which is the file ``finished`` from then on.
+
+        The canaries, which need what all shards have done, are for whoever puts them together: `run`, with the files of
+        all shards as ``store.shards``.
+        """
+        with self.store.opened():
+            self._run(progress or (lambda *_: None), shard)
+            self.store.finish(finished)
+
     def pictures(self) -> dict[str, Pictures]:
         """What the page of a report shows beyond it, by dataset, once everything was run."""
         return {e.task.data.name: pictures_of(e) for e in self.evaluations}
 
-    def _run(self, progress: Progress) -> None:
-        done = 0
-        ahead = sum(evaluation.passes() for evaluation in self.evaluations)
-        for evaluation in self.evaluations:
-            ahead -= evaluation.passes()
+    def _run(self, progress: Progress, shard: Shard) -> None:
+        done, firsts = 0, self._firsts()
+        ahead = sum(e.passes(shard, first) for e, first in firsts)
+        for evaluation, first in firsts:
+            ahead -= evaluation.passes(shard, first)
             before, seen = done, 0
 
             def tick(now: int, total: int, note: str, before: int = before, ahead: int = ahead) -> None:
@@ -169,19 +180,27 @@ class Job:
                 seen = now
                 progress(before + now, before + total + ahead, note)
 
-            evaluation.run(tick)
+            evaluation.run(tick, shard, first)
             done += seen
 
-    def estimate(self) -> dict[str, Any]:
+    def _firsts(self) -> list[tuple[Evaluation, int]]:
+        """The evaluations, each with the number of blocks of those before it: shards take turns over all of them."""
+        counts = [len(evaluation.blocks()) for evaluation in self.evaluations]
+        return [(evaluation, sum(counts[:i])) for i, evaluation in enumerate(self.evaluations)]
+
+    def estimate(self, shard: Shard = WHOLE) -> dict[str, Any]:
         """What would be done, and what it would take on this machine."""
-        minutes, memory = 0.0, 0.0
-        for e in self.evaluations:
+        minutes, memory, images = 0.0, 0.0, 0
+        for e, first in self._firsts():
             seconds, megabytes = seconds_per_image(e.model, e.task.data)
-            minutes += len(e.labels) * seconds * sum(e.cost(unit) for unit in e.units) / 60
+            images += (mine := sum(map(len, e.blocks(shard, first))))
+            minutes += mine * seconds * sum(e.cost(unit) for unit in e.units) / 60
             memory = max(memory, megabytes * self.options.batch_size)
+        share = {} if shard == WHOLE else {"shard": str(shard), "images_of_shard": images}
         return {
             "tasks": [e.task.describe() for e in self.evaluations],
             "units": [unit.title for unit in self.evaluations[0].units],
+            **share,
             "estimated_minutes": round(minutes, 1),
             "estimated_memory_mb": round(memory + 4 * sum(p.numel() for p in self.model.parameters()) / 1e6),
         }

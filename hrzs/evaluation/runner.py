@@ -1,6 +1,7 @@
 """The evaluation itself: every unit of the plan over every image, streamed and resumable.
 
-A unit goes over the images part by part, each part in full batches of the images that are left.
+A unit goes over the images part by part, each part in full batches of the images that are left of a block
+(`hrzs.evaluation.shards`).
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hrzs.attacks.base import features_of
-from hrzs.data import Batch, loader
+from hrzs.data import Batch, read
 from hrzs.errors import HrzsError
 from hrzs.evaluation.images import AttackedImages, Made, Part
 from hrzs.evaluation.options import EvalOptions
 from hrzs.evaluation.plan import Unit
 from hrzs.evaluation.saved import SavedImages, SavedSet
+from hrzs.evaluation.shards import WHOLE, Shard, blocks
 from hrzs.evaluation.store import Store
 from hrzs.models.classifier import SCORINGS, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
@@ -82,6 +84,7 @@ class Evaluation:
         #: Places of the images in the order of their ids: in that order reports speak of single images.
         self.by_id = torch.tensor(sorted(range(len(task.data)), key=lambda i: task.data.ids[i]), dtype=torch.long)
         self.store, self._identity = store or Store(None), self.identity()
+        self.store.batch_size = self.store.batch_size or options.batch_size
         self.predictions: dict[str, Predictions] = {}
         self.seconds: dict[str, float] = {}
         self.gradients: dict[str, dict[str, int]] = {}
@@ -95,9 +98,15 @@ class Evaluation:
         """Forward and backward passes of an image that nothing fools; in the end its predictions take a forward."""
         return (0.0 if unit.eps is None else sum(part.cost for part in self.images.parts(unit))) + _FORWARD
 
-    def passes(self) -> int:
-        """Forward and backward passes of the whole, if nothing were fooled."""
-        return round(len(self.labels) * sum(self.cost(unit) for unit in self.units))
+    def blocks(self, shard: Shard = WHOLE, first: int = 0) -> Sequence[Int[Tensor, "_"]]:
+        """The places of the images of a shard, block by block; ``first`` blocks of other data were dealt out before."""
+        shrink = any(unit.eps is not None and self.images.stops_early(unit) for unit in self.units)
+        whole = blocks(len(self.labels), self.store.batch_size or self.options.batch_size, shrink=shrink)
+        return shard.share([torch.arange(block.start, block.stop) for block in whole], first)
+
+    def passes(self, shard: Shard = WHOLE, first: int = 0) -> int:
+        """Forward and backward passes of the whole shard, if nothing were fooled."""
+        return round(sum(map(len, self.blocks(shard, first))) * sum(self.cost(unit) for unit in self.units))
 
     def identity(self) -> str:
         """Digest of everything the predictions depend on: what was kept under another one is not reused."""
@@ -116,12 +125,13 @@ class Evaluation:
 
     @exact_fp32()
     @unbroken()
-    def run(self, progress: Progress | None = None) -> None:
+    def run(self, progress: Progress | None = None, shard: Shard = WHOLE, first: int = 0) -> None:
         """Every unit, part by part and batch by batch; finished batches are read back from the store.
 
         ``progress`` counts forward and backward passes; the total is what it would take if nothing more were fooled.
+        Of a ``shard`` the predictions of its `blocks` are known afterwards, and no others.
         """
-        done, later = 0.0, sum(len(self.labels) * self.cost(unit) for unit in self.units)
+        done, later = 0.0, 0.0
 
         def tick(passes: float, left: float, title: str) -> None:
             nonlocal done
@@ -133,15 +143,18 @@ class Evaluation:
         self.model.at_once = self.options.batch_size
         try:
             with self.store.opened():
+                mine = self.blocks(shard, first)
+                n = sum(map(len, mine))
+                later = sum(n * self.cost(unit) for unit in self.units)
                 for unit in self.units:
-                    later -= len(self.labels) * self.cost(unit)
+                    later -= n * self.cost(unit)
                     self.seconds[unit.key] = 0.0
                     self.gradients[unit.key] = dict.fromkeys(GRADIENTS, 0)
-                    self._run(unit, tick)
+                    self._run(unit, mine, tick)
         finally:
             self.model.at_once = before
 
-    def _run(self, unit: Unit, tick: Tick) -> None:
+    def _run(self, unit: Unit, mine: Sequence[Int[Tensor, "_"]], tick: Tick) -> None:
         if unit.eps is None:
             found, stops, parts = Predictions.empty(self.task.tree, len(self.labels)), False, _JUST_LOOK
         else:
@@ -152,46 +165,53 @@ class Evaluation:
         costs = [part.cost or _FORWARD for part in parts]
         size = self.options.batch_size * (TOGETHER if stops else 1)
         for i, part in enumerate(parts):
-            left = (~found.success).nonzero().squeeze(1)
-            after, done = sum(costs[i + 1 :]), 0
-            for rows, predictions in self._batches(unit, i, left, size, partial(self._attack, unit, part)):
+            left = [rows[~found.success[rows]] for rows in mine]
+            after, undone = sum(costs[i + 1 :]), sum(map(len, left))
+            for rows, predictions in self._batches(unit, i, mine, left, size, partial(self._attack, unit, part)):
                 found.put(rows, predictions)
-                done += len(rows)
-                still = int((~found.success).sum()) if after else 0
-                tick(costs[i] * len(rows), costs[i] * (len(left) - done) + after * still, unit.title)
+                undone -= len(rows)
+                still = sum(int((~found.success[rows]).sum()) for rows in mine) if after else 0
+                tick(costs[i] * len(rows), costs[i] * undone + after * still, unit.title)
 
     def _batches(
         self,
         unit: Unit,
         part: int,
-        rows: Int[Tensor, "m"],
+        mine: Sequence[Int[Tensor, "_"]],
+        left: Sequence[Int[Tensor, "_"]],
         size: int,
         work: Callable[[Batch], tuple[Predictions, Sequence[int]]],
     ) -> Iterator[tuple[Int[Tensor, "b"], Predictions]]:
-        """What ``work`` makes of these images, batch by batch, or what the store kept of it."""
-        name, start = f"{unit.key}|{part}", 0
-        for record in self.store.read(self._identity, name):
-            here = rows[start : start + len(record["success"])]
-            if record["rows"] != here.tolist():
-                raise HrzsError(
-                    f"{self.store.path}: batch {start} of {unit.title} is of other images than those that come next; "
-                    "two evaluations may have written it. Delete it, and evaluate anew"
-                )
-            yield self._take(unit, record, here)
-            start += len(here)
-        rest = rows[start:]
-        for batch in loader(self.task.data, size, self.options.workers, rest.tolist()):
+        """What ``work`` makes of the images ``left`` of each block, batch by batch, or what the store kept of it."""
+        ahead: list[tuple[str, Int[Tensor, "_"]]] = []
+        for block, rows in zip(mine, left, strict=True):
+            name, start = f"{unit.key}|{part}|{int(block[0])}", 0
+            for record in self.store.read(self._identity, name):
+                here = rows[start : start + len(record["success"])]
+                if record["rows"] != here.tolist():
+                    raise HrzsError(
+                        f"{self.store.path}: batch {start} of {unit.title} is of other images than those that come "
+                        "next; two evaluations may have written it. Delete it, and evaluate anew"
+                    )
+                yield self._take(unit, record, here)
+                start += len(here)
+            ahead += [(name, batch) for batch in torch.split(rows[start:], size) if len(batch)]
+        if ahead and self.store.shards:
+            raise HrzsError(
+                f"{', '.join(path.name for path in self.store.shards)}: {ahead[0][0]} is in none of them, so they are "
+                "not what these shards have written. Delete them, and run the shards anew"
+            )
+        batches = read(self.task.data, [rows.tolist() for _, rows in ahead], workers=self.options.workers)
+        for (name, rows), batch in zip(ahead, batches, strict=True):
             began = time.monotonic()
             found, gradients = work(batch)
-            here = rows[start : start + len(batch.ids)]
             record = {
-                "rows": here.tolist(),
+                "rows": rows.tolist(),
                 "nodes": found.nodes.tolist(), "success": found.success.tolist(), "distances": found.distances.tolist(),
                 "gradients": list(gradients), "seconds": time.monotonic() - began,
             }  # fmt: skip
             self.store.write(self._identity, name, record)
-            yield self._take(unit, record, here)
-            start += len(here)
+            yield self._take(unit, record, rows)
             stop_here()
 
     def _take(self, unit: Unit, record: dict[str, Any], rows: Int[Tensor, "b"]) -> tuple[Tensor, Predictions]:

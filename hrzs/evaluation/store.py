@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hrzs.errors import HrzsError, UsageError
-from hrzs.files import fsync, locked, whole_lines
+from hrzs.files import fsync, fsync_folder, locked, whole_lines
 
 
 class Store:
@@ -23,6 +23,10 @@ class Store:
 
     def __init__(self, path: Path | None, about: Mapping[str, Any] | None = None) -> None:
         self.path, self.about = path, about or {}
+        #: The batch size that the work was begun with, and that its blocks follow from (`hrzs.evaluation.shards`).
+        self.batch_size: int | None = None
+        #: The files of finished shards, all of whose batches together are the whole: then none is added.
+        self.shards: Sequence[Path] = ()
         self._kept: dict[tuple[str, str], list[dict[str, Any]]] = {}
         self._open = False
 
@@ -57,10 +61,24 @@ class Store:
         if self.path is not None:
             self._append(self.path, {"identity": identity, "unit": unit, **record})
 
+    def finish(self, path: Path) -> None:
+        """All that this file is for is done: ``path`` is its name from now on.
+
+        Raises:
+            HrzsError: it cannot be renamed.
+        """
+        assert self.path is not None
+        try:
+            self.path.replace(path)
+            fsync_folder(path.parent)
+        except OSError as error:
+            raise HrzsError(f"{path} could not be written ({error}); what {self.path} holds is untouched") from error
+
     def remove(self) -> None:
-        """All is done: the file is of no more use."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+        """All is done: the files are of no more use."""
+        for path in (self.path, *self.shards):
+            if path is not None:
+                path.unlink(missing_ok=True)
 
     def _append(self, path: Path, line: dict[str, Any]) -> None:
         try:
@@ -72,12 +90,22 @@ class Store:
 
     def _load(self, path: Path) -> None:
         self._kept = {}
+        if self.shards:
+            self.batch_size = None
+            for shard in self.shards:
+                self._take_in(shard)
+        elif (end := self._take_in(path)) is not None:
+            os.truncate(path, end)  # behind it is the line that was being written when the power went
+        else:
+            self._append(path, {"about": dict(self.about), "batch_size": self.batch_size})
+
+    def _take_in(self, path: Path) -> int | None:
+        """Read what a file holds, and return where its last whole line ends; None if it holds nothing."""
         lines = list(whole_lines(path))
         if not lines:
-            self._append(path, {"about": dict(self.about)})
-            return
+            return None
         (first, _), *records = lines
-        if "about" not in first:
+        if not {"about", "batch_size"} <= {*first}:
             raise UsageError(f"{path}: not written by this version of hrzs; delete it, and evaluate anew")
         was = first["about"]
         if other := [f"{key} {was.get(key)!r} (now {now!r})" for key, now in self.about.items() if was.get(key) != now]:
@@ -85,6 +113,13 @@ class Store:
                 f"{path}: is what another call has done, with {'; '.join(other)}; repeat the options it was started "
                 "with, delete it, or give another file"
             )
+        size = first["batch_size"]
+        if self.shards and self.batch_size not in (None, size):
+            raise UsageError(
+                f"{path}: was begun with --batch-size {size}, and {self.shards[0].name} with {self.batch_size}: their "
+                "images are divided otherwise. Delete one of the two, and run that shard again with the other's"
+            )
+        self.batch_size = size
         for record, _ in records:
             self._kept.setdefault((record["identity"], record["unit"]), []).append(record)
-        os.truncate(path, lines[-1][1])  # behind it is the line that was being written when the power went
+        return lines[-1][1]

@@ -16,6 +16,7 @@ from PIL import Image
 
 from hrzs.attacks import attack_spec, sample_seeds
 from hrzs.data import Batch, ImageError, loader
+from hrzs.evaluation import shards
 from hrzs.evaluation.images import Search
 from hrzs.evaluation.plan import Unit, budget_of
 from hrzs.evaluation.rows import overall_of, rows_of, truth_of
@@ -214,7 +215,8 @@ def watched_batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 def test_batches_are_refilled(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part of an attack gets what the parts before have left of all images, in full batches."""
+    """A part of an attack gets what the parts before have left of a block, in full batches."""
+    monkeypatch.setattr(shards, "MOST", 1)
     evaluation = evaluate(attack=("aa-2",), level=0, steps=2, batch_size=2, matrix=False)
     batches = watched_batches(monkeypatch)
     evaluation.run()
@@ -228,6 +230,21 @@ def test_batches_are_refilled(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatc
     assert totals[0] > totals[-1]
     for of_part in sizes.values():
         assert set(of_part[:-1]) <= {2 * TOGETHER}
+
+
+def test_no_batch_holds_images_of_two_blocks(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is left of one block changes nothing for another, wherever that is run."""
+    monkeypatch.setattr(shards, "MOST", 5)  # 24 images in four blocks of two batches of 3
+    evaluation = evaluate(attack=("aa-2",), level=0, steps=2, batch_size=3, matrix=False)
+    batches: list[set[str]] = []
+    attack = Search.__call__
+    monkeypatch.setattr(Search, "__call__", lambda part, batch: (batches.append({*batch.ids}), attack(part, batch))[1])
+    evaluation.run()
+    assert [len(block) for block in evaluation.blocks()] == [6] * 4
+    blocks = [{evaluation.task.data.ids[i] for i in block.tolist()} for block in evaluation.blocks()]
+    assert all(sum(bool(batch & block) for block in blocks) == 1 for batch in batches)
+    assert any(len(batch) == 6 for batch in batches)  # together, as fooled images leave
+    assert len(batches) > 4
 
 
 def test_parts_give_what_the_attack_gives(evaluate: Evaluate) -> None:
