@@ -90,7 +90,11 @@ def test_one_bar_for_the_whole_job(hrzs: Hrzs, small: Options, two_folders: str,
     seen: list[tuple[int, int]] = []
     run = Job._run
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Job, "_run", lambda job, _: run(job, lambda done, total, _note: seen.append((done, total))))
+
+        def watched(job: Job, _: Any, *shard: Any) -> None:
+            run(job, lambda done, total, _note: seen.append((done, total)), *shard)
+
+        patch.setattr(Job, "_run", watched)
         assert hrzs("eval", *small, *QUICK, "--data", two_folders, "--tree", tree, "--batch-size", "2").status == 0
     done, totals = zip(*seen, strict=True)
     assert list(done) == sorted(done)
