@@ -15,7 +15,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, ClassVar
@@ -317,14 +317,8 @@ class _Reader:
         assert self._loader is not None
         # torch waits for all that an earlier pass has begun before it asks for the first list: then every slot is free.
         self._turns.left, self._turns.free = lists, [*range(self.slots.count if self.slots else 0)]
-        was_enabled = gc.isenabled()
-        gc.disable()  # until `_begin`, if this starts the workers
-        try:
-            with _Watch.over():
-                self._pass = iter(self._loader)
-        finally:
-            if was_enabled:
-                gc.enable()
+        with _Watch.over(), _starting() if self._pass is None else nullcontext():
+            self._pass = iter(self._loader)
         _Watch.start()
         # The workers have theirs. So long as this process held it, it would never be collected.
         self._fetch.dataset = None
@@ -351,16 +345,36 @@ def _as_fetched(found: Any) -> Any:
     return found
 
 
-def _begin(_: int) -> None:
-    """A worker leaves it to the program what Ctrl-C and a closed terminal mean, and ends with it.
+#: What asks the program to stop. A worker leaves it to the program what the first two mean, and ends with it.
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGTERM") if hasattr(signal, name)]
 
-    Garbage that it has from the program stays as it is: among it may be other readers, whose workers would be ended.
+
+@contextmanager
+def _starting() -> Iterator[None]:
+    """Inside, processes start in which until `_begin` no signal is answered and no garbage is collected.
+
+    A signal for the program waits. Garbage may be other readers: their workers would be ended.
     """
+    was_enabled, can_block = gc.isenabled(), hasattr(signal, "pthread_sigmask")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS) if can_block else set()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+        if can_block:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(_: int) -> None:
     gc.freeze()
     gc.enable()
-    for name in ("SIGINT", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for signum in _SIGNALS:
+        if signum != signal.SIGTERM:
+            signal.signal(signum, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 class _Watch:
