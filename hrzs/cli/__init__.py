@@ -112,7 +112,7 @@ def _how_to_go_on(given: Sequence[str]) -> str:
         return "Nothing is kept of an evaluation without --json FILE, beside which finished batches are kept"
     if not words:
         return "Nothing was written"
-    started, goes_on = ["hrzs"], {"--resume", "--shard", "--merge"} & {word.split("=")[0] for word in words}
+    started, goes_on = ["hrzs"], bool({"--resume", "--shard", "--merge"} & {word.split("=")[0] for word in words})
     if is_watched():
         started = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "hrzs"]
         goes_on = goes_on or words[0] in ("attack", "eval")  # as shards

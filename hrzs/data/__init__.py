@@ -23,7 +23,6 @@ from hrzs.data.base import (
     digest,
     held_out,
     pick,
-    read,
     resize_to,
     subset,
     suggest,

@@ -230,7 +230,9 @@ class AdversarialSet:
         if self.done:
             progress(self.done, len(self.rows))
         # Blocks are whole batches, so batches hold images of one block each.
-        for batch in loader(data, options.batch_size, options.workers, self.rows[self.done :]):
+        for batch in loader(
+            data, options.batch_size, options.workers, self.rows[self.done :], device=self.model.device
+        ):
             images, labels = batch.images.to(self.model.device), batch.labels.to(self.model.device)
             if tuple(images.shape[1:]) != self.shape:
                 raise HrzsError(f"Image {batch.ids[0]} differs in size from {data.ids[0]}: resize them with --resize")

@@ -201,7 +201,8 @@ class Evaluation:
                 f"{', '.join(path.name for path in self.store.shards)}: {ahead[0][0]} is in none of them, so they are "
                 "not what these shards have written. Delete them, and run the shards anew"
             )
-        batches = read(self.task.data, [rows.tolist() for _, rows in ahead], workers=self.options.workers)
+        order = [rows.tolist() for _, rows in ahead]
+        batches = read(self.task.data, order, workers=self.options.workers, device=self.model.device)
         for (name, rows), batch in zip(ahead, batches, strict=True):
             began = time.monotonic()
             found, gradients = work(batch)

@@ -268,7 +268,7 @@ class SavedImages:
         return bool(info.digest) and mine == theirs
 
     def adversarial_images(self, unit: Unit, batch: Batch) -> Float[Tensor, "B 3 H W"]:
-        return self.sets[unit].read([self.places[name] for name in batch.ids], batch.images).to(self.model.device)
+        return self.sets[unit].read([self.places[name] for name in batch.ids], batch.images.cpu()).to(self.model.device)
 
     def provenance(self) -> dict[str, dict[str, Any]]:
         """What the images are, by the title of their unit."""
