@@ -167,8 +167,7 @@ def joined(device: torch.device) -> Iterator[Group]:
         store = dist.distributed_c10d.PrefixStore(f"restart-{restarts()}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
-        with stopping.patient():
-            yield Group(rank, size)
+        yield Group(rank, size)
     finally:
         dist.destroy_process_group()
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hrzs.torchrun import is_watched
+
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -32,7 +34,6 @@ class Stopped(BaseException):
 class _State:
     asked: int | None = None
     depth = 0
-    patient = False
 
 
 @contextmanager
@@ -56,12 +57,13 @@ def listen() -> Iterator[None]:
 
 
 def _on_signal(signum: int, _: Any) -> None:
-    if _State.depth == 0 or (_State.asked is not None and not _State.patient):
+    # Under torchrun a second one changes nothing: it and the scheduler send several at a time.
+    if _State.depth == 0 or (_State.asked is not None and not is_watched()):
         raise Stopped(signum)
-    if not _State.patient:
+    _State.asked = signum
+    if not is_watched():
         # Not by `print`: the signal may have come in the middle of one.
         os.write(2, b"\nstopping as soon as what is done can be kept; the same again stops at once\n")
-    _State.asked = signum
 
 
 @contextmanager
@@ -72,16 +74,6 @@ def unbroken() -> Iterator[None]:
         yield
     finally:
         _State.depth -= 1
-
-
-@contextmanager
-def patient() -> Iterator[None]:
-    """Inside, a second signal changes nothing: schedulers and ``torchrun`` send several at a time."""
-    _State.patient = True
-    try:
-        yield
-    finally:
-        _State.patient = False
 
 
 def asked() -> int | None:

@@ -26,10 +26,12 @@ def place() -> Place:
         UsageError: the environment says so only in part, or contradicts itself.
     """
     size = _number("WORLD_SIZE", 1)
-    if size > 1 and "RANK" not in os.environ:
+    if size == 1:
+        return Place(0, 1, 0)
+    if "RANK" not in os.environ:
         raise UsageError(f"WORLD_SIZE {size} without RANK: start several processes by torchrun (docs/scaling.md)")
     found = Place(_number("RANK", 0), size, _number("LOCAL_RANK", 0))
-    if not 0 <= found.rank < max(size, 1):
+    if found.rank >= size:
         raise UsageError(f"RANK {found.rank}, WORLD_SIZE {size}: ranks go from 0 to one less than the number of them")
     return found
 

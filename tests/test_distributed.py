@@ -61,8 +61,11 @@ def test_alone_a_signal_is_heeded_where_all_agree() -> None:
         ALONE.agree()
 
 
-def test_among_others_a_second_signal_changes_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    with stopping.listen(), stopping.patient(), stopping.unbroken():
+def test_under_torchrun_a_second_signal_changes_nothing(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with stopping.listen(), stopping.unbroken():
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         assert stopping.asked() == signal.SIGTERM

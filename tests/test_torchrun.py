@@ -36,7 +36,9 @@ def test_the_place_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    "world", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "two"}, {"WORLD_SIZE": "2", "RANK": "2"}, {"RANK": "-1"}], ids=str
+    "world",
+    [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "two"}, {"WORLD_SIZE": "2", "RANK": "2"}, {"WORLD_SIZE": "2", "RANK": "-1"}],
+    ids=str,
 )
 def test_half_an_environment_is_refused(monkeypatch: pytest.MonkeyPatch, world: dict[str, str]) -> None:
     for name, value in world.items():

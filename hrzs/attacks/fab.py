@@ -101,7 +101,7 @@ def step(search: Search, x: Float[Tensor, "b 3 H W"], result: AttackResult) -> F
     total = (length + length_back).clamp_min(torch.finfo(w.dtype).tiny)
     alpha = (length / total).clamp_max(ALPHA_MAX)[:, None]
     stepped = (1 - alpha) * (x + ETA * way) + alpha * (centre + ETA * way_back)
-    return stepped.clamp(0, 1).view_as(search.clean)
+    return stepped.clamp(0, 1).view_as(search.clean).to(search.clean.dtype)
 
 
 def _wide(rows: Bool[Tensor, "b"]) -> Bool[Tensor, "b 1 1 1"]:

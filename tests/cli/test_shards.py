@@ -270,7 +270,7 @@ def test_ranks_of_torchrun(hrzs: Hrzs, small: Options, tmp_path: Path, monkeypat
         assert (ended.status, ended.out != "") == (0, True)
         assert "leave --shard 1/3 out" in hrzs(*command, "--shard", "1/3").err
     monkeypatch.setenv("RANK", "3")
-    assert "torchrun sets both" in hrzs(*commands[1]).err
+    assert "RANK 3, WORLD_SIZE 3" in hrzs(*commands[1]).err
     monkeypatch.delenv("WORLD_SIZE")
     assert hrzs(*commands[0][:-1], tmp_path / "one").status == 0
     assert files(tmp_path / "many") == files(tmp_path / "one")

@@ -93,7 +93,7 @@ def assert_same(folder: Path, whole: Path) -> None:
 def test_a_job_that_is_stopped_says_how_to_go_on(small: Options, tmp_path: Path) -> None:
     """SIGTERM to one process: all of them stop after the same step, with status 143. The first one alone speaks."""
     folder, errors = tmp_path / "run", tmp_path / "errors"
-    run = (*FINETUNE, *small, "--epochs", "200", "-o", str(folder))
+    run = (*FINETUNE, *small, "--epochs", "5000", "-o", str(folder))
     with started([*torchrun("--nproc-per-node", "2"), *run], errors) as job:
         wait_for_step(folder, 2, job)
         os.kill(worker(1, folder), signal.SIGTERM)
@@ -123,7 +123,7 @@ def test_a_restart_goes_on(small: Options, tmp_path: Path, whole: Path) -> None:
 def test_a_process_that_is_killed_ends_the_job(small: Options, tmp_path: Path) -> None:
     """Within a minute, with the reason; what was done is kept. Before that, a second run into its folder is refused."""
     folder, errors = tmp_path / "run", tmp_path / "errors"
-    run = (*FINETUNE, *small, "--epochs", "200", "-o", str(folder))
+    run = (*FINETUNE, *small, "--epochs", "5000", "-o", str(folder))
     with started([*torchrun("--nproc-per-node", "2"), *run], errors) as job:
         wait_for_step(folder, 1, job)
         second = subprocess.run([sys.executable, "-m", "hrzs", *run, "--resume"], capture_output=True, text=True,

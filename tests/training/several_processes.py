@@ -7,6 +7,8 @@ FOLDER gets a file of weights and log for each case. The second folder holds a s
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 import os
@@ -27,6 +29,7 @@ from hrzs.distributed import Group, joined
 from hrzs.hierarchy.published import find_tree
 from hrzs.hierarchy.tree import Tree
 from hrzs.hierarchy.yaml_form import load_tree
+from hrzs.models.clip import ClipModel
 from hrzs.models.loading import load_model
 from hrzs.training.methods import METHODS
 from hrzs.training.options import TrainOptions
@@ -62,21 +65,27 @@ CASES: dict[str, dict[str, Any]] = {
 STOPPED = "stopped"
 
 
+@functools.cache
+def original(rank: int) -> ClipModel:
+    """An untrained model in float64."""
+    file = Path(sys.argv[1]) / f"small-{rank}.json"
+    file.write_text(json.dumps(CONFIG))
+    return load_model(str(file), "none", seed=0).double()
+
+
 def trainer(case: str, folder: Path, group: Group) -> Trainer:
     path = find_tree("shapes")
     assert path is not None
     tree = load_tree(path)
     data = subset(open_dataset("shapes", "train"), limit=27)
-    file = Path(sys.argv[1]) / f"small-{group.rank}.json"
-    file.write_text(json.dumps(CONFIG))
-    model = load_model(str(file), "none", seed=0).double()
+    model = copy.deepcopy(original(group.rank))
     changes = CASES["class means" if case == STOPPED else case]
     more = (Tree(replace(tree.root, children=tree.root.children[::-1])),) if case == "a forest" else ()
     more = tuple(t.restrict(data.classes) for t in more)
     folder.mkdir(exist_ok=True)
     return Trainer(
         model, data, tree, replace(OPTIONS, **changes), folder, group=group, more_trees=more, origin=("small", "none"),
-        validation=subset(open_dataset("shapes", "val"), limit=19), save_every=2,
+        validation=subset(open_dataset("shapes", "val"), limit=19),
     )  # fmt: skip
 
 
