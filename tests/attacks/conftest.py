@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -23,15 +23,12 @@ CONFIG = {
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> ClipModel:
-    """A small ViT whose image tower computes in float64: rounding does not flip the sign of a small gradient."""
+    """A small ViT in float64: rounding does not flip the sign of a small gradient."""
     from hrzs.models.loading import load_model
 
     file: Path = tmp_path_factory.mktemp("attacks") / "attacks-small.json"
     file.write_text(json.dumps(CONFIG))
-    model = load_model(str(file), "none", seed=1)
-    cast(Any, model.clip).visual.double()
-    model.mean, model.std = model.mean.double(), model.std.double()
-    return model
+    return load_model(str(file), "none", seed=1).double()
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +42,7 @@ def spread(classifier: ZeroShotClassifier, model: ClipModel, pixels: Tensor) -> 
 
     Features of an untrained model share one large direction; texts at right angles to it are told apart by the rest.
     """
-    noise = torch.randn(classifier.prepared.shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(classifier.prepared.shape, generator=torch.Generator().manual_seed(0)).to(classifier.prepared)
     with torch.no_grad():
         common = F.normalize(F.normalize(model.encode_image(pixels), dim=-1).mean(0), dim=0)
     classifier.prepared = F.normalize(noise - (noise @ common)[:, None] * common, dim=-1)

@@ -125,7 +125,7 @@ def test_loss_of_choice(level: int, loss: str, used: object, classifier: ZeroSho
     """Level 2 has two nodes, too few for DLR: the margin stands in, and the objective says so."""
     objective = LevelObjective(classifier, level, loss=loss)
     target = torch.tensor(ANCESTORS[level])[LABELS]
-    logits = plain_logits(classifier, features, level).float()
+    logits = plain_logits(classifier, features, level).to(features)
     outcome = objective(features, LABELS)
     assert torch.allclose(outcome.loss, used(logits, target), atol=1e-4)
     assert torch.equal(outcome.success, logits.argmax(1) != target)
@@ -143,7 +143,7 @@ def test_towards(level: int, used: object, classifier: ZeroShotClassifier, featu
     others = [[node for node in row if node != y] for row, y in zip(order, target.tolist(), strict=True)]
     goals = torch.tensor([row[-1] for row in others])
     objective = ways[-1].bound(lambda: clean, LABELS)
-    logits = plain_logits(classifier, features, level).float()
+    logits = plain_logits(classifier, features, level).to(features)
     outcome = objective(features, LABELS)
     assert torch.allclose(outcome.loss, used(logits, target, goals), atol=1e-4)
     assert torch.equal(outcome.success, logits.argmax(1) != target)  # any mistake will do
