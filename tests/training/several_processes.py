@@ -31,6 +31,7 @@ from hrzs.hierarchy.tree import Tree
 from hrzs.hierarchy.yaml_form import load_tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.loading import load_model
+from hrzs.training import trainer as trainer_module
 from hrzs.training.methods import METHODS
 from hrzs.training.options import TrainOptions
 from hrzs.training.trainer import Trainer
@@ -105,6 +106,9 @@ def keep(run: Trainer, name: str) -> None:
 
 def main(folder: Path, other: Path | None) -> None:
     torch.set_num_threads(1)
+    # Pages and curves take most of the time of such short runs.
+    trainer_module.write_report = lambda *_, **__: None
+    trainer_module.open_writer = lambda *_: None
     with joined(torch.device("cpu")) as group:
         folder.mkdir(exist_ok=True)
         for case in CASES:
