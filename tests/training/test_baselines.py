@@ -247,7 +247,7 @@ def test_gradient_of_the_divergence() -> None:
     p, q = (5 * torch.rand(3, 4, generator=generator, dtype=torch.float64) + 0.5 for _ in range(2))
     assert torch.autograd.gradcheck(dirichlet_divergence, (p.requires_grad_(), q.requires_grad_()))
     large = torch.full((1, 4), 1e8, dtype=torch.float64).requires_grad_()
-    dirichlet_divergence(large, large.detach() * torch.tensor([1.01, 1.0, 1.0, 1.0])).backward()
+    dirichlet_divergence(large, large.detach() * torch.tensor([1.01, 1.0, 1.0, 1.0], dtype=torch.float64)).backward()
     # d/dp_c: (p_c - q_c) ψ'(p_c) - Σ(p - q) ψ'(p₀), with ψ'(x) = 1/x + 1/2x² + …
     expected = [-0.01 + 0.01 / 4, 0.01 / 4, 0.01 / 4, 0.01 / 4]
     assert large.grad is not None
@@ -397,7 +397,8 @@ def test_the_adversary_raises_its_own_loss(
     for module in ATTACKING:
         monkeypatch.setattr(module, "perturb_images", random_start)
     noise = method.loss(few.images, few.labels, seeds(few)).log[term]
-    assert attacked > (1.001 if term == "ce" else 2) * noise
+    # Cross-entropy, and a divergence between two temperatures, are far from 0 without an attack too.
+    assert attacked > (1.001 if term == "ce" or name == "agft" else 2) * noise
 
 
 @pytest.mark.parametrize(
