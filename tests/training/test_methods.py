@@ -17,9 +17,10 @@ from hrzs.errors import UsageError
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.text import TextBank
+from hrzs.training.job import settle
 from hrzs.training.methods import METHODS, Method, check_options, method_class
 from hrzs.training.methods.hierarchical import SPREAD
-from hrzs.training.options import TrainOptions
+from hrzs.training.options import PUBLISHED, RECIPES, TrainOptions
 
 MakeModel = Callable[[], ClipModel]
 
@@ -257,6 +258,15 @@ def test_level_balance_tells_on_a_lopsided_tree(
     assert abs(by_node - by_image) > 1e-3 * by_image
     # At the leaves alone there is nothing to balance.
     assert total(level_balance="node") == total(level_balance="image")
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - {"default"}))
+def test_a_recipe_gives_options_that_its_method_reads(recipe: str) -> None:
+    options = settle(recipe, {})
+    assert all(getattr(options, name) == value for name, value in RECIPES[recipe].items())
+    check_options(options.method, RECIPES[recipe].keys())
+    assert set(PUBLISHED.get(recipe, ())) <= RECIPES[recipe].keys()
+    assert recipe in ("paper", options.method)
 
 
 def test_unknown_method() -> None:
