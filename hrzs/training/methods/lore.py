@@ -36,7 +36,7 @@ class Lore(Fare):
 
     name = "lore"
     reads = frozenset({"lore_rho", "lore_primal_steps", "lore_dual_lr"})
-    description = "FARE's loss; clean features bound to the original's by a learnt multiplier (Khodabandeh et al., 2025)"
+    description = "FARE + clean features bound to the original's by learnt multipliers (Khodabandeh et al., 2025)"
 
     def __init__(self, model: ClipModel, tree: Tree, options: TrainOptions, more_trees: Sequence[Tree] = ()) -> None:
         super().__init__(model, tree, options, more_trees)
