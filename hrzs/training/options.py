@@ -9,7 +9,7 @@ from typing import Any
 
 from hrzs.errors import UsageError
 from hrzs.models.templates import HELP
-from hrzs.option import INSIDE, NOT_NEGATIVE, POSITIVE, SHARE, check, option
+from hrzs.option import INSIDE, NOT_NEGATIVE, POSITIVE, SHARE, Range, check, option
 
 #: Named weights of the levels: ``ω_l = 1 - l/(L+1)`` of the paper, or the same for all.
 LEVEL_WEIGHTS = ("paper", "equal")
@@ -40,6 +40,9 @@ def parse_level_weights(text: str) -> tuple[float, ...]:
 #: Panels of ``--help``.
 METHOD, ADVERSARY, OPTIMISER, VALIDATION = "Method", "Adversary", "Optimiser", "Validation while training"
 
+#: exp(2/τ) leaves float64 at τ = 0.0028.
+EVIDENCE = Range(lambda value: value >= 0.01, "at least 0.01, or else the evidence overflows")
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -53,7 +56,7 @@ class TrainOptions:
     """
 
     # fmt: off
-    method: str = option("hierarchical", "hierarchical, tecoa, pmg-aft, fare, clean, tga-zsr, trades, or list.", METHOD)
+    method: str = option("hierarchical", "hierarchical, tecoa, pmg-aft, fare, clean, tga-zsr, trades, agft, ucat, lore, or list.", METHOD)
     eps: Fraction = option(Fraction(1, 255), "L∞ radius: 1/255 or 0.0039.", ADVERSARY, shown="1/255, or the data's")
     step_size: Fraction = option(Fraction(1, 255), "Size of each PGD step.", ADVERSARY, shown="1/255, or ε/4 if that is more")
     steps: int = option(3, "PGD steps.", ADVERSARY, range=POSITIVE)
@@ -79,7 +82,7 @@ class TrainOptions:
     augment: str = option("none", "Mirror images at random (flip), or turn and mirror them at random (dihedral).", OPTIMISER, choices=("none", "flip", "dihedral"))
 
     tune: str | None = option(None, "The weights that are trained; all is for pretraining.", METHOD, choices=("image", "image+projection", "all"), shown="the method's")
-    every_level: bool = option(False, "Cross-entropy at every level instead of the leaves (every method but hierarchical and fare).", METHOD)
+    every_level: bool = option(False, "Cross-entropy at every level instead of the leaves (every method but hierarchical, fare, lore and agft).", METHOD)
     level_balance: str = option("node", "In a loss over several levels, the mean of a superclass level weighs its nodes or its images alike.", METHOD, choices=("node", "image"))
     perturbation: str = option("universal", "hierarchical: one perturbation against all levels at once, one against the leaves alone, or one for each level.", METHOD, choices=("universal", "leaf", "per-level"))
     geometry: str = option("hyperbolic", "hierarchical: the space in which texts and images are compared.", METHOD, choices=("hyperbolic", "euclidean"))
@@ -107,6 +110,13 @@ class TrainOptions:
     tga_refinement: float = option(0.08, "tga-zsr: weight of the distance of attention on attacked images from the original model's on clean ones.", METHOD, range=NOT_NEGATIVE)
     tga_constraint: float = option(0.05, "tga-zsr: weight of the distance of attention on clean images from the original model's.", METHOD, range=NOT_NEGATIVE)
     trades_beta: float = option(6.0, "trades: weight of the divergence between clean and attacked predictions.", METHOD, range=NOT_NEGATIVE)
+    agft_scale: float = option(1.8, "agft: factor of the logits in training, beside the model's own temperature.", METHOD, range=POSITIVE)
+    agft_ratio: float = option(0.4, "agft: factor of the original model's logits in the target, beside --agft-scale: less is softer.", METHOD, range=POSITIVE)
+    ucat_weight: float = option(1e5, "ucat: weight of the divergence from the original model's evidence, in units of the largest possible evidence.", METHOD, range=NOT_NEGATIVE)
+    ucat_temperature: float = option(0.07, "ucat: temperature at which cosines become evidence.", METHOD, range=EVIDENCE)
+    lore_rho: float = option(0.1, "lore: squared distance that a clean image's features may move, as a share of the square of the original's.", METHOD, range=POSITIVE)
+    lore_primal_steps: int = option(5, "lore: optimiser steps for each step of the multiplier.", METHOD, range=POSITIVE)
+    lore_dual_lr: float = option(10.0, "lore: learning rate of the multiplier.", METHOD, range=POSITIVE)
 
     validate_every: int = option(100, "Steps between validations on held-out images; 0: never.", VALIDATION, range=NOT_NEGATIVE)
     val_limit: int = option(100, "Number of validation images, balanced over the classes.", VALIDATION, range=POSITIVE)
@@ -182,6 +192,60 @@ RECIPES: dict[str, dict[str, Any]] = {
         "epochs": 2.0,
         "batch_size": 128,
     },
+    # Cui et al., CVPR 2026, and the command of their README: two GPUs with 128 images each, 1000 steps of warm-up.
+    # Their scale of 180 is 1.8 times that of OpenAI's models.
+    "agft": {
+        "method": "agft",
+        "agft_scale": 1.8,
+        "agft_ratio": 0.4,
+        "optimizer": "sgd",
+        "lr": 4e-4,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "clip_grad": 0.0,
+        "eps": Fraction(1, 255),
+        "step_size": Fraction(1, 255),
+        "steps": 2,
+        "epochs": 10.0,
+        "batch_size": 256,
+        "template": "This is a photo of a {}.",
+        "warmup": 0.02,
+    },
+    # Lu et al., ICML 2026, by their public code and the command of its README: Tiny-ImageNet, 1000 steps of warm-up.
+    "ucat": {
+        "method": "ucat",
+        "ucat_weight": 1e5,
+        "ucat_temperature": 0.07,
+        "optimizer": "sgd",
+        "lr": 1e-4,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "clip_grad": 0.0,
+        "eps": Fraction(1, 255),
+        "step_size": Fraction(1, 255),
+        "steps": 2,
+        "epochs": 10.0,
+        "batch_size": 256,
+        "template": "tecoa",
+        "warmup": 0.256,
+    },
+    # Khodabandeh et al., 2025: the method. The constants are ours, and those of training are FARE's.
+    "lore": {
+        "method": "lore",
+        "lore_rho": 0.1,
+        "lore_primal_steps": 5,
+        "lore_dual_lr": 10.0,
+        "optimizer": "adamw",
+        "lr": 1e-5,
+        "weight_decay": 1e-4,
+        "clip_grad": 0.0,
+        "warmup": 0.07,
+        "eps": Fraction(2, 255),
+        "step_size": Fraction(1, 255),
+        "steps": 10,
+        "epochs": 2.0,
+        "batch_size": 128,
+    },
 }
 
 
@@ -198,6 +262,10 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
         "perturbation",
         "geometry",
     ),
+    # The warm-up is published in steps; ours is the same share of their runs.
+    "agft": tuple(name for name in RECIPES["agft"] if name != "warmup"),
+    "ucat": tuple(name for name in RECIPES["ucat"] if name != "warmup"),
+    "lore": ("method",),
 }
 
 

@@ -386,6 +386,7 @@ class Trainer:
             "geometry": None if geometry is None else geometry.values(),
             "geometry_state": None if geometry is None else geometry.state_dict(),
             "optimizer": optimizer.state_dict(),
+            "method": self.method.state_dict(),
             "mean": self._mean,
             "best": self.best,
             "unlogged": self._unlogged,
@@ -414,6 +415,7 @@ class Trainer:
             head = HyperbolicHead(**state["geometry"]).to(state["geometry_state"]["log_beta"].dtype)
             head.load_state_dict(state["geometry_state"])
             self.method.adopt(head)
+        self.method.load_state_dict(state.get("method", {}))  # an older hrzs did not write it
         self.step, self.best = state["step"], state["best"]
         self._mean = [mean.to(self.model.device) for mean in state["mean"]]
         self._optimizer_state = state["optimizer"]

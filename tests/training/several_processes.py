@@ -55,6 +55,8 @@ CASES: dict[str, dict[str, Any]] = {
     "every level": {"method": "tecoa", "every_level": True, "lambda_anchor": 1.0, "augment": "dihedral"},
     "pmg-aft, mean": {"method": "pmg-aft", "pmg_reduction": "mean"},
     "fare, clean term": {"method": "fare", "fare_clean": 0.3},
+    "lore, a multiplier that moves": {"method": "lore", "lore_primal_steps": 1, "lore_rho": 1e-3, "lore_dual_lr": 1e3},
+    "ucat in parts": {"method": "ucat", "accumulate": 2, "tune": "image+projection"},
     "mean weights": {"ema": 0.5, "interpolate": 0.2, "optimizer": "sgd", "lr": 0.05},
     "text encoder": {"method": "tecoa", "tune": "all"},
     "in parts": {"image_levels": "mixed", "accumulate": 2, **ALL_TERMS},

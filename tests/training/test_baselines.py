@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from scipy import integrate, special, stats
 from torch import Tensor
 
 from hrzs.attacks import sample_seeds
@@ -24,15 +26,18 @@ from hrzs.models.clip import ClipModel
 from hrzs.models.heads import HyperbolicHead
 from hrzs.models.loading import load_model
 from hrzs.models.text import TextBank
-from hrzs.training.methods import METHODS, Method, cross_entropy, fare, method_class, trades
+from hrzs.training.methods import METHODS, Method, agft, cross_entropy, fare, lore, method_class, trades
 from hrzs.training.methods.fare import Fare
 from hrzs.training.methods.tga_zsr import TGAZSR, attention
+from hrzs.training.methods.ucat import dirichlet_divergence
 from hrzs.training.options import TrainOptions
 from hrzs.training.trainer import Trainer
 
 MakeModel = Callable[[], ClipModel]
 #: Those that hold the tuned model to the original.
-HELD = ("pmg-aft", "fare", "tga-zsr")
+HELD = ("pmg-aft", "fare", "tga-zsr", "agft", "ucat", "lore")
+#: Where methods look `perturb_images` up.
+ATTACKING = (cross_entropy, fare, trades, agft, lore)
 
 
 def start(model: ClipModel, tree: Tree, batch: Batch, **options: Any) -> Method:
@@ -69,15 +74,15 @@ def _fixed_attack(monkeypatch: pytest.MonkeyPatch) -> None:
     def perturb_images(model: ClipModel, loss: object, images: Tensor, seeds: list[int], **_: Any) -> Tensor:
         return shifted(images)
 
-    for module in (cross_entropy, fare, trades):
+    for module in ATTACKING:
         monkeypatch.setattr(module, "perturb_images", perturb_images)
 
 
 # -- each loss, by its formula ----------------------------------------------------------------------------------
 
 
-def naive_log_probabilities(model: ClipModel, images: Tensor, text: Tensor) -> list[Tensor]:
-    scale = model.clip.logit_scale.double().exp()
+def naive_log_probabilities(model: ClipModel, images: Tensor, text: Tensor, factor: float = 1.0) -> list[Tensor]:
+    scale = factor * model.clip.logit_scale.double().exp()
     rows = []
     for f in model.encode_image(images).double():
         logits = torch.stack([scale * (f @ t) / (f.norm() * t.norm()) for t in text])
@@ -88,6 +93,21 @@ def naive_log_probabilities(model: ClipModel, images: Tensor, text: Tensor) -> l
 def naive_kl(p: list[Tensor], q: list[Tensor]) -> Tensor:
     """The sum over the images."""
     return torch.stack([(a.exp() * (a - b)).sum() for a, b in zip(p, q, strict=True)]).sum()
+
+
+def naive_evidence(model: ClipModel, images: Tensor, text: Tensor, temperature: float) -> list[list[float]]:
+    return [
+        [math.exp((float(f @ t / (f.norm() * t.norm())) + 1) / temperature) for t in text]
+        for f in model.encode_image(images).double()
+    ]
+
+
+def naive_dirichlet(p: list[float], q: list[float]) -> float:
+    """The textbook's formula."""
+    total = special.gammaln(sum(p)) - special.gammaln(sum(q))
+    for a, b in zip(p, q, strict=True):
+        total += special.gammaln(b) - special.gammaln(a) + (a - b) * (special.digamma(a) - special.digamma(sum(p)))
+    return float(total)
 
 
 def naive_attention(model: ClipModel, images: Tensor, text: Tensor) -> list[Tensor]:
@@ -113,12 +133,29 @@ def naive_loss(tuned: ClipModel, original: ClipModel, text: Tensor, batch: Batch
         hat_sum = (tuned.encode_image(hat).double() - target).pow(2).sum()
         clean_sum = (tuned.encode_image(images).double() - target).pow(2).sum()
         return ((1 - o.fare_clean) * hat_sum + o.fare_clean * clean_sum) / count
+    if o.method == "lore":
+        target = original.encode_image(images).double()
+        hat_sum = (tuned.encode_image(hat).double() - target).pow(2).sum()
+        clean_sum = (tuned.encode_image(images).double() - target).pow(2).sum()
+        return (hat_sum + math.log(2) * clean_sum) / count  # the multiplier of all images before its first step
+    if o.method == "agft":
+        q = naive_log_probabilities(original, images, text, o.agft_ratio * o.agft_scale)
+        p = naive_log_probabilities(tuned, hat, text, o.agft_scale)
+        return -torch.stack([a.exp() @ b for a, b in zip(q, p, strict=True)]).sum() / count
     p_hat = naive_log_probabilities(tuned, hat, text)
     p_clean = naive_log_probabilities(tuned, images, text)
     ce_hat = -sum(row[y] for row, y in zip(p_hat, labels, strict=True)) / count
     if o.method == "trades":
         ce = -sum(row[y] for row, y in zip(p_clean, labels, strict=True)) / count
         return ce + o.trades_beta * naive_kl(p_clean, p_hat) / count
+    if o.method == "ucat":
+        largest = 1 + math.exp(2 / o.ucat_temperature)
+        rows = zip(
+            naive_evidence(tuned, hat, text, o.ucat_temperature),
+            naive_evidence(original, images, text, o.ucat_temperature),
+            strict=True,
+        )
+        return ce_hat + o.ucat_weight / largest * sum(naive_dirichlet(p, q) for p, q in rows) / count
     if o.method == "pmg-aft":
         p_original = naive_log_probabilities(original, hat, text)
         pairs = [(p_original, p_hat), (p_clean, p_hat)]
@@ -148,7 +185,14 @@ FORMULAS: dict[str, dict[str, Any]] = {
     "tga-zsr-weights": {"method": "tga-zsr", "tga_refinement": 0.0, "tga_constraint": 3.0},
     "trades": {"method": "trades"},
     "trades-beta": {"method": "trades", "trades_beta": 0.5},
+    "agft": {"method": "agft"},
+    "agft-weights": {"method": "agft", "agft_scale": 0.7, "agft_ratio": 1.5},
+    "ucat": {"method": "ucat"},
+    "ucat-weights": {"method": "ucat", "ucat_weight": 3.0, "ucat_temperature": 0.5},
+    "lore": {"method": "lore"},
 }
+#: These are compared to all digits.
+IN_FLOAT64 = {name: options for name, options in FORMULAS.items() if options["method"] in ("agft", "ucat", "lore")}
 
 
 @pytest.mark.usefixtures("_fixed_attack")
@@ -165,6 +209,80 @@ def test_loss_is_its_formula(make_model: MakeModel, shapes_tree: Tree, few: Batc
         undrifted = naive_loss(original, original, text, few, method.options)
     torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-6)
     assert abs(expected - undrifted) > 1e-3 * expected
+
+
+@pytest.mark.usefixtures("_fixed_attack")
+@pytest.mark.parametrize("options", IN_FLOAT64.values(), ids=IN_FLOAT64)
+def test_loss_is_its_formula_in_float64(
+    make_model: MakeModel, shapes_tree: Tree, few: Batch, options: dict[str, Any]
+) -> None:
+    tuned, original = make_model().double(), make_model().double()
+    method = start(tuned, shapes_tree, few, **options)
+    drift(tuned)
+    bank = TextBank(original, shapes_tree)
+    with torch.no_grad():
+        text = bank.features(original)[bank.index.columns[0]]
+        ours = method.loss(few.images, few.labels, seeds(few)).total
+        expected = naive_loss(tuned, original, text, few, method.options)
+    assert ours.dtype == torch.float64
+    assert ours.item() == pytest.approx(float(expected), rel=1e-11)
+
+
+@pytest.mark.parametrize(("p", "q"), [((0.7, 2.0), (3.0, 1.5)), ((12.0, 5.0), (11.0, 7.0)), ((1.0, 1.0), (1.0, 1.0))])
+def test_divergence_of_two_classes_is_the_integral(p: tuple[float, float], q: tuple[float, float]) -> None:
+    """A Dirichlet distribution over two classes is a Beta distribution."""
+
+    def integrand(x: float) -> float:
+        density = stats.beta.pdf(x, *p)
+        return float(density * (stats.beta.logpdf(x, *p) - stats.beta.logpdf(x, *q))) if density > 0 else 0.0
+
+    expected, _ = integrate.quad(integrand, 0, 1, epsabs=1e-11, limit=200)
+    found = dirichlet_divergence(*(torch.tensor([row], dtype=torch.float64) for row in (p, q)))
+    assert found.item() == pytest.approx(expected, abs=1e-8)
+
+
+def test_gradient_of_the_divergence() -> None:
+    """Against finite differences; and at evidence of the size that CLIP has, against its leading term in float64."""
+    generator = torch.Generator().manual_seed(0)
+    p, q = (5 * torch.rand(3, 4, generator=generator, dtype=torch.float64) + 0.5 for _ in range(2))
+    assert torch.autograd.gradcheck(dirichlet_divergence, (p.requires_grad_(), q.requires_grad_()))
+    large = torch.full((1, 4), 1e8, dtype=torch.float64).requires_grad_()
+    dirichlet_divergence(large, large.detach() * torch.tensor([1.01, 1.0, 1.0, 1.0], dtype=torch.float64)).backward()
+    # d/dp_c: (p_c - q_c) ψ'(p_c) - Σ(p - q) ψ'(p₀), with ψ'(x) = 1/x + 1/2x² + …
+    expected = [-0.01 + 0.01 / 4, 0.01 / 4, 0.01 / 4, 0.01 / 4]
+    assert large.grad is not None
+    assert large.grad[0].tolist() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.usefixtures("_fixed_attack")
+def test_ucat_sees_evidence_that_a_softmax_does_not(make_model: MakeModel, shapes_tree: Tree, few: Batch) -> None:
+    """All cosines raised alike leave every prediction as it is, and raise the evidence."""
+    method = start(make_model(), shapes_tree, few, method="ucat")
+    q = torch.rand(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).mul(10).add(1)
+    surer = 3 * q
+    torch.testing.assert_close(surer / surer.sum(1, keepdim=True), q / q.sum(1, keepdim=True))
+    assert dirichlet_divergence(surer, q).min() > 0.5
+    # Nothing has moved where nothing is attacked.
+    method.options = replace(method.options, eps=Fraction(0))
+    images = shifted(few.images)
+    texts = cast(Any, method).original_texts
+    same = [cast(Any, method).concentrations(encode(images), texts)
+            for encode in (method.model.encode_image, cast(Any, method).original.encode_image)]  # fmt: skip
+    assert dirichlet_divergence(*same).abs().max() <= 1e-9 * same[0].sum(1).max()
+
+
+@pytest.mark.parametrize("part", ["logit_scale", "text_projection"])
+def test_agft_remembers_scale_and_texts_too(make_model: MakeModel, shapes_tree: Tree, few: Batch, part: str) -> None:
+    model = make_model()
+    method = start(model, shapes_tree, few, method="agft", tune="all", eps=Fraction(0), agft_scale=1.0, agft_ratio=1.0)
+    before = method.loss(few.images, few.labels, seeds(few)).log
+    assert before["kl"].abs() < 1e-5
+    with torch.no_grad():
+        p = model.clip.get_parameter(part)
+        p += 0.5 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    after = method.loss(few.images, few.labels, seeds(few)).log
+    torch.testing.assert_close(after["target_entropy"], before["target_entropy"])
+    assert after["kl"] > 1e-3
 
 
 @pytest.mark.usefixtures("_fixed_attack")
@@ -259,8 +377,12 @@ def test_pmg_aft_remembers_scale_and_texts_too(make_model: MakeModel, shapes_tre
 
 
 @pytest.mark.parametrize(
-    ("name", "term"), [("fare", "adversarial"), ("trades", "kl"), ("pmg-aft", "ce"), ("tga-zsr", "ce")]
-)
+    ("name", "term"),
+    [
+        ("fare", "adversarial"), ("trades", "kl"), ("pmg-aft", "ce"), ("tga-zsr", "ce"), ("agft", "kl"),
+        ("ucat", "ce"), ("lore", "adversarial"),
+    ],
+)  # fmt: skip
 def test_the_adversary_raises_its_own_loss(
     make_model: MakeModel, shapes_tree: Tree, few: Batch, name: str, term: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,10 +394,11 @@ def test_the_adversary_raises_its_own_loss(
     def random_start(model: ClipModel, loss: object, images: Tensor, seeds: list[int], **o: Any) -> Tensor:
         return LinfBall(images, o["eps"]).random(seeds)
 
-    for module in (cross_entropy, fare, trades):
+    for module in ATTACKING:
         monkeypatch.setattr(module, "perturb_images", random_start)
     noise = method.loss(few.images, few.labels, seeds(few)).log[term]
-    assert attacked > (1.001 if term == "ce" else 2) * noise
+    # Cross-entropy, and a divergence between two temperatures, are far from 0 without an attack too.
+    assert attacked > (1.001 if term == "ce" or name == "agft" else 2) * noise
 
 
 @pytest.mark.parametrize(

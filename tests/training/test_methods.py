@@ -17,9 +17,10 @@ from hrzs.errors import UsageError
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.text import TextBank
+from hrzs.training.job import settle
 from hrzs.training.methods import METHODS, Method, check_options, method_class
 from hrzs.training.methods.hierarchical import SPREAD
-from hrzs.training.options import TrainOptions
+from hrzs.training.options import PUBLISHED, RECIPES, TrainOptions
 
 MakeModel = Callable[[], ClipModel]
 
@@ -38,6 +39,10 @@ CASES = {
     "pmg-aft-paper": TrainOptions(method="pmg-aft", pmg_direction="adversarial-first", pmg_reduction="mean"),
     "fare-clean-too": TrainOptions(method="fare", fare_clean=0.5),
 }
+#: Those that hold the tuned model to the original.
+HELD = ("fare", "pmg-aft", "tga-zsr", "agft", "ucat", "lore")
+#: Those that read no text.
+TEXTLESS = ("fare", "lore")
 SCALARS = {"geometry.log_scale_image", "geometry.log_scale_text", "geometry.log_beta"}
 DEPTH = {"geometry.log_depth"}
 
@@ -86,8 +91,8 @@ def test_gradient_reaches_exactly_what_is_tuned(
 ) -> None:
     options = replace(options, tune=tune)
     model = make_model()
-    if options.method == "fare" and tune not in (None, "image"):
-        with pytest.raises(UsageError, match=r"--tune .*fare reads no text"):
+    if options.method in TEXTLESS and tune not in (None, "image"):
+        with pytest.raises(UsageError, match=rf"--tune .*{options.method} reads no text"):
             start(model, shapes_tree, options, batch)
         return
     method = start(model, shapes_tree, options, batch)
@@ -111,7 +116,7 @@ def test_curvature_is_learnt_on_request(make_model: MakeModel, shapes_tree: Tree
 def test_a_few_steps_lower_the_loss(
     make_model: MakeModel, shapes_tree: Tree, batch: Batch, options: TrainOptions
 ) -> None:
-    if options.method in ("fare", "pmg-aft", "tga-zsr"):  # held to the original: a weak attack leaves little to learn
+    if options.method in HELD:  # a weak attack leaves little to learn
         options = replace(options, steps=3, eps=Fraction(8, 255), step_size=Fraction(4, 255))
     model = make_model()
     method = start(model, shapes_tree, options, batch)
@@ -131,7 +136,7 @@ def test_text_transformer_runs_per_step_only_where_it_is_trained(
     make_model: MakeModel, shapes_tree: Tree, batch: Batch, options: TrainOptions, tune: str | None, expected: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    if options.method == "fare":
+    if options.method in TEXTLESS:
         tune, expected = None, 0
     model, calls = make_model(), 0
     transformer = model.clip.transformer
@@ -144,7 +149,7 @@ def test_text_transformer_runs_per_step_only_where_it_is_trained(
 
     monkeypatch.setattr(transformer, "forward", counted)
     method = start(model, shapes_tree, replace(options, tune=tune), batch)
-    once = 0 if options.method == "fare" else 1
+    once = 0 if options.method in TEXTLESS else 1
     assert calls == once
     for step in range(1, 3):
         method.loss(batch.images, batch.labels, seeds(batch))
@@ -219,6 +224,8 @@ def test_a_baseline_leaves_the_head_it_trained(make_model: MakeModel, shapes_tre
     [
         ("tecoa", "depth", "hierarchical"), ("clean", "beta_levels", "hierarchical"),
         ("tga-zsr", "head_lr", "hierarchical"), ("fare", "depth", "hierarchical"),
+        ("agft", "lore_rho", "lore"), ("lore", "fare_clean", "fare"), ("ucat", "agft_scale", "agft"),
+        ("agft", "every_level", "tecoa, pmg-aft"),
         ("fare", "level_balance", "hierarchical, tecoa"),
     ],
 )  # fmt: skip
@@ -253,6 +260,15 @@ def test_level_balance_tells_on_a_lopsided_tree(
     assert total(level_balance="node") == total(level_balance="image")
 
 
+@pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - {"default"}))
+def test_a_recipe_gives_options_that_its_method_reads(recipe: str) -> None:
+    options = settle(recipe, {})
+    assert all(getattr(options, name) == value for name, value in RECIPES[recipe].items())
+    check_options(options.method, RECIPES[recipe].keys())
+    assert set(PUBLISHED.get(recipe, ())) <= RECIPES[recipe].keys()
+    assert recipe in ("paper", options.method)
+
+
 def test_unknown_method() -> None:
     with pytest.raises(UsageError, match="hierarchical, tecoa, pmg-aft, fare, clean, tga-zsr, trades"):
         method_class("tekoa")
@@ -266,7 +282,9 @@ def test_unknown_method() -> None:
         ("radius_text", 0.0), ("beta", 0.0), ("lambda_gap", -1.0), ("eps_text", -1e-4), ("warmup", -0.1),
         ("fare_clean", 1.0), ("trades_beta", -1.0), ("pmg_original", -1.0),
         ("level_balance", "class"), ("depth", "image"), ("beta_levels", "one"), ("head_lr", 0.0),
-        ("tga_constraint", -1.0), ("pmg_direction", "both"), ("pmg_reduction", "none"),
+        ("tga_constraint", -1.0), ("agft_scale", 0.0), ("agft_ratio", 0.0), ("ucat_weight", -1.0),
+        ("ucat_temperature", 0.001), ("lore_rho", 0.0), ("lore_primal_steps", 0), ("lore_dual_lr", 0.0),
+        ("pmg_direction", "both"), ("pmg_reduction", "none"),
     ],
 )  # fmt: skip
 def test_options_out_of_range_are_named(name: str, value: float | str) -> None:

@@ -272,6 +272,7 @@ STATEFUL = {
     "ema": {"ema": 0.9}, "sgd": {"optimizer": "sgd", "lr": 0.05}, "accumulate": {"accumulate": 3},
     "interpolate": {"interpolate": 0.3, "schedule": "constant"}, "curvature": {"learn_curvature": True},
     "euclidean": {"geometry": "euclidean"}, "recompute": {"checkpoint_activations": True},
+    "lore": {"method": "lore", "lore_primal_steps": 2, "lore_rho": 1e-3, "lore_dual_lr": 1e3},
 }  # fmt: skip
 
 

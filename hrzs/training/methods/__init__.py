@@ -3,17 +3,22 @@
 from collections.abc import Set as AbstractSet
 
 from hrzs.errors import UsageError
+from hrzs.training.methods.agft import AGFT
 from hrzs.training.methods.base import Loss, Method
 from hrzs.training.methods.cross_entropy import Clean, TeCoA
 from hrzs.training.methods.fare import Fare
 from hrzs.training.methods.hierarchical import Hierarchical
+from hrzs.training.methods.lore import Lore
 from hrzs.training.methods.pmg_aft import PMGAFT
 from hrzs.training.methods.tga_zsr import TGAZSR
 from hrzs.training.methods.trades import Trades
+from hrzs.training.methods.ucat import UCAT
 
 __all__ = ["METHODS", "Loss", "Method", "check_options", "method_class"]
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (Hierarchical, TeCoA, PMGAFT, Fare, Clean, TGAZSR, Trades)}
+METHODS: dict[str, type[Method]] = {
+    m.name: m for m in (Hierarchical, TeCoA, PMGAFT, Fare, Clean, TGAZSR, Trades, AGFT, UCAT, Lore)
+}
 
 
 def method_class(name: str) -> type[Method]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -147,3 +147,10 @@ class Method(ABC):
     def after_step(self) -> dict[str, float]:
         """Figures of the method's state after an optimiser step, for the log (such as scales)."""
         return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the rest of a run depends on beside the model, for a checkpoint: numbers, and tensors on any device."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 -- most methods have none
+        """Take up a `state_dict` of the same method, whose tensors are on the CPU."""

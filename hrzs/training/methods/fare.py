@@ -33,7 +33,7 @@ class Fare(Method):
 
     def __init__(self, model: ClipModel, tree: Tree, options: TrainOptions, more_trees: Sequence[Tree] = ()) -> None:
         if options.tune not in (None, "image"):
-            raise UsageError(f"--tune {options.tune}: --method fare reads no text; it can only --tune image")
+            raise UsageError(f"--tune {options.tune}: --method {self.name} reads no text; it can only --tune image")
         super().__init__(model, tree, options, more_trees)
         self.original = Original(model)
 
