@@ -45,12 +45,7 @@ def noise(
 ) -> Float[Tensor, "B 3 H W"]:
     """Standard normal noise: that of a sample depends on seed, image, stream and its number alone."""
     seeds = sample_seeds([f"{image_id}/{j}" for j in samples], seed, f"certify/{stream}")
-    if counter.is_used_on(device):
-        return counter.normal(seeds, shape, device)
-    drawn, generator = torch.empty(len(samples), *shape), torch.Generator()
-    for one, own in zip(drawn, seeds, strict=True):
-        torch.randn(tuple(shape), generator=generator.manual_seed(own), out=one)
-    return drawn
+    return counter.standard_normal(seeds, shape, device)
 
 
 @dataclass(frozen=True)
