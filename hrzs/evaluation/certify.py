@@ -245,6 +245,7 @@ class Certification:
         labels, levels = evaluation.labels[evaluation.by_id], tree.height
         alpha = o.alpha / levels if o.confidence == "joint" else o.alpha
         chain = {stream: [self._chain(i, stream, n) for i in ids] for stream, n in self._wanted}
+        assert all(runs[-1].stop == n for stream, n in self._wanted for runs in chain[stream])
         votes = {stream: [_sum(runs) for runs in found] for stream, found in chain.items()}
         seconds = sum(run.seconds for found in chain.values() for runs in found for run in runs)
         return [
