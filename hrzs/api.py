@@ -203,6 +203,7 @@ def evaluate(
     adversarial: str | Path | None = None,
     canaries: bool = True,
     store: str | Path | None = None,
+    votes: str | Path | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Report:
@@ -216,6 +217,7 @@ def evaluate(
         adversarial: a folder of ``hrzs attack``: its images are scored, and none attacked.
         canaries: check the set-up on 64 images, and say whether gradients are masked.
         store: a file for finished batches; the same call goes on from it, after whatever stopped it.
+        votes: a file for the votes of certificates (``certify``). It stays: a call with more ``samples`` adds to it.
         progress: called with (work done, work in all, what is being done).
         options: fields of `hrzs.data_options.DataOptions`, such as ``data`` (one or several of what ``--data`` takes),
             ``tree`` or ``limit``; and of `hrzs.evaluation.options.EvalOptions`, such as ``attack`` (names with commas
@@ -231,7 +233,7 @@ def evaluate(
     config = {**data.as_config(), **settled.as_config(), "canaries": canaries,
               "adversarial": None if adversarial is None else str(adversarial)}  # fmt: skip
     job = Job(model, settled, data, adversarial=_path(adversarial), canaries=canaries, store=_path(store),
-              config=config)  # fmt: skip
+              votes=_path(votes), config=config)  # fmt: skip
     with job.store.opened():
         report = job.run(progress)
         job.store.remove()

@@ -25,6 +25,7 @@ AT_LEAST_1 = Range(lambda value: value >= 1, "at least 1")
 POSITIVE = Range(lambda value: value > 0, "must be more than 0")
 NOT_NEGATIVE = Range(lambda value: value >= 0, "cannot be negative")
 SHARE = Range(lambda value: 0 <= value < 1, "at least 0 and less than 1")
+PROBABILITY = Range(lambda value: 0 < value < 1, "more than 0 and less than 1")
 INSIDE = Range(lambda value: 0 < value < 1, "between 0 and 1, 1 is the boundary")
 
 

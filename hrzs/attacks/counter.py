@@ -37,6 +37,16 @@ def normal(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> 
     return (-2 * (1 - radius).log()).sqrt() * (2 * math.pi * angle).cos()
 
 
+def standard_normal(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> Float[Tensor, "B ..."]:
+    """`normal`, or on a CPU the numbers of a generator for each seed."""
+    if is_used_on(device):
+        return normal(seeds, shape, device)
+    drawn, generator = torch.empty(len(seeds), *shape), torch.Generator()
+    for one, seed in zip(drawn, seeds, strict=True):
+        torch.randn(tuple(shape), generator=generator.manual_seed(seed), out=one)
+    return drawn
+
+
 def _mix(z: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
     z = (z ^ _shift(z, 30)) * _FIRST
     z = (z ^ _shift(z, 27)) * _SECOND

@@ -12,7 +12,7 @@ import typer
 from hrzs.cli import console, options, shards
 from hrzs.data_options import DataOptions
 from hrzs.errors import HrzsError, UsageError
-from hrzs.evaluation.options import EvalOptions
+from hrzs.evaluation.options import OF_CERTIFICATES, EvalOptions
 from hrzs.files import dump_yaml, write_text
 from hrzs.option import divide
 
@@ -86,6 +86,7 @@ def evaluate(
     from msgspec.structs import replace
 
     from hrzs.evaluation.adversarial import ORIGIN
+    from hrzs.evaluation.certify import shard_votes
     from hrzs.evaluation.job import Job
     from hrzs.evaluation.plan import settle
     from hrzs.evaluation.shards import WHOLE, begun, kept_file
@@ -107,6 +108,7 @@ def evaluate(
         )
     other = None if against is None else _read("--against", against)
     store = None if target is None or dry_run else target.with_name(target.name + ".partial")
+    votes = None if target is None or dry_run else target.with_name(target.name + ".votes")
     if store is not None and store.is_file() and not resume and not role.is_divided:
         raise UsageError(
             f"--json {target}: {store.name} beside it is what an interrupted evaluation has done; "
@@ -117,7 +119,7 @@ def evaluate(
     loaded = load_model(model, pretrained, visual=visual, tokenizer=tokenizer, mean=mean, std=std,
                         interpolation=interpolation, resize_mode=resize_mode, device=device, precision=precision,
                         seed=settings.seed)  # fmt: skip
-    job = Job(loaded, settings, data, adversarial=adversarial, canaries=canaries, store=store,
+    job = Job(loaded, settings, data, adversarial=adversarial, canaries=canaries, store=store, votes=votes,
               config=options.saved_config(context, data, settings))  # fmt: skip
     if dry_run:
         console.emit(dump_yaml(job.estimate(role.shard or WHOLE)))
@@ -127,27 +129,31 @@ def evaluate(
         check_same_images(report, other)  # before hours of work, not after
     # A shard that starts late must not begin anew what the others have finished and merged.
     again = resume or role.is_divided
-    finished = again and target is not None and target.is_file() and (report_out is None or report_out.is_file())
-    if finished:
-        assert target is not None
-        report, report_out, job.store.path = _finished(target, report), None, None
+    finished = None
+    if again and target is not None and target.is_file() and (report_out is None or report_out.is_file()):
+        finished = _finished(target, report)
+    if finished is not None:
+        report, report_out, job.store.path = finished, None, None
     elif role.shard is not None:
         assert target is not None
         _run_shard(job, role.shard, target, quiet=quiet)
     if role.shard is not None and not role.merges:
         assert target is not None
         console.note(f"when all shards are done: {role.command('--merge')}")
-        console.emit(str(target if finished else kept_file(target, role.shard)))
+        console.emit(str(kept_file(target, role.shard) if finished is None else target))
         return
-    if role.merges and not finished:
+    if role.merges and finished is None:
         assert target is not None
         kept = partial(kept_file, target)
         done = role.finished(
             begun(target.parent, f"{target.name}."), lambda shard: kept(shard).is_file(), f"--json {target}"
         )
         job.store.path, job.store.shards = store, [kept(shard) for shard in done]
+        if job.certifications and votes is not None:
+            job.votes.path, job.votes.beside = votes, ()
+            job.votes.parts = [shard_votes(votes, shard) for shard in done]
     with job.store.opened():
-        if not finished:
+        if finished is None:
             with console.progress_bar("eval", quiet=quiet or role.merges) as update:
                 report = job.run(update, (lambda _: None) if quiet else console.note)
         if other is not None:
@@ -155,7 +161,7 @@ def evaluate(
         if target is not None:
             write_text(target, report.to_json(), f"--json {target}")
         # Shown before anything else can fail.
-        console.emit(report.to_json() if json_out == "-" and not finished else console.printable(str(report)))
+        console.emit(report.to_json() if json_out == "-" and finished is None else console.printable(str(report)))
         for file, name, text in (
             (csv_out, "csv", report.to_csv), (latex_out, "latex", report.to_latex),
             (report_out, "report", lambda: report.to_html(job.pictures())),
@@ -191,10 +197,14 @@ def _read(option: str, file: Path) -> Report:
 
 
 def _run_shard(job: Job, shard: Shard, target: Path, *, quiet: bool) -> None:
+    from hrzs.evaluation.certify import shard_votes
     from hrzs.evaluation.shards import kept_file
 
     kept = kept_file(target, shard)
     job.store.path = kept.with_name(f"{kept.name}.partial")
+    if job.votes.path is not None:
+        # What earlier calls have kept is read, and only the merge adds to it.
+        job.votes.path, job.votes.beside = shard_votes(job.votes.path, shard), [job.votes.path]
     if kept.is_file():
         job.store.shards = [kept]
         with job.store.opened():  # refuses that of another call
@@ -204,11 +214,15 @@ def _run_shard(job: Job, shard: Shard, target: Path, *, quiet: bool) -> None:
         job.run_shard(shard, kept, update)
 
 
-def _finished(target: Path, report: Report) -> Report:
-    """The report in ``target``, if it is that of this very call."""
+def _finished(target: Path, report: Report) -> Report | None:
+    """The report in ``target``, if it is that of this very call; None if more can be certified from what it has kept."""
     old = _read("give another --json FILE;", target)
     was, now = old.call, report.call
-    if differing := [key for key in now if was.get(key) != now[key]]:
+    differing = [key for key in now if was.get(key) != now[key]]
+    if differing and was.get("certify") == now.get("certify") is not None and {*differing} <= {*OF_CERTIFICATES}:
+        console.note(f"{target} differs in {', '.join(differing)}; its votes are used again")
+        return None
+    if differing:
         raise UsageError(
             f"--json {target} is the finished report of another call, which differs in {', '.join(differing)}; give "
             "another FILE, or delete this one"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from hrzs.data_options import DataOptions
 from hrzs.errors import DataMissingError, UsageError
 from hrzs.estimate import seconds_per_image
 from hrzs.evaluation.canaries import run_canaries
+from hrzs.evaluation.certify import Certification, Votes
 from hrzs.evaluation.options import SUITE, EvalOptions
 from hrzs.evaluation.outcome import pictures_of
 from hrzs.evaluation.plan import not_applicable
@@ -39,6 +42,7 @@ logger = logging.getLogger(__name__)
 #: What is said of the canaries and the verdict where there are none.
 SWITCHED_OFF = "switched off (--no-canaries)"
 GIVEN = "not applicable (the images were given, no attack was run)"
+CERTIFIED = "not applicable (a certificate rests on no attack)"
 
 
 class Job:
@@ -52,6 +56,7 @@ class Job:
         canaries: check the set-up, and say whether gradients are masked.
         store: where finished batches are kept, so that an interrupted job goes on; whoever has written the report
             removes it (`Store.remove`).
+        votes: where the votes of certificates are kept, which stays; a job with more samples adds to it.
         config: options to keep in the report, as ``--config`` reads them back.
 
     Raises:
@@ -67,6 +72,7 @@ class Job:
         adversarial: Path | None = None,
         canaries: bool = True,
         store: Path | None = None,
+        votes: Path | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         suite = options.attack == SUITE
@@ -74,9 +80,18 @@ class Job:
         lenient = suite or len(data.specs) > 1
         options = replace(options, level="all") if suite and options.level is None else options
         self.model, self.options, self.canaries = model, options, canaries
-        self.config, self.store = dict(config or {}), Store(store)
+        self.config, self.store, self.votes = (
+            dict(config or {}),
+            Store(store),
+            Votes(None if options.certify is None else votes),
+        )
         self.missing: dict[str, str] = {}
         self.evaluations: list[Evaluation] = []
+        if adversarial is not None and options.certify is not None:
+            raise UsageError(
+                f"--certify {options.certify:g} with --adversarial: a certificate is about clean images, and holds for "
+                "all others within its radius; leave out one of the two"
+            )
         if adversarial is not None:
             self._open_saved(adversarial, data)
         for spec in data.specs if adversarial is None else ():
@@ -91,6 +106,8 @@ class Job:
                 self.evaluations.append(Evaluation(model, task, options, self.store, lenient=lenient))
         if not self.evaluations:
             raise UsageError("\n".join(self.missing.values()))
+        certified = self.evaluations if options.certify is not None else ()
+        self.certifications = [Certification(evaluation, self.votes) for evaluation in certified]
         self.store.about = self.head().call
 
     def _open_saved(self, folder: Path, given: DataOptions) -> None:
@@ -109,7 +126,7 @@ class Job:
     def head(self) -> Report:
         """The report as far as it is known before anything was computed."""
         evaluations = self.evaluations
-        why = GIVEN if self.saved else SWITCHED_OFF if not self.canaries else ()
+        why = CERTIFIED if self.certifications else GIVEN if self.saved else SWITCHED_OFF if not self.canaries else ()
         return Report(
             hrzs=__version__,
             model=msgspec.convert(describe(self.model), Model),
@@ -139,19 +156,20 @@ class Job:
             logger.warning("%s is left out: %s", name, reason)
         for name, skipped in report.summary.not_applicable.items():
             logger.info("%s: not applicable, its tree has no superclass: %s", name, ", ".join(skipped))
-        with self.store.opened():
+        with self.store.opened(), self.votes.opened():
             self._run(progress or (lambda *_: None), WHOLE)
         found: dict[str, Any] = {
             "levels": tuple(overall for e in self.evaluations for overall in overall_of(e)),
             "truth": _named(self.evaluations, truth_of),
             "depth": _named(self.evaluations, lambda e: level_depth(self.model, e.classifier, e.task)),
         }
-        if self.canaries and not self.saved:
+        if self.canaries and not self.saved and not self.certifications:
             canaries = tuple(c for evaluation in self.evaluations for c in run_canaries(evaluation, say))
             found |= {"canaries": canaries, "masking": tuple(verdicts(canaries))}
         rows = tuple(row for evaluation in self.evaluations for row in rows_of(evaluation))
         _call_out(rows)
-        report = replaced(report, results=rows, summary=replaced(report.summary, **found))
+        certificates = tuple(one for certification in self.certifications for one in certification.certificates())
+        report = replaced(report, results=rows, summary=replaced(report.summary, **found), certificates=certificates)
         return replaced(report, summary=replaced(report.summary, mean=mean_over_datasets(report)))
 
     def run_shard(self, shard: Shard, finished: Path, progress: Progress | None = None) -> None:
@@ -160,7 +178,7 @@ class Job:
         The canaries, which need what all shards have done, are for whoever puts them together: `run`, with the files of
         all shards as ``store.shards``.
         """
-        with self.store.opened():
+        with self.store.opened(), self.votes.opened():
             self._run(progress or (lambda *_: None), shard)
             self.store.finish(finished)
 
@@ -169,10 +187,12 @@ class Job:
         return {e.task.data.name: pictures_of(e) for e in self.evaluations}
 
     def _run(self, progress: Progress, shard: Shard) -> None:
-        done, firsts = 0, self._firsts()
-        ahead = sum(e.passes(shard, first) for e, first in firsts)
-        for evaluation, first in firsts:
-            ahead -= evaluation.passes(shard, first)
+        merges = bool(self.store.shards)
+        parts = [(e.passes(shard, first), partial(e.run, shard=shard, first=first)) for e, first in self._firsts()]
+        parts += [(c.passes(shard), partial(c.run, shard=shard, kept_only=merges)) for c in self.certifications]
+        done, ahead = 0, sum(passes for passes, _ in parts)
+        for passes, run in parts:
+            ahead -= passes
             before, seen = done, 0
 
             def tick(now: int, total: int, note: str, before: int = before, ahead: int = ahead) -> None:
@@ -180,7 +200,7 @@ class Job:
                 seen = now
                 progress(before + now, before + total + ahead, note)
 
-            evaluation.run(tick, shard, first)
+            run(tick)
             done += seen
 
     def _firsts(self) -> list[tuple[Evaluation, int]]:
@@ -191,15 +211,19 @@ class Job:
     def estimate(self, shard: Shard = WHOLE) -> dict[str, Any]:
         """What would be done, and what it would take on this machine."""
         minutes, memory, images = 0.0, 0.0, 0
-        for e, first in self._firsts():
+        for (e, first), certification in zip_longest(self._firsts(), self.certifications):
             seconds, megabytes = seconds_per_image(e.model, e.task.data)
-            images += (mine := sum(map(len, e.blocks(shard, first))))
+            mine = sum(map(len, e.blocks(shard, first)))
             minutes += mine * seconds * sum(e.cost(unit) for unit in e.units) / 60
+            if certification is not None:
+                mine = len(certification.images(shard))
+                minutes += mine * seconds * certification.cost / 60
+            images += mine
             memory = max(memory, megabytes * self.options.batch_size)
         share = {} if shard == WHOLE else {"shard": str(shard), "images_of_shard": images}
         return {
             "tasks": [e.task.describe() for e in self.evaluations],
-            "units": [unit.title for unit in self.evaluations[0].units],
+            "units": [unit.title for unit in self.evaluations[0].units] + [c.title for c in self.certifications[:1]],
             **share,
             "estimated_minutes": round(minutes, 1),
             "estimated_memory_mb": round(memory + 4 * sum(p.numel() for p in self.model.parameters()) / 1e6),

@@ -6,12 +6,19 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any, Literal
 
+from hrzs.errors import UsageError
 from hrzs.models.templates import HELP
-from hrzs.option import AT_LEAST_1, NOT_NEGATIVE, check, option
+from hrzs.option import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, PROBABILITY, check, option
 
 #: The fixed suite behind any-level robust accuracy: one optimiser, every aim, every level, on the cross-entropy and, as
 #: that alone flatters some models more than others, on the margin.
 SUITE = ("leaf-pgd", "superclass-pgd", "hierarchical-pgd", "cw")
+
+
+#: The panel of ``--help`` of those that belong to ``--certify``.
+CERTIFICATES = "Certificates"
+#: Options that mean nothing without ``--certify``.
+OF_CERTIFICATES = ("samples", "selection", "alpha", "confidence")
 
 
 @dataclass(frozen=True)
@@ -41,10 +48,28 @@ class EvalOptions:
     seed: int = option(0, "Of all that is random.")
     batch_size: int = option(128, "Images at a time.", range=AT_LEAST_1)
     workers: int | None = option(None, "Processes that read images ahead.", range=NOT_NEGATIVE, shown="0 on a CPU, on a GPU one per core, at most 16")
+
+    certify: float | None = option(None, "Attack nothing; certify at every level by Gaussian noise of this σ, in pixels of 0 to 1: such as 0.25.", CERTIFICATES, range=POSITIVE)
+    samples: int = option(10_000, "Noisy copies of each image; papers take 100000, and fewer are marked as a preview.", CERTIFICATES, range=AT_LEAST_1)
+    selection: int = option(100, "Noisy copies that choose the node to be certified.", CERTIFICATES, range=AT_LEAST_1)
+    alpha: float = option(0.001, "Probability that the certificate of an image is wrong.", CERTIFICATES, range=PROBABILITY)
+    confidence: str = option("per-level", "What alpha is about: each level by itself, or all levels of an image jointly.", CERTIFICATES, choices=("per-level", "joint"))
     # fmt: on
 
     def __post_init__(self) -> None:
         check(self)
+        if self.certify is None:
+            return
+        if self.samples < self.selection:
+            raise UsageError(
+                f"--samples {self.samples}: fewer than the {self.selection} of --selection, which only choose the node; "
+                "take more samples (10000 for a preview), or a smaller --selection"
+            )
+        if attacks := [name for name in self.attack if name != "none"]:
+            raise UsageError(
+                f"--attack {','.join(attacks)} with --certify: a certificate needs no attack; leave out one of the two "
+                "(a --preset brings attacks too)"
+            )
 
     @property
     def scorings(self) -> tuple[str, ...]:
@@ -53,6 +78,7 @@ class EvalOptions:
 
     def as_config(self) -> dict[str, Any]:
         """As ``--config`` reads it back."""
-        found = {f.name.replace("_", "-"): getattr(self, f.name) for f in fields(self)}
+        left_out = ("certify", *OF_CERTIFICATES) if self.certify is None else ()
+        found = {f.name.replace("_", "-"): getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         found |= {"attack": ",".join(self.attack), "step-size": None if self.step_size is None else str(self.step_size)}
         return found | {"eps": None if self.eps is None else ",".join(map(str, self.eps))}

@@ -10,7 +10,7 @@ from typing import Any
 from hrzs.attacks import AttackSpec, Budget, Level, attack_spec
 from hrzs.attacks.budget import default_step_size, exact_eps, format_eps
 from hrzs.errors import UsageError
-from hrzs.evaluation.options import EvalOptions
+from hrzs.evaluation.options import OF_CERTIFICATES, EvalOptions
 from hrzs.option import listed
 from hrzs.tasks import Task
 
@@ -28,6 +28,14 @@ def settle(given: Mapping[str, Any]) -> EvalOptions:
     """
     values = {name: value for name, value in given.items() if value is not None}
     norm = values.get("norm", "linf")
+    if values.get("certify") is None:
+        for name in OF_CERTIFICATES:
+            if name in values:
+                raise UsageError(
+                    f"--{name} {values[name]}: it is about certificates; give --certify SIGMA, or leave it out"
+                )
+    else:
+        values.setdefault("attack", "none")
     if "attack" in values:
         values["attack"] = listed(values["attack"])
     if "level" in values and values["level"] != "all":

@@ -46,8 +46,8 @@ GRADIENTS = ("gradients", "zero_gradients", "bad_gradients")
 
 #: Where fooled images leave, so many batches are under attack together: as they shrink, they close ranks.
 TOGETHER = 4
-# What a forward pass costs, in forward and backward passes.
-_FORWARD = 1 / 3
+#: What a forward pass costs, in forward and backward passes.
+FORWARD = 1 / 3
 
 
 class Evaluation:
@@ -96,7 +96,7 @@ class Evaluation:
 
     def cost(self, unit: Unit) -> float:
         """Forward and backward passes of an image that nothing fools; in the end its predictions take a forward."""
-        return (0.0 if unit.eps is None else sum(part.cost for part in self.images.parts(unit))) + _FORWARD
+        return (0.0 if unit.eps is None else sum(part.cost for part in self.images.parts(unit))) + FORWARD
 
     def blocks(self, shard: Shard = WHOLE, first: int = 0) -> Sequence[Int[Tensor, "_"]]:
         """The places of the images of a shard, block by block; ``first`` blocks of other data were dealt out before."""
@@ -162,7 +162,7 @@ class Evaluation:
             found = Predictions(self.clean.nodes.clone(), ~worth, self.clean.distances.clone())
             stops, parts = self.images.stops_early(unit), self.images.parts(unit)
         self.predictions[unit.key] = found
-        costs = [part.cost or _FORWARD for part in parts]
+        costs = [part.cost or FORWARD for part in parts]
         size = self.options.batch_size * (TOGETHER if stops else 1)
         for i, part in enumerate(parts):
             left = [rows[~found.success[rows]] for rows in mine]

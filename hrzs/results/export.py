@@ -10,18 +10,19 @@ from typing import Any
 
 from msgspec.structs import asdict
 
-from hrzs.results.report import Overall, Report, Row
+from hrzs.results.report import Certificate, Certified, Overall, Report, Row
 
 _INTERVAL = "_ci95"
 
 
 def to_csv(report: Report) -> str:
-    """One line per row under a header; a null is an empty cell.
+    """One line per row under a header, then one per certified accuracy; a null is an empty cell.
 
+    A certified accuracy is called ``certified`` as an attack, with its radius as ``eps``, and has columns of its own.
     An interval ``X_ci95`` becomes ``X_low`` and ``X_high``; the bits of single images are left out. Numbers are written
     in full, so they read back unchanged. A text that a spreadsheet would take for a formula gets an apostrophe.
     """
-    rows = [flat(row) for row in report.results]
+    rows = lines(report)
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0] if rows else (), lineterminator="\n")
     writer.writeheader()
@@ -43,6 +44,34 @@ def flat(row: Row) -> dict[str, Any]:
         elif name != "correct":
             found[name] = value
     return found
+
+
+def lines(report: Report) -> list[dict[str, Any]]:
+    """The rows and the certified accuracies of a report, all with the same fields."""
+    found = [flat(row) for row in report.results]
+    found += [_certified(one, point) for one in report.certificates for point in one.certified]
+    names = dict.fromkeys(name for line in found for name in line)
+    return [{name: line.get(name) for name in names} for line in found]
+
+
+#: What a certified accuracy has beyond the fields of a row.
+_OF_CERTIFICATE = ("sigma", "samples", "selection", "alpha", "confidence", "level_alpha", "preview", "abstained",
+                   "abstained_balanced", "average_radius", "average_radius_balanced")  # fmt: skip
+
+
+def _certified(one: Certificate, point: Certified) -> dict[str, Any]:
+    shared = {name: getattr(one, name) for name in Row.__struct_fields__ if hasattr(one, name)}
+    row = Row(
+        **shared, eps=str(point.radius), norm="l2", attack="certified", attack_level=one.level, scoring="votes",
+        robust=point.value, robust_ci95=point.ci95, robust_balanced=point.balanced,
+        robust_balanced_ci95=point.balanced_ci95, precision="fp32",
+    )  # fmt: skip
+    return flat(row) | {name: getattr(one, name) for name in _OF_CERTIFICATE}
+
+
+def radii_of_table(one: Certificate) -> list[Certified]:
+    """The certified accuracies that a table has room for: at every half of σ."""
+    return list(one.certified[:-1:2]) if len(one.certified) > 1 else list(one.certified)
 
 
 @dataclass(frozen=True)
@@ -151,7 +180,38 @@ def to_latex(report: Report) -> str:
             _percent(h.summary.any_level_robust_balanced if h.summary else None),
         ]
         lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n" + _latex_of_certificates(report)
+
+
+def _latex_of_certificates(report: Report) -> str:
+    """A second ``tabular``: two rows per dataset and level, per image and balanced."""
+    if not report.certificates:
+        return ""
+    first = report.certificates[0]
+    radii = radii_of_table(first)
+    preview = "; a preview" if first.preview else ""
+    about = (
+        f"certified accuracy in % within an l2 radius r, sigma {first.sigma:g}, {first.samples} samples{preview}, "
+        f"alpha {first.alpha:g} {first.confidence}; abstentions count as wrong"
+    )
+    lines = [
+        f"% {_one_line(about)}",
+        rf"\begin{{tabular}}{{lll{'r' * (4 + len(radii))}}}",
+        r"\toprule",
+        r"Dataset & Level & Weighted by & Constant answer & Abstained & Clean & Mean radius & "
+        + " & ".join(f"$r={point.radius:g}$" for point in radii) + r" \\",
+        r"\midrule",
+    ]  # fmt: skip
+    for one in report.certificates:
+        for by, end in (("images", ""), ("nodes", "_balanced")):
+            shares = [getattr(one, f"{name}{end}") for name in ("constant", "abstained", "clean")]
+            values = [point.balanced if end else point.value for point in radii_of_table(one)]
+            cells = [
+                escape_latex(one.dataset), str(one.level), by, *map(_percent, shares),
+                f"{getattr(one, f'average_radius{end}'):.3f}", *map(_percent, values),
+            ]  # fmt: skip
+            lines.append(" & ".join(cells) + r" \\")
+    return "\n".join(["", *lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def _percents(rows: Mapping[int, Row], levels: Sequence[int], figure: str) -> str:

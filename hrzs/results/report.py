@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 #: ``versions`` inside ``config``, and called ``correct`` ``right``.
 SCHEMA = 2
 
+#: The number of samples of Cohen et al. (2019); certificates from fewer are marked as a preview.
+PUBLISHED_SAMPLES = 100_000
+
 #: A 95% interval of a fraction: its lower and its upper end.
 Interval: TypeAlias = tuple[float, float]
 #: The level that an attack aims at; None where nothing was attacked.
@@ -225,6 +228,60 @@ class Summary(Struct, frozen=True, kw_only=True):
     against: Comparison | None = None
 
 
+class Certified(Struct, frozen=True):
+    """The share of images that are certified to be right within a radius: per image and balanced, with intervals."""
+
+    radius: float
+    value: float
+    ci95: Interval
+    balanced: float
+    balanced_ci95: Interval
+
+
+class Certificate(Struct, frozen=True, kw_only=True):
+    """The smoothed classifier of one dataset at one level (`hrzs.results.certificates`).
+
+    Radii are ℓ2, of pixels in [0, 1]. ``clean`` is the accuracy of the answer with the most votes, about which nothing
+    is certified. An abstention counts as wrong in ``certified``, whose last radius is the largest that so many samples
+    can certify, and as 0 in the average radius. The certificate of an image is wrong with probability ``level_alpha``
+    at most. ``chosen`` and ``votes`` have a number for each image, in the order of their ids: the node, and how many of
+    the ``samples`` voted for it.
+    """
+
+    dataset: str
+    split: str = ""
+    n: int
+    level: int
+    classes: int
+    nodes: int
+    sigma: float
+    samples: int
+    selection: int
+    alpha: float
+    confidence: str
+    level_alpha: float
+    preview: bool
+    abstained: float
+    abstained_balanced: float
+    clean: float
+    clean_ci95: Interval
+    clean_balanced: float
+    clean_balanced_ci95: Interval
+    average_radius: float
+    average_radius_balanced: float
+    constant: float
+    constant_balanced: float
+    certified: tuple[Certified, ...]
+    seconds: float
+    chosen: str
+    votes: str
+
+    @property
+    def largest_radius(self) -> float:
+        """The largest radius that so many samples can certify."""
+        return self.certified[-1].radius
+
+
 class Model(Struct, frozen=True, kw_only=True):
     """The model: where it came from, the digest of its weights, and what its images and texts go through."""
 
@@ -279,6 +336,7 @@ class Report(Struct, frozen=True, kw_only=True):
     versions: dict[str, str] = {}
     results: tuple[Row, ...] = ()
     summary: Summary = Summary()
+    certificates: tuple[Certificate, ...] = ()
 
     @classmethod
     def from_json(cls, source: str | bytes | Path) -> Report:
@@ -321,7 +379,7 @@ class Report(Struct, frozen=True, kw_only=True):
         return msgspec.json.format(msgspec.json.encode(self), indent=1).decode() + "\n"
 
     def to_csv(self) -> str:
-        """A line for each row, an interval in two columns (`hrzs.results.export.to_csv`)."""
+        """A line for each row and certified accuracy, an interval in two columns (`hrzs.results.export.to_csv`)."""
         from hrzs.results.export import to_csv
 
         return to_csv(self)
@@ -339,7 +397,7 @@ class Report(Struct, frozen=True, kw_only=True):
         return render(self, pictures or {})
 
     def to_pandas(self) -> pandas.DataFrame:
-        """The rows, an interval in two columns. Needs pandas.
+        """The lines of `to_csv`. Needs pandas.
 
         Raises:
             UsageError: pandas is not installed.
@@ -348,9 +406,9 @@ class Report(Struct, frozen=True, kw_only=True):
             from pandas import DataFrame
         except ImportError as error:
             raise UsageError("to_pandas: needs pandas; install it, or take to_csv") from error
-        from hrzs.results.export import flat
+        from hrzs.results.export import lines
 
-        return DataFrame([flat(row) for row in self.results])
+        return DataFrame(lines(self))
 
     def against(self, other: Report) -> Comparison:
         """Every row beside the same one in ``other``, paired image by image (`hrzs.results.significance.compare`).

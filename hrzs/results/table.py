@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from hrzs.results.export import sources_of
+from hrzs.results.export import radii_of_table, sources_of
 from hrzs.results.masking import ADVICE, Canary, Masking
-from hrzs.results.report import Comparison, Interval, Mean, Overall, Report, Row
+from hrzs.results.report import PUBLISHED_SAMPLES, Certificate, Comparison, Interval, Mean, Overall, Report, Row
 
 
 def render(report: Report) -> str:
@@ -22,6 +22,8 @@ def render(report: Report) -> str:
         block = _block(rows, [s for s in summary.levels if s.dataset == dataset])
         blocks.append("\n".join([block, *(f"  note: {note}" for note in summary.stand_ins.get(dataset, ()))]))
     lines = ["\n\n".join(blocks)]
+    lines += ["\n" + _certificates([c for c in report.certificates if c.dataset == dataset])
+              for dataset in dict.fromkeys(c.dataset for c in report.certificates)]  # fmt: skip
     lines += [f"\nmissing: {reason}" for reason in summary.missing.values()]
     lines += [_mean(summary.mean)] if summary.mean else []
     lines += [_against(summary.against)] if summary.against else []
@@ -75,6 +77,52 @@ def _block(rows: Sequence[Row], summary: Sequence[Overall]) -> str:
     for s in summary:
         lines += [*_any_level(s), *_mistakes(s)]
     return "\n".join(lines)
+
+
+def _certificates(found: Sequence[Certificate]) -> str:
+    """The certificates of one dataset, level by level; below a lopsided level the figures balanced over its nodes."""
+    first, radii = found[0], radii_of_table(found[0])
+    header = ["", "constant", "abstained", "clean", "mean r", *(f"r {point.radius:g}" for point in radii)]
+    body = []
+    for one in found:
+        points = radii_of_table(one)
+        body.append([
+            f"level {one.level} ({one.classes})", _percent(one.constant), _percent(one.abstained),
+            _percent(one.clean) + _half(one.clean_ci95), f"{one.average_radius:.3f}",
+            *(_percent(point.value) + _half(point.ci95) for point in points),
+        ])  # fmt: skip
+        if one.constant != one.constant_balanced:
+            body.append([
+                _BALANCED, _percent(one.constant_balanced), _percent(one.abstained_balanced),
+                _percent(one.clean_balanced) + _half(one.clean_balanced_ci95), f"{one.average_radius_balanced:.3f}",
+                *(_percent(point.balanced) + _half(point.balanced_ci95) for point in points),
+            ])  # fmt: skip
+    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
+    shown = [
+        "  ".join(f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in (header, *body)
+    ]
+    return "\n".join([
+        f"{first.dataset} ({first.split}), {first.n} images, certified accuracy in % within an ℓ2 radius r, by "
+        f"randomised smoothing at σ {first.sigma:g}",
+        said_of(first),
+        shown[0], "-" * len(shown[0]), *(line.rstrip() for line in shown[1:]),
+    ])  # fmt: skip
+
+
+def said_of(one: Certificate) -> str:
+    """What certificates claim, and from how many samples, in a line."""
+    preview = f" (PREVIEW: papers take {PUBLISHED_SAMPLES:,})" if one.preview else ""
+    joint = "for all levels jointly" if one.confidence == "joint" else "for each level"
+    return (
+        f"{one.samples:,} samples{preview}, {one.selection:,} more choose the node; a certificate is wrong with "
+        f"probability {one.alpha:g} at most, {joint}; an abstention counts as wrong; largest radius "
+        f"{one.largest_radius:.3f}"
+    )
+
+
+def _half(ci95: Interval) -> str:
+    return f" ±{50 * (ci95[1] - ci95[0]):.1f}"
 
 
 def _any_level(s: Overall) -> list[str]:

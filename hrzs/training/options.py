@@ -79,6 +79,7 @@ class TrainOptions:
     ema: float = option(0.0, "Validate and save a running mean of the weights, with this decay (such as 0.999); 0: the weights themselves.", OPTIMISER, range=SHARE)
     interpolate: float = option(0.0, "Validate and save weights moved by this share of the way back to the original weights.", OPTIMISER, range=SHARE)
     freeze: str = option("", "Parts of the image encoder that are not trained, such as conv1,transformer.resblocks.0.", OPTIMISER, shown="none")
+    noise: float = option(0.0, "σ of Gaussian noise on every training image, in pixels of 0 to 1 (such as 0.25), for `eval --certify`; 0: none.", OPTIMISER, range=NOT_NEGATIVE)
     augment: str = option("none", "Mirror images at random (flip), or turn and mirror them at random (dihedral).", OPTIMISER, choices=("none", "flip", "dihedral"))
 
     tune: str | None = option(None, "The weights that are trained; all is for pretraining.", METHOD, choices=("image", "image+projection", "all"), shown="the method's")

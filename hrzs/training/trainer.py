@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hrzs.attacks.base import sample_seeds
+from hrzs.attacks.counter import standard_normal
 from hrzs.data import Batch, Dataset, ImageError, digest, read
 from hrzs.distributed import ALONE, Group, ProcessLostError
 from hrzs.errors import HrzsError, UsageError
@@ -302,6 +303,11 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = self.options.lr * factor * group["rate"]
         seeds = sample_seeds(ids, self.options.seed, f"step{self.step}")
+        if self.options.noise:
+            drawn = standard_normal(
+                sample_seeds(ids, self.options.seed, f"noise{self.step}"), images.shape[1:], images.device
+            )
+            self.method.noise = self.options.noise * drawn
         optimizer.zero_grad(set_to_none=True)
         loss = self.method.loss(images, labels, seeds)
         loss.total.backward()  # type: ignore[no-untyped-call]
@@ -404,7 +410,9 @@ class Trainer:
         if state is None:
             return False
         plan: dict[str, Any] = state["plan"]
-        plan.setdefault("image_size", self.plan["image_size"])  # an older hrzs did not note it
+        # An older hrzs did not note these.
+        plan.setdefault("image_size", self.plan["image_size"])
+        plan.setdefault("noise", 0.0)
         other = [f"{k} {plan.get(k)} (now {v})" for k, v in self.plan.items() if plan.get(k) != v]
         if other:
             raise UsageError(

@@ -52,7 +52,7 @@ CASES: dict[str, dict[str, Any]] = {
     "class means and images": {"image_levels": "mixed", "level_balance": "node", "eps_text": 0.05, **ALL_TERMS},
     "a perturbation per level, flat": {"perturbation": "per-level", "geometry": "euclidean", "lambda_anchor": 1.0},
     "a forest": {"image_levels": "mixed"},
-    "every level": {"method": "tecoa", "every_level": True, "lambda_anchor": 1.0, "augment": "dihedral"},
+    "every level": {"method": "tecoa", "every_level": True, "lambda_anchor": 1.0, "augment": "dihedral", "noise": 0.1},
     "pmg-aft, mean": {"method": "pmg-aft", "pmg_reduction": "mean"},
     "fare, clean term": {"method": "fare", "fare_clean": 0.3},
     "lore, a multiplier that moves": {"method": "lore", "lore_primal_steps": 1, "lore_rho": 1e-3, "lore_dual_lr": 1e3},

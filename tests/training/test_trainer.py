@@ -269,7 +269,7 @@ def test_a_gradient_that_is_not_finite_takes_no_step(
 
 #: What a run's state is made of besides the model: each has to survive.
 STATEFUL = {
-    "ema": {"ema": 0.9}, "sgd": {"optimizer": "sgd", "lr": 0.05}, "accumulate": {"accumulate": 3},
+    "ema": {"ema": 0.9, "noise": 0.25}, "sgd": {"optimizer": "sgd", "lr": 0.05}, "accumulate": {"accumulate": 3},
     "interpolate": {"interpolate": 0.3, "schedule": "constant"}, "curvature": {"learn_curvature": True},
     "euclidean": {"geometry": "euclidean"}, "recompute": {"checkpoint_activations": True},
     "lore": {"method": "lore", "lore_primal_steps": 2, "lore_rho": 1e-3, "lore_dual_lr": 1e3},

@@ -20,15 +20,15 @@ from torch import Tensor
 from hrzs.attacks.budget import format_eps
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.results.average import FIGURES
-from hrzs.results.export import Headline, headlines, sources_of
+from hrzs.results.export import Headline, headlines, radii_of_table, sources_of
 from hrzs.results.masking import ADVICE
 from hrzs.results.metrics import TOP
 from hrzs.results.outcome import Outcome, Pictures
 from hrzs.results.pages.charts import Curve, line_chart
 from hrzs.results.pages.gallery import magnified
 from hrzs.results.pages.templates import render as fill
-from hrzs.results.report import AttackLevel, Depth, Interval, Report, Row
-from hrzs.results.table import lopsided_levels
+from hrzs.results.report import AttackLevel, Certificate, Depth, Interval, Report, Row
+from hrzs.results.table import lopsided_levels, said_of
 
 #: A tree of so many nodes at most is shown unfolded.
 _UNFOLDED = 60
@@ -48,6 +48,9 @@ def render(report: Report, pictures: Mapping[str, Pictures]) -> str:
         sources=sources_of(report.results),
         figures=FIGURES,
         growths=_growths(heads),
+        certificates=_certificates(report.certificates),
+        radii_of_table=radii_of_table,
+        said_of=said_of,
         matrices=_matrices(report.results),
         lopsided_levels=lopsided_levels,
         worst={
@@ -139,6 +142,28 @@ def _curves(heads: Mapping[float, Headline]) -> list[Curve]:
         whiskers = [(x, 100 * ci95[0], 100 * ci95[1]) for x, _, ci95 in values if ci95 is not None]
         curves.append(Curve(name, points, colour, kind, whiskers))
     return [curve for curve in curves if len(curve.points) > 1]
+
+
+@dataclass(frozen=True)
+class _Certificates:
+    """Those of one dataset, with their curves in % and the radii below the axis in words."""
+
+    levels: Sequence[Certificate]
+    curves: Sequence[Curve]
+    names: Mapping[float, str]
+
+
+def _certificates(found: Sequence[Certificate]) -> dict[str, _Certificates]:
+    by_dataset = {}
+    for dataset in dict.fromkeys(one.dataset for one in found):
+        levels = [one for one in found if one.dataset == dataset]
+        curves = [
+            Curve(f"level {one.level}", [(point.radius, 100 * point.value) for point in one.certified], i)
+            for i, one in enumerate(levels)
+        ]
+        names = {point.radius: f"{point.radius:g}" for point in radii_of_table(levels[0])}
+        by_dataset[dataset] = _Certificates(levels, curves, names)
+    return by_dataset
 
 
 def _radii(depth: Depth) -> tuple[list[Curve], dict[float, str]]:

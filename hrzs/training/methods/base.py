@@ -53,6 +53,9 @@ class Method(ABC):
     reads: ClassVar[frozenset[str]] = frozenset()
     #: The processes that share each batch; the trainer sets it.
     group: Group = ALONE
+    #: What the encoder under training sees on top of this process's images (``--noise``); the trainer sets it anew
+    #: for each step.
+    noise: Float[Tensor, "b 3 H W"] | None = None
 
     def __init__(
         self,
@@ -121,8 +124,16 @@ class Method(ABC):
         return self.group.gather(torch.cat(found) if count > 1 else found[0])
 
     def encode_image(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "B D"]:
-        """``f(x)`` of the whole batch; ``images`` are those of this process."""
-        return self.over_batch(self.model.encode_image, images)
+        """``f(x)`` of the whole batch, with ``noise`` ``f(x + z)``; ``images`` are those of this process."""
+        return self.over_batch(self.model.encode_image, self.noisy(images))
+
+    def noisy(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
+        """``images``, clean or attacked, with the noise of this step, which may leave [0, 1].
+
+        The adversary thus meets the noise that is trained on (SmoothAdv with one draw, Salman et al., NeurIPS 2019),
+        and its ball stays around the clean image.
+        """
+        return images if self.noise is None else images + self.noise
 
     def text_features(self, bank: TextBank, *, normalise: bool = False) -> Float[Tensor, "N D"]:
         """``g(t)`` of every node; the text transformer runs again only where it is trained (``--tune all``)."""

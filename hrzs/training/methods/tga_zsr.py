@@ -56,7 +56,7 @@ class TGAZSR(TeCoA):
         perturbed = self.adversary(images, labels, prepared.detach(), seeds)
         own = labels[self.group.part(len(labels))]
         text, original = prepared[self.leaves][own], self.original_texts[own]
-        found = self.over_batch(self._compare, images, perturbed, text, original)
+        found = self.over_batch(self._compare, images, self.noisy(images), self.noisy(perturbed), text, original)
         features, refinement, constraint = found.tensor_split([-2, -1], dim=1)
         ce = self.cross_entropy(features, prepared, labels)
         log = {"ce": ce, "refinement": refinement.mean(), "constraint": constraint.mean()}
@@ -66,15 +66,20 @@ class TGAZSR(TeCoA):
     def _compare(
         self,
         images: Float[Tensor, "b 3 H W"],
+        noisy: Float[Tensor, "b 3 H W"],
         perturbed: Float[Tensor, "b 3 H W"],
         text: Float[Tensor, "b D"],
         original: Float[Tensor, "b D"],
     ) -> Float[Tensor, "b D_and_2"]:
-        """For each image ``f(x̂)``, ``‖A(x̂) - A_orig(x)‖`` and ``‖A(x) - A_orig(x)‖``, in this order."""
+        """For each image ``f(x̂)``, ``‖A(x̂) - A_orig(x)‖`` and ``‖A(x) - A_orig(x)‖``, in this order.
+
+        Args:
+            noisy: what the model under training sees of ``images``: themselves, or with noise (``--noise``).
+        """
         visual = cast(Any, self.model.clip).visual
         with torch.no_grad():
             _, target = self.attend(self.original.visual, images, original)
-        _, clean = self.attend(visual, images, text)
+        _, clean = self.attend(visual, noisy, text)
         features, adversarial = self.attend(visual, perturbed, text)
         return torch.cat([features, _distances(adversarial, target), _distances(clean, target)], dim=1)
 

@@ -20,6 +20,7 @@ from hrzs.evaluation.runner import Evaluation
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.classifier import SCORINGS
 from hrzs.results import metrics
+from hrzs.results.certificates import certificate, smoothed
 from hrzs.results.outcome import Example, Gallery, Outcome, Pictures, most_instructive
 from hrzs.results.report import Report
 
@@ -436,3 +437,34 @@ def test_the_short_form_for_notebooks(evaluate: Callable[..., Evaluation]) -> No
     hostile = made(HOSTILE)
     hostile["model"]["source"] = HOSTILE
     assert "<script>" not in Report.from_json(json.dumps(hostile))._repr_html_()
+
+
+def test_certificates() -> None:
+    """A curve for each level, the figures below it, and what was claimed."""
+    report = made()
+    assert "certified" not in check(render(report)).text.lower()
+    votes, truth = [{0: 90, 1: 10}, {0: 55, 1: 45}, {1: 100}], torch.tensor([0, 0, 1])
+    found = [
+        certificate(
+            smoothed(votes, votes, ancestor, 100, sigma=0.5, alpha=0.001), ancestor[truth], 100, sigma=0.5,
+            level_alpha=0.001, dataset=HOSTILE, level=level, classes=classes, selection=100, alpha=0.001,
+            confidence="per-level", seconds=1.0, chosen="0 0 1", votes="90 55 100",
+        )
+        for level, classes, ancestor in ((0, 2, torch.tensor([0, 1])), (1, 1, torch.tensor([0, 0])))
+    ]  # fmt: skip
+    page = check(render(report | {"certificates": msgspec.to_builtins(found)}))
+    for text in (
+        "σ 0.5",
+        "100 samples (PREVIEW",
+        "preview",
+        "level 0",
+        "level 1",
+        "r 0.25",
+        "balanced",
+        "33.3",
+        "66.7",
+    ):
+        assert text in page.text
+    assert "and certified at σ 0.5" in page.text
+    lines = [attributes for tag, attributes in page.attributes if tag in ("path", "polyline")]
+    assert len(lines) >= 2
