@@ -85,7 +85,7 @@ def test_eval_prints_json_and_nothing_else(hrzs: Hrzs, run_folder: Path) -> None
     assert ended.status == 0
     report = json.loads(ended.out)
     assert report.keys() == {
-        "schema", "hrzs", "model", "config", "tasks", "prompts_digest", "versions", "results", "summary",
+        "schema", "hrzs", "model", "config", "tasks", "prompts_digest", "versions", "results", "summary", "certificates",
     }  # fmt: skip
     suite = {"leaf-pgd", "superclass-pgd", "hierarchical-pgd", "cw"}
     assert {row["attack"] for row in report["results"]} == {"none", *suite}

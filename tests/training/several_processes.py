@@ -42,7 +42,7 @@ CONFIG = {
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
 OPTIONS = TrainOptions(
-    steps=2, batch_size=12, max_steps=4, epochs=3.0, lr=1e-3, eps=Fraction(4, 255), step_size=Fraction(2, 255),
+    steps=2, batch_size=12, max_steps=3, epochs=3.0, lr=1e-3, eps=Fraction(4, 255), step_size=Fraction(2, 255),
     validate_every=0,
 )  # fmt: skip
 ALL_TERMS: dict[str, Any] = {"lambda_vic": 1.0, "lambda_gap": 1.0, "hnsa": "both", "lambda_anchor": 1.0}
