@@ -10,10 +10,10 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,7 +25,8 @@ from hrzs.data import read
 from hrzs.errors import HrzsError, UsageError
 from hrzs.evaluation.runner import FORWARD, Evaluation, Progress
 from hrzs.evaluation.shards import WHOLE, Shard
-from hrzs.files import fsync, locked, whole_lines
+from hrzs.evaluation.store import KeptFile, append
+from hrzs.files import whole_lines
 from hrzs.models.exact import exact_fp32
 from hrzs.models.templates import resolve_template
 from hrzs.models.text import Prompts
@@ -68,7 +69,13 @@ class Run:
 _Key = tuple[str, str, str]
 
 
-class Votes:
+def _line(key: _Key, run: Run) -> dict[str, Any]:
+    identity, image, stream = key
+    return {"of": identity, "image": image, "stream": stream, "start": run.start, "stop": run.stop,
+            "votes": sorted(run.votes.items()), "seconds": run.seconds}  # fmt: skip
+
+
+class Votes(KeptFile):
     """A file of votes, a line for each `Run`, or only memory where ``path`` is None; used while it is `opened`.
 
     It stays when the report is written. Votes of other models or of another σ may stand in it too.
@@ -79,28 +86,9 @@ class Votes:
     """
 
     def __init__(self, path: Path | None, beside: Sequence[Path] = (), parts: Sequence[Path] = ()) -> None:
-        self.path, self.beside, self.parts = path, beside, parts
+        super().__init__(path)
+        self.beside, self.parts = beside, parts
         self._runs: dict[_Key, dict[tuple[int, int], Run]] = {}
-        self._open = False
-
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Inside, no other process writes the file. Inside another such block it does nothing.
-
-        Raises:
-            UsageError: another process is at work on it, or it is no file of votes.
-            HrzsError: it cannot be written.
-        """
-        if self.path is None or self._open:
-            yield
-            return
-        with locked(self.path):
-            self._load(self.path)
-            self._open = True
-            try:
-                yield
-            finally:
-                self._open = False
 
     def runs(self, key: _Key, samples: int) -> dict[int, Run]:
         """The runs of an image that end within ``samples``, by their start; of several the longest."""
@@ -114,24 +102,13 @@ class Votes:
         """
         self._keep(key, run)
         if self.path is not None:
-            self._append(self.path, [(key, run)])
+            append(self.path, [_line(key, run)])
 
     def _keep(self, key: _Key, run: Run) -> bool:
         kept = self._runs.setdefault(key, {})
         is_new = (run.start, run.stop) not in kept
         kept.setdefault((run.start, run.stop), run)
         return is_new
-
-    def _append(self, path: Path, found: Sequence[tuple[_Key, Run]]) -> None:
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                for (identity, image, stream), run in found:
-                    line = {"of": identity, "image": image, "stream": stream, "start": run.start, "stop": run.stop,
-                            "votes": sorted(run.votes.items()), "seconds": run.seconds}  # fmt: skip
-                    file.write(json.dumps(line) + "\n")
-                fsync(file)
-        except OSError as error:
-            raise HrzsError(f"{path} could not be written ({error}); what it held is untouched") from error
 
     def _load(self, path: Path) -> None:
         self._runs = {}
@@ -142,7 +119,7 @@ class Votes:
             self._read(other)
         for part in self.parts:
             if new := self._read(part)[0]:
-                self._append(path, new)
+                append(path, [_line(key, run) for key, run in new])
         for part in self.parts:
             part.unlink(missing_ok=True)
 

@@ -80,11 +80,8 @@ class Job:
         lenient = suite or len(data.specs) > 1
         options = replace(options, level="all") if suite and options.level is None else options
         self.model, self.options, self.canaries = model, options, canaries
-        self.config, self.store, self.votes = (
-            dict(config or {}),
-            Store(store),
-            Votes(None if options.certify is None else votes),
-        )
+        self.config, self.store = dict(config or {}), Store(store)
+        self.votes = Votes(None if options.certify is None else votes)
         self.missing: dict[str, str] = {}
         self.evaluations: list[Evaluation] = []
         if adversarial is not None and options.certify is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,11 @@ from hrzs.errors import HrzsError, UsageError
 from hrzs.files import fsync, fsync_folder, locked, whole_lines
 
 
-class Store:
-    """A file of finished batches, or nothing where ``path`` is None. It is read and written while it is `opened`.
+class KeptFile(ABC):
+    """A file of JSON lines that is read and written while it is `opened`, or nothing where ``path`` is None."""
 
-    Args:
-        about: what the batches depend on besides the identity that each of them carries: a file that says otherwise is
-            of another call, and is left alone.
-    """
-
-    def __init__(self, path: Path | None, about: Mapping[str, Any] | None = None) -> None:
-        self.path, self.about = path, about or {}
-        #: The batch size that the work was begun with, and that its blocks follow from (`hrzs.evaluation.shards`).
-        self.batch_size: int | None = None
-        #: The files of finished shards, all of whose batches together are the whole: then none is added.
-        self.shards: Sequence[Path] = ()
-        self._kept: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
         self._open = False
 
     @contextmanager
@@ -35,7 +26,7 @@ class Store:
         """Inside, no other process has the file. Inside another such block it does nothing.
 
         Raises:
-            UsageError: another process is at work on it, or it is of another call (the message says how they differ).
+            UsageError: another process is at work on it, or it is not what it should be (the message says how).
             HrzsError: it cannot be written.
         """
         if self.path is None or self._open:
@@ -49,6 +40,42 @@ class Store:
             finally:
                 self._open = False
 
+    @abstractmethod
+    def _load(self, path: Path) -> None:
+        """Read what the file holds."""
+
+
+def append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Add these lines to a file, and see them through to the disk.
+
+    Raises:
+        HrzsError: it cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+            fsync(file)
+    except OSError as error:
+        raise HrzsError(f"{path} could not be written ({error}); what it held is untouched") from error
+
+
+class Store(KeptFile):
+    """A file of finished batches, or nothing where ``path`` is None. It is read and written while it is `opened`.
+
+    Args:
+        about: what the batches depend on besides the identity that each of them carries: a file that says otherwise is
+            of another call, and is left alone.
+    """
+
+    def __init__(self, path: Path | None, about: Mapping[str, Any] | None = None) -> None:
+        super().__init__(path)
+        self.about = about or {}
+        #: The batch size that the work was begun with, and that its blocks follow from (`hrzs.evaluation.shards`).
+        self.batch_size: int | None = None
+        #: The files of finished shards, all of whose batches together are the whole: then none is added.
+        self.shards: Sequence[Path] = ()
+        self._kept: dict[tuple[str, str], list[dict[str, Any]]] = {}
+
     def read(self, identity: str, unit: str) -> list[dict[str, Any]]:
         """The batches of one unit, in the order that they were finished in."""
         return self._kept.get((identity, unit), [])
@@ -59,7 +86,7 @@ class Store:
             HrzsError: it cannot be written; what is there is untouched.
         """
         if self.path is not None:
-            self._append(self.path, {"identity": identity, "unit": unit, **record})
+            append(self.path, [{"identity": identity, "unit": unit, **record}])
 
     def finish(self, path: Path) -> None:
         """All that this file is for is done: ``path`` is its name from now on.
@@ -80,14 +107,6 @@ class Store:
             if path is not None:
                 path.unlink(missing_ok=True)
 
-    def _append(self, path: Path, line: dict[str, Any]) -> None:
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-                fsync(file)
-        except OSError as error:
-            raise HrzsError(f"{path} could not be written ({error}); what it held is untouched") from error
-
     def _load(self, path: Path) -> None:
         self._kept = {}
         if self.shards:
@@ -97,7 +116,7 @@ class Store:
         elif (end := self._take_in(path)) is not None:
             os.truncate(path, end)  # behind it is the line that was being written when the power went
         else:
-            self._append(path, {"about": dict(self.about), "batch_size": self.batch_size})
+            append(path, [{"about": dict(self.about), "batch_size": self.batch_size}])
 
     def _take_in(self, path: Path) -> int | None:
         """Read what a file holds, and return where its last whole line ends; None if it holds nothing."""

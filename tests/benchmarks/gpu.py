@@ -36,10 +36,10 @@ from unittest import mock
 
 import open_clip
 import torch
+from measures import operations
 from safetensors.torch import load_file
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hrzs.attacks import ATTACKS, AttackResult, Budget, counter, sample_seeds
@@ -266,21 +266,6 @@ def measure(bench: Bench, step: Callable[[], object], batch: int, flops: float, 
         found |= {"kernels": kernels, "idle": max(0.0, 1 - busy / seconds),
                   "peak GiB": torch.cuda.max_memory_allocated() / 2**30}  # fmt: skip
     return found
-
-
-def operations(step: Callable[[], object]) -> int:
-    """What torch is told to do: the host's work."""
-
-    class Counter(TorchDispatchMode):
-        count = 0
-
-        def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.count += 1
-            return function(*args, **(kwargs or {}))
-
-    with Counter() as counted:
-        step()
-    return counted.count
 
 
 def on_the_gpu(bench: Bench, step: Callable[[], object]) -> tuple[int, float]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
@@ -60,3 +61,18 @@ def training_step(
         model.zero_grad(set_to_none=True)
 
     return step
+
+
+def operations(step: Callable[[], object]) -> int:
+    """What a step gives its device to do, views left out, which launch nothing."""
+
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += not function.is_view
+            return function(*args, **(kwargs or {}))
+
+    with Counter() as counted:
+        step()
+    return counted.count

@@ -156,7 +156,7 @@ def ours(name: str, f: Features) -> Tensor:
     method.leaves = torch.arange(CLASSES)
     method.prepared = method.original_texts = method.head.prepare(f.texts)
     method.encode_image = method.original.encode_image = lambda x: x
-    agft.perturb_images = cross_entropy.perturb_images = lambda *_, **__: f.attacked  # type: ignore[assignment]
+    agft.perturb_images = cross_entropy.perturb_images = lambda *_, **__: f.attacked  # type: ignore[assignment] -- a stand-in
     loss: Tensor = method.loss(f.clean, f.labels, range(len(f.labels))).total
     return loss
 

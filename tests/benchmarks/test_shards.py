@@ -37,7 +37,7 @@ def test_eight_shards_take_what_one_process_takes(case: str, tmp_path: Path) -> 
         spent, files = 0.0, [folder / shard.name for shard in Shard(1, 8).all]
         for shard, file in zip(Shard(1, 8).all, files, strict=True):
             part = job(folder / f"{shard.name}.partial")
-            spent += seconds(lambda part=part, shard=shard, file=file: part.run_shard(shard, file))  # type: ignore[misc]
+            spent += seconds(lambda part=part, shard=shard, file=file: part.run_shard(shard, file))  # type: ignore[misc] -- defaults of a lambda
         merged = job(folder / "merged")
         merged.store.shards = files
         return spent + seconds(lambda: merged.run())

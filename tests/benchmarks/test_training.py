@@ -7,17 +7,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from measures import Batch, ratio, seconds, training_step
+from measures import Batch, operations, ratio, seconds, training_step
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from hrzs.hierarchy.published import find_tree
 from hrzs.hierarchy.tree import Tree
+from hrzs.hierarchy.yaml_form import load_tree
 from hrzs.models.bf16 import bf16_speed
 from hrzs.models.clip import ClipModel
 from hrzs.models.loading import load_model
@@ -58,25 +58,18 @@ def test_perturbations_beside_the_leaves_alone(
     assert measured <= bound
 
 
-def operations(step: Callable[[], object]) -> int:
-    """What a device is given to do: on a small model its time is that of the calls, not of the arithmetic."""
-
-    class Counter(TorchDispatchMode):
-        count = 0
-
-        def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.count += 1
-            return function(*args, **(kwargs or {}))
-
-    with Counter() as counter:
-        step()
-    return counter.count
-
-
-def test_operations_of_a_step(model: ClipModel, tree: Tree, batch: Batch) -> None:
-    ours, theirs = (operations(training_step(model, tree, batch, name)) for name in ("hierarchical", "tecoa"))
-    print(f"\noperations of a step, hierarchical {ours}, TeCoA {theirs}: {ours / theirs:.2f} (bound ≤ 3)")
-    assert ours <= 3 * theirs
+def test_operations_of_a_step(model: ClipModel) -> None:
+    """With the trees of ImageNet; the number does not depend on the batch."""
+    path = find_tree("imagenet")
+    assert path is not None
+    tree, batch = load_tree(path), (torch.rand(2, 3, 224, 224), torch.arange(2), [0, 1])
+    theirs, ours, of_five = (
+        operations(training_step(model, trees, batch, name))
+        for name, trees in (("tecoa", tree), ("hierarchical", tree), ("hierarchical", [tree] * 5))
+    )
+    print(f"\noperations of a step of ViT-B-32: TeCoA {theirs}, hierarchical {ours} ({ours / theirs:.2f} times, "
+          f"bound ≤ 4), five trees {of_five}")  # fmt: skip
+    assert ours <= 4 * theirs
 
 
 # -- beside public code: what its loop does, in our words -----------------------------------------------------------
