@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +35,8 @@ class Stopped(BaseException):
 class _State:
     asked: int | None = None
     depth = 0
+    #: This process is on its way out, and torchrun's signal to the rest of the job must not keep it from saying why.
+    ends = False
 
 
 @contextmanager
@@ -45,18 +48,33 @@ def listen() -> Iterator[None]:
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
-    _State.asked = None
+    _State.asked, _State.ends = None, False
     try:
         for signum, handler in before.items():
             if handler != signal.SIG_IGN:
                 signal.signal(signum, _on_signal)
-        yield
+        with _last_words():
+            yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        if not _State.ends:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+
+@contextmanager
+def _last_words() -> Iterator[None]:
+    """Under torchrun, a process that leaves by an exception hears no more signals: SIGKILL still ends it."""
+    try:
+        yield
+    except BaseException as end:
+        _State.ends = is_watched() and not isinstance(end, SystemExit)
+        raise
 
 
 def _on_signal(signum: int, _: Any) -> None:
+    if _State.ends:
+        _State.asked = signum
+        return
     # Under torchrun a second one changes nothing: it and the scheduler send several at a time.
     if _State.depth == 0 or (_State.asked is not None and not is_watched()):
         raise Stopped(signum)
@@ -69,11 +87,20 @@ def _on_signal(signum: int, _: Any) -> None:
 @contextmanager
 def unbroken() -> Iterator[None]:
     """Inside, a first signal waits for the next `stop_here`."""
-    _State.depth += 1
+    _State.depth, _State.ends = _State.depth + 1, False
     try:
-        yield
+        with _last_words():
+            yield
     finally:
         _State.depth -= 1
+
+
+def is_ended(patience: float) -> bool:
+    """Does torchrun, within ``patience`` seconds, end this process, which has met a fault?"""
+    until = time.monotonic() + patience
+    while _State.asked is None and time.monotonic() < until:
+        time.sleep(0.02)
+    return _State.asked is not None
 
 
 def asked() -> int | None:

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from hrzs.stopping import Stopped, listen, stop_here, unbroken
+from hrzs.stopping import Stopped, is_ended, listen, stop_here, unbroken
 
 
 def test_outside_of_long_work_a_signal_counts_at_once() -> None:
@@ -47,6 +47,36 @@ def test_a_second_signal_does_not_wait() -> None:
         work()
     assert not done
     assert stopped.value.status == 130
+
+
+def test_under_torchrun_a_process_that_fails_is_not_kept_from_saying_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun sends SIGTERM to all processes of a job in which one has failed, wherever they are."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(signum) for signum in signals]
+    said = []
+
+    @unbroken()
+    def work() -> None:
+        raise RuntimeError("a fault")
+
+    try:
+        try:
+            with listen():
+                try:
+                    work()
+                finally:
+                    os.kill(os.getpid(), signal.SIGTERM)
+        except RuntimeError as fault:
+            os.kill(os.getpid(), signal.SIGTERM)
+            said.append(str(fault))
+        assert is_ended(patience=0)
+        assert said == ["a fault"]
+        with listen(), pytest.raises(Stopped):  # and the next work hears again
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        for signum, handler in zip(signals, before, strict=True):
+            signal.signal(signum, handler)
 
 
 def test_no_error_handler_takes_it() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from io import TextIOWrapper
@@ -16,7 +15,7 @@ import typer
 
 from hrzs._version import __version__
 from hrzs.errors import HrzsError, UsageError
-from hrzs.stopping import Stopped, listen
+from hrzs.stopping import Stopped, is_ended, listen
 from hrzs.torchrun import is_first, is_watched, place, tell
 
 #: Seconds that other processes give the first one to name what is wrong.
@@ -97,7 +96,8 @@ def _fail(error: Exception, status: int, given: Sequence[str]) -> Any:
         tell(fault)
         if rank := place().rank:
             # Most faults are those of all processes. When the first has named it, torchrun ends the others.
-            time.sleep(PATIENCE)
+            if is_ended(PATIENCE):
+                sys.exit(status)
             who = f"Error of process {rank}"
     if "--debug" in given:
         raise error
