@@ -123,12 +123,14 @@ class Search:
     def select(self, places: Int[Tensor, "n"]) -> Search:
         """The search over the images at these places of this search only."""
         return Search(
-            self.model, self.objective.select(places), self.ball.select(places), self.labels[places], self.rows[places]
-        )
+            self.model.select(places), self.objective.select(places), self.ball.select(places), self.labels[places],
+            self.rows[places],
+        )  # fmt: skip
 
     @torch.no_grad()
     def outcome(self, x: Float[Tensor, "b 3 H W"], precision: str | None = "fp32") -> Outcome:
         """Loss and wins at ``x`` by a forward pass; a ``precision`` of None is the model's own."""
+        self.model.advance()
         return self.objective(features_of(self.model, x, precision), self.labels)
 
     def judge(self, x: Float[Tensor, "b 3 H W"]) -> Bool[Tensor, "b"]:
@@ -142,7 +144,7 @@ class Search:
         won = success.nonzero().squeeze(1)  # in bf16 an accelerator waits here: fp32 passes cost more than a wait
         if not len(won):
             return success
-        found = judge(self.model, self.objective.select(won), x[won], self.labels[won])
+        found = judge(self.model.select(won), self.objective.select(won), x[won], self.labels[won])
         return success.index_copy(0, won, found)
 
     def probe(self, x: Float[Tensor, "b 3 H W"], result: AttackResult) -> tuple[Outcome, Float[Tensor, "b 3 H W"]]:
@@ -151,11 +153,13 @@ class Search:
         ``result`` counts the gradients; values that are not finite come back as 0.
         """
         x = x.detach()
+        self.model.advance()
         slices = _at_once(self.model, len(x))
+        whole = len(slices) == 1
         found = [
             _differentiate(
-                self.model, self.objective.select(rows) if len(slices) > 1 else self.objective, x[rows],
-                self.labels[rows],
+                self.model if whole else self.model.select(rows),
+                self.objective if whole else self.objective.select(rows), x[rows], self.labels[rows],
             )
             for rows in slices
         ]  # fmt: skip
@@ -207,9 +211,10 @@ class Attack(ABC):
                 if not len(rows):
                     break
                 here, truth = (ball, labels) if i == 0 else (ball.select(rows), labels[rows])
-                bound = aim.bound(partial(features_of, model, here.centre), truth)
+                now = model if i == 0 else model.select(rows)
+                bound = aim.bound(partial(features_of, now, here.centre), truth)
                 fresh = further_seeds(seeds if i == 0 else [seeds[row] for row in rows.tolist()], i)
-                result.merge(rows, part.run(Search.of(model, bound, here, truth), fresh))
+                result.merge(rows, part.run(Search.of(now, bound, here, truth), fresh))
         outside = (~ball.contains(result.images)).sum().item()
         if outside:
             raise HrzsError(f"{type(self).__name__}: {outside} of {len(images)} images left the ε-ball or [0, 1]")
@@ -265,7 +270,7 @@ def features_of(
     slices = _at_once(model, len(images))
     if len(slices) == 1:
         return model.encode_image(images, precision)
-    return torch.cat([model.encode_image(images[rows], precision) for rows in slices])
+    return torch.cat([model.select(rows).encode_image(images[rows], precision) for rows in slices])
 
 
 def _at_once(model: ImageEncoder, images: int) -> list[slice]:
@@ -285,7 +290,14 @@ def judge(
 def _differentiate(
     model: ImageEncoder, objective: Objective, images: Float[Tensor, "b 3 H W"], labels: Int[Tensor, "b"]
 ) -> tuple[Float[Tensor, "b"], Bool[Tensor, "b"], Float[Tensor, "b 3 H W"]]:
+    """Loss, wins and gradient: over several draws the means, and the wins in most of them."""
     images = images.detach().requires_grad_()
-    loss, success = objective(model.encode_image(images), labels)
-    (gradient,) = torch.autograd.grad(loss.sum(), images)
-    return loss.detach(), success, gradient
+    found = []
+    for encoder in model.draws():
+        loss, success = objective(encoder.encode_image(images), labels)
+        (gradient,) = torch.autograd.grad(loss.sum(), images)
+        found.append((loss.detach(), success, gradient))
+    if len(found) == 1:
+        return found[0]
+    losses, wins, gradients = (torch.stack(part) for part in zip(*found, strict=True))
+    return losses.mean(0), wins.float().mean(0) > 0.5, gradients.mean(0)

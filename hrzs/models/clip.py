@@ -227,7 +227,8 @@ def frozen(model: ImageEncoder) -> Iterator[None]:
     wanted = [p for p in model.parameters() if p.requires_grad]
     for p in wanted:
         p.requires_grad_(False)
-    uncast = model if isinstance(model, ClipModel) and model._bf16_weights is None else None
+    clip = model.base
+    uncast = clip if isinstance(clip, ClipModel) and clip._bf16_weights is None else None
     if uncast is not None and uncast.precision == "bf16":
         uncast._bf16_weights = _bf16_matrices(cast(Any, uncast.clip).visual)
     try:

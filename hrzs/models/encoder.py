@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 from jaxtyping import Float
 from torch import Tensor, nn
+
+Same = TypeVar("Same", bound="ImageEncoder")
 
 
 class ImageEncoder(nn.Module):
@@ -18,3 +23,21 @@ class ImageEncoder(nn.Module):
     def encode_image(self, pixels: Float[Tensor, "B 3 H W"], precision: str | None = None) -> Float[Tensor, "B D"]:
         """Float32 features; ``precision`` overrides the model's own."""
         raise NotImplementedError
+
+    # -- what is random in it, if anything is (`hrzs.defences`) -------------------------------------------------------
+
+    @property
+    def base(self) -> ImageEncoder:
+        """The model behind all defences."""
+        return self
+
+    def select(self: Same, rows: Tensor | slice) -> Same:  # noqa: ARG002
+        """The encoder for some images of the batch only; ``rows`` are indices, a mask or a slice."""
+        return self
+
+    def advance(self) -> None:
+        """Draw anew from here on, in all that `select` has made of this encoder too."""
+
+    def draws(self) -> Sequence[ImageEncoder]:
+        """The encoders over which an attack averages a gradient, one for each draw."""
+        return (self,)
