@@ -11,7 +11,7 @@ import typer
 from hrzs.cli import console, options, shards
 from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
-from hrzs.evaluation.options import OF_CERTIFICATES, EvalOptions
+from hrzs.evaluation.options import OF_CERTIFICATES, OF_DEFENCES, EvalOptions
 from hrzs.files import check_folder, dump_yaml, output_folder, write_config
 from hrzs.option import divide
 
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from hrzs.tasks import Task
 
 
-@options.takes(EvalOptions, before="png", without=("attack", "scoring", "matrix", "certify", *OF_CERTIFICATES))
+@options.takes(
+    EvalOptions,
+    before="png",
+    without=("attack", "scoring", "matrix", "certify", *OF_CERTIFICATES, "defence", *OF_DEFENCES),
+)
 @options.takes(DataOptions, before="attack")
 def attack(
     context: typer.Context,

@@ -199,6 +199,10 @@ class Defended(ImageEncoder):
         return self.model.base
 
     @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
     def at_once(self) -> int | None:  # type: ignore[override]
         """Fewer images where each of them has many views."""
         size = self.model.at_once

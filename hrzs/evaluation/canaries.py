@@ -14,7 +14,8 @@ With so few images a share may lie above its bound by chance: a canary fails onl
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from functools import cached_property
@@ -31,18 +32,20 @@ from hrzs.attacks.budget import format_eps
 from hrzs.attacks.noise import Noise
 from hrzs.attacks.objectives import LevelObjective
 from hrzs.data import loader, subset
+from hrzs.defences import Defended
 from hrzs.errors import HrzsError
 from hrzs.evaluation.gradient_check import DIRECTIONS, SATURATED, STEPS, agreement
 from hrzs.evaluation.options import EvalOptions
-from hrzs.evaluation.plan import budget_of
+from hrzs.evaluation.plan import ADAPTIVE, STATIC, budget_of
 from hrzs.evaluation.runner import Evaluation
 from hrzs.models.cache import digest_of, kept_json
 from hrzs.models.classifier import SCORINGS, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
+from hrzs.models.encoder import ImageEncoder
 from hrzs.models.exact import exact_fp32
 from hrzs.models.loading import load_model
 from hrzs.results import metrics
-from hrzs.results.masking import ASTRAY, CHECKED, DEAD, HELD_AT_HUGE, MISSED, UNTOUCHED, Canary
+from hrzs.results.masking import ASTRAY, CHECKED, DEAD, HELD_AT_HUGE, LEAST, MISSED, UNTOUCHED, Canary
 from hrzs.results.metrics import wilson
 
 logger = logging.getLogger(__name__)
@@ -53,6 +56,8 @@ HUGE = Fraction(64, 255)
 #: Leaf PGD takes as many steps as the attacks of the run, but no more than these: Square's 5,000 are no steps.
 MOST_STEPS = 100
 QUERIES = 500
+#: Of a model behind defences that cost more forward passes than this there are fewer images, and fewer queries.
+_CHEAP = 8
 DRAWS = 20
 #: Less of a correlation is a gradient that points elsewhere. Honest models have 0.98 and more (docs/evaluation.md).
 AGREES = 0.7
@@ -69,19 +74,35 @@ def run_canaries(evaluation: Evaluation, update: Callable[[str], None] = lambda 
         return []
     name = evaluation.task.data.name
     bench = _bench(evaluation, eps)
-    above = _superclasses(bench, evaluation)
+    above = _superclasses(bench, evaluation) if bench.defended is None else None
 
     def measure() -> list[dict[str, Any]]:
         say: Callable[[str], None] = lambda what: update(f"{name}, canary: {what}")
         return [asdict(c) for c in (*_measure(bench, evaluation, say), *_measure_above(above, say))]
 
     about = _about(bench, evaluation) | {"superclasses": above and [above.objective.level, above.objective.scoring]}
-    kept = kept_json("canaries", about, measure, fits=_is_whole)
+    with _at_once(evaluation):
+        kept = kept_json("canaries", about, measure, fits=_is_whole)
     canaries = [*(Canary(**c) for c in kept), _dead_gradients(evaluation)]
+    if bench.defended is not None:
+        gaps = _adversaries(evaluation)
+        canaries = [*(replace(canary, adversary=ADAPTIVE) for canary in canaries), *gaps]
     for canary in canaries:
         if canary.ok is False:
             logger.warning("canary %s: %s, expected %s. %s", canary.name, canary.value, canary.expected, canary.note)
     return [replace(canary, dataset=name) for canary in canaries]
+
+
+@contextmanager
+def _at_once(evaluation: Evaluation) -> Iterator[None]:
+    """Inside, no more images go through the model at a time than the evaluation has, however many views each has."""
+    model = evaluation.model
+    before = model.at_once
+    model.at_once = before if evaluation.defended is None else evaluation.options.batch_size
+    try:
+        yield
+    finally:
+        model.at_once = before
 
 
 # -- the images and who attacks them ----------------------------------------------------------------------------------
@@ -98,12 +119,28 @@ class _Bench:
     ids: tuple[str, ...]
     options: EvalOptions
     eps: Fraction
+    defended: Defended | None = None
+
+    def encoder(self, rows: Int[Tensor, "b"], salt: str) -> ImageEncoder:
+        """The model for these images: behind its defences, under draws that follow from ``salt``."""
+        if self.defended is None:
+            return self.model
+        return self.defended.of(sample_seeds([self.ids[i] for i in rows.tolist()], self.options.seed, salt))
+
+    def wins(self, rows: Int[Tensor, "b"], images: Float[Tensor, "b 3 H W"]) -> Bool[Tensor, "b"]:
+        """Are these versions of the images at ``rows`` taken for something else?"""
+        return judge(self.encoder(rows, "verdict"), self.objective, images, self.labels[rows])
+
+    @property
+    def stops_early(self) -> bool:
+        """Do fooled images leave? Not if they are judged under another draw than that of the attack."""
+        return self.defended is None
 
     @property
     def white_box(self) -> str:
         """What the strongest attack here is called: PGD, which has the model's gradients."""
         if not self.objective.level:
-            return "leaf-pgd"
+            return "leaf-pgd" if self.defended is None else "adaptive leaf-pgd"
         through = "" if self.objective.scoring == "prompt" else f" through {self.objective.scoring}"
         return f"superclass-pgd at level {self.objective.level}{through}"
 
@@ -124,18 +161,20 @@ class _Bench:
             return fooled
         for rows in torch.split(among.nonzero().squeeze(1), self.options.batch_size):
             seeds = sample_seeds([self.ids[i] for i in rows.tolist()], self.options.seed, salt)
-            found = attack(through.model, through.objective, self.images[rows], self.labels[rows], seeds)
-            fooled[rows] = judge(self.model, self.objective, found.images, self.labels[rows])
+            model = through.encoder(rows, f"adversary {salt}")
+            found = attack(model, through.objective, self.images[rows], self.labels[rows], seeds)
+            fooled[rows] = self.wins(rows, found.images)
         return fooled
 
     def pgd(self, eps: Fraction | None = None, *, steps: int | None = None, early_stop: bool = True) -> Attack:
         budget = self.budget(eps)
+        early_stop = early_stop and self.stops_early
         return LEAF_PGD.optimiser(replace(budget, steps=steps or budget.steps), early_stop=early_stop)
 
     @cached_property
     def correct(self) -> Bool[Tensor, "n"]:
         """Right when clean: these are attacked."""
-        return ~judge(self.model, self.objective, self.images, self.labels)
+        return ~self.wins(torch.arange(len(self.labels)), self.images)
 
     @cached_property
     def robust(self) -> Bool[Tensor, "n"]:
@@ -151,11 +190,13 @@ class _Bench:
 
 
 def _bench(evaluation: Evaluation, eps: Fraction) -> _Bench:
-    model = evaluation.model
-    batch = next(iter(loader(subset(evaluation.task.data, limit=IMAGES), IMAGES)))
+    model, defended = evaluation.model, evaluation.defended
+    most = IMAGES if defended is None else round(min(max(IMAGES * _CHEAP / (1 + defended.passes), LEAST), IMAGES))
+    batch = next(iter(loader(subset(evaluation.task.data, limit=most), most)))
     images, labels = batch.images.to(model.device), batch.labels.to(model.device)
+    classifier = evaluation.classifier if defended is None else defended.classifier
     return _Bench(
-        model, LevelObjective(evaluation.classifier, 0), images, labels, batch.ids, evaluation.options, eps
+        model, LevelObjective(classifier, 0), images, labels, batch.ids, evaluation.options, eps, defended
     )  # fmt: skip
 
 
@@ -208,6 +249,8 @@ def _about(bench: _Bench, evaluation: Evaluation) -> dict[str, Any]:
         "gradient check": [CHECKED, AGREES, ASTRAY, DIRECTIONS, STEPS, SATURATED],
         "device": model.device.type,
         "versions": [torch.__version__, open_clip.__version__],
+        "defences": str(bench.defended),
+        "eot": bench.options.eot,
     }
 
 
@@ -223,6 +266,11 @@ def _is_whole(kept: Any) -> bool:
 
 
 def _measure(bench: _Bench, evaluation: Evaluation, update: Callable[[str], None]) -> list[Canary]:
+    if bench.defended is not None:
+        # The static attack takes the place of the untouched model. The adversary's gradients are not those of the
+        # defence where those are of no use (BPDA), so finite differences say nothing of them.
+        update("growing ε")
+        return [_huge(bench), _eps_monotone(bench), *_weaker_attacks(bench, update)]
     update("untouched model, transfer from it")
     canaries = _untouched(bench, evaluation)
     update("growing ε and steps")
@@ -254,7 +302,7 @@ def _weaker_attacks(bench: _Bench, update: Callable[[str], None]) -> list[Canary
     """What has less to go by than PGD on the same images: one step, noise, no gradients; and another loss."""
     update("one step, noise, margin")
     one_step = ATTACKS["fgsm"].optimiser(bench.budget())
-    noise = Noise(replace(bench.budget(), steps=DRAWS))
+    noise = Noise(replace(bench.budget(), steps=DRAWS), early_stop=bench.stops_early)
     margin = replace(bench, objective=bench.objective.with_loss("margin"))
     canaries = [
         bench.missed("one-step-vs-iterative", "one step (FGSM)", bench.fooled(one_step, bench.robust)),
@@ -262,9 +310,11 @@ def _weaker_attacks(bench: _Bench, update: Callable[[str], None]) -> list[Canary
         bench.missed("margin-vs-ce", "PGD on the margin", bench.fooled(bench.pgd(), bench.robust, margin)),
     ]
     update("Square")
-    square = ATTACKS["square"].optimiser(replace(bench.budget(), steps=QUERIES))
+    dear = 1.0 if bench.defended is None else max(1.0, (1 + bench.defended.passes) / _CHEAP)
+    queries = round(QUERIES / dear)
+    square = ATTACKS["square"].optimiser(replace(bench.budget(), steps=queries), early_stop=bench.stops_early)
     fooled = bench.fooled(square, bench.robust, margin)
-    return [*canaries, bench.missed("square-vs-white-box", f"Square ({QUERIES} queries)", fooled)]
+    return [*canaries, bench.missed("square-vs-white-box", f"Square ({queries} queries)", fooled)]
 
 
 def _gradient_check(bench: _Bench) -> Canary:
@@ -329,7 +379,8 @@ def _holds(name: str, bench: _Bench, expected: str) -> Canary:
 def _huge(bench: _Bench) -> Canary:
     expected = f"at most {HELD_AT_HUGE} of the images attacked hold at ε {format_eps(HUGE)}"
     budget = replace(bench.budget(HUGE), norm="linf", step_size=HUGE / 4)
-    robust = bench.correct & ~bench.fooled(LEAF_PGD.optimiser(budget), bench.correct)
+    attack = LEAF_PGD.optimiser(budget, early_stop=bench.stops_early)
+    robust = bench.correct & ~bench.fooled(attack, bench.correct)
     return _measured("huge-eps", int(robust.sum()), int(bench.correct.sum()), HELD_AT_HUGE, expected)
 
 
@@ -367,10 +418,40 @@ def _cosine_head(bench: _Bench, evaluation: Evaluation) -> Canary:
     return _measured("cosine-head", int(fooled.sum()), int(bench.robust.sum()), MISSED, expected)
 
 
+def _adversaries(evaluation: Evaluation) -> list[Canary]:
+    """Who fools more of the images that are right when clean, under the attack where the two differ most.
+
+    One canary is about the static figures, which must not hide what the adaptive attack finds, the other about the
+    adaptive ones. All images of the run count.
+    """
+    tree, labels = evaluation.task.tree, evaluation.labels
+    clean = metrics.correct(tree, labels, evaluation.clean.nodes)
+    found = []
+    for name, weaker, adversary in (
+        ("adaptive-vs-static", ADAPTIVE, STATIC),
+        ("static-vs-adaptive", STATIC, ADAPTIVE),
+    ):
+        expected = f"at most {MISSED} of the images fall to the {weaker} attack only"
+        most: Canary | None = None
+        for unit in evaluation.units:
+            if unit.adversary != ADAPTIVE or not isinstance(unit.level, int):
+                continue
+            attacked = clean[SCORINGS.index(unit.scoring), unit.level]
+            fooled = {ADAPTIVE: evaluation.predictions[unit.key].success,
+                      STATIC: evaluation.predictions[unit.as_static.key].success}  # fmt: skip
+            count = int((attacked & fooled[weaker] & ~fooled[adversary]).sum())
+            canary = _measured(name, count, int(attacked.sum()), MISSED, expected, replace(unit, adversary=None).title)
+            most = canary if most is None or (canary.value or 0) > (most.value or 0) else most
+        missing = Canary(name, None, expected, None, "not applicable: no level was attacked", applicable=False)
+        found.append(replace(most or missing, adversary=adversary))
+    return found
+
+
 def _dead_gradients(evaluation: Evaluation) -> Canary:
     """Of the pass that has most of them: one blocked attack must not drown among many others."""
     name, expected = "dead-gradients", f"at most {DEAD} of an attack's gradients zero or not finite"
-    counts = {unit: evaluation.gradients[unit.key] for unit in evaluation.units if unit.eps is not None}
+    units = [unit for unit in evaluation.units if unit.eps is not None and unit.adversary != STATIC]
+    counts = {unit: evaluation.gradients[unit.key] for unit in units}
     without = dict.fromkeys(unit.attack for unit, found in counts.items() if not found["gradients"])
     taken = {unit: found for unit, found in counts.items() if found["gradients"]}
     none = f"none were taken by {', '.join(without)}" if without else ""

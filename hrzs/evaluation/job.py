@@ -16,6 +16,7 @@ from msgspec.structs import replace as replaced
 
 from hrzs._version import __version__
 from hrzs.data_options import DataOptions
+from hrzs.defences import Defended
 from hrzs.errors import DataMissingError, UsageError
 from hrzs.estimate import seconds_per_image
 from hrzs.evaluation.canaries import run_canaries
@@ -34,7 +35,8 @@ from hrzs.models.loading import describe
 from hrzs.results.average import mean_over_datasets
 from hrzs.results.masking import verdicts
 from hrzs.results.outcome import Pictures
-from hrzs.results.report import Data, Model, Report, Row, Summary
+from hrzs.results.report import Data, DefenceNote, Defending, Model, Report, Row, Summary
+from hrzs.results.significance import gaps
 from hrzs.tasks import open_task
 
 logger = logging.getLogger(__name__)
@@ -138,6 +140,7 @@ class Job:
                 canaries=why,
                 masking=why,
                 adversarial=self.saved.provenance() if self.saved else None,
+                defending=_defending(evaluations[0].defended),
             ),
         )
 
@@ -166,6 +169,8 @@ class Job:
         rows = tuple(row for evaluation in self.evaluations for row in rows_of(evaluation))
         _call_out(rows)
         certificates = tuple(one for certification in self.certifications for one in certification.certificates())
+        if (defending := report.summary.defending) is not None:
+            found["defending"] = replaced(defending, gaps=gaps(replaced(report, results=rows)))
         report = replaced(report, results=rows, summary=replaced(report.summary, **found), certificates=certificates)
         return replaced(report, summary=replaced(report.summary, mean=mean_over_datasets(report)))
 
@@ -217,7 +222,11 @@ class Job:
                 minutes += mine * seconds * certification.cost / 60
             images += mine
             memory = max(memory, megabytes * self.options.batch_size)
-        share = {} if shard == WHOLE else {"shard": str(shard), "images_of_shard": images}
+        share: dict[str, Any] = {} if shard == WHOLE else {"shard": str(shard), "images_of_shard": images}
+        defended = self.evaluations[0].defended
+        if defended is not None:
+            each = {str(d): {"forward_passes_to_judge": d.passes, "adversary": d.adversary} for d in defended.defences}
+            share |= {"defences": each, "gradients_per_adaptive_gradient": round(defended.attack_passes, 1)}
         return {
             "tasks": [e.task.describe() for e in self.evaluations],
             "units": [unit.title for unit in self.evaluations[0].units] + [c.title for c in self.certifications[:1]],
@@ -230,6 +239,13 @@ class Job:
 def _named(evaluations: Sequence[Evaluation], of: Callable[[Evaluation], Any]) -> dict[str, Any]:
     """What there is to say of each dataset, by its name."""
     return {e.task.data.name: found for e in evaluations if (found := of(e))}
+
+
+def _defending(defended: Defended | None) -> Defending | None:
+    if defended is None:
+        return None
+    stack = tuple(DefenceNote(defence=str(d), adversary=d.adversary, passes=d.passes) for d in defended.defences)
+    return Defending(stack=stack, eot=defended.eot, attack_passes=defended.attack_passes)
 
 
 def _call_out(rows: Sequence[Row]) -> None:

@@ -17,6 +17,10 @@ SUITE = ("leaf-pgd", "superclass-pgd", "hierarchical-pgd", "cw")
 
 #: The panel of ``--help`` of those that belong to ``--certify``.
 CERTIFICATES = "Certificates"
+#: The panel of ``--help`` of those about defences at test time.
+DEFENCES = "Defences at test time"
+#: Options that mean nothing without ``--defence``.
+OF_DEFENCES = ("eot",)
 #: Options that mean nothing without ``--certify``.
 OF_CERTIFICATES = ("samples", "selection", "alpha", "confidence")
 
@@ -49,6 +53,9 @@ class EvalOptions:
     batch_size: int = option(128, "Images at a time.", range=AT_LEAST_1)
     workers: int | None = option(None, "Processes that read images ahead.", range=NOT_NEGATIVE, shown="0 on a CPU, on a GPU one per core, at most 16")
 
+    defence: tuple[Any, ...] = option((), "Names with commas, in the order in which an image meets them, or list; `ttc:tau=0.1` changes a setting. Every attack comes twice: static, made against the model without them, and adaptive.", DEFENCES, shown="none")
+    eot: int = option(4, "Draws over which an adaptive attack averages each gradient, where a defence is random.", DEFENCES, range=AT_LEAST_1)
+
     certify: float | None = option(None, "Attack nothing; certify at every level by Gaussian noise of this σ, in pixels of 0 to 1: such as 0.25.", CERTIFICATES, range=POSITIVE)
     samples: int = option(10_000, "Noisy copies of each image; papers take 100000, and fewer are marked as a preview.", CERTIFICATES, range=AT_LEAST_1)
     selection: int = option(100, "Noisy copies that choose the node to be certified.", CERTIFICATES, range=AT_LEAST_1)
@@ -60,6 +67,11 @@ class EvalOptions:
         check(self)
         if self.certify is None:
             return
+        if self.defence:
+            raise UsageError(
+                f"--defence {','.join(map(str, self.defence))} with --certify: certificates are about the model alone; "
+                "leave out one of the two"
+            )
         if self.samples < self.selection:
             raise UsageError(
                 f"--samples {self.samples}: fewer than the {self.selection} of --selection, which only choose the node; "
@@ -78,7 +90,9 @@ class EvalOptions:
 
     def as_config(self) -> dict[str, Any]:
         """As ``--config`` reads it back."""
-        left_out = ("certify", *OF_CERTIFICATES) if self.certify is None else ()
+        left_out = {"certify", *OF_CERTIFICATES} if self.certify is None else set()
+        left_out |= set() if self.defence else {"defence", *OF_DEFENCES}
         found = {f.name.replace("_", "-"): getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+        found |= {"defence": ",".join(map(str, self.defence))} if self.defence else {}
         found |= {"attack": ",".join(self.attack), "step-size": None if self.step_size is None else str(self.step_size)}
         return found | {"eps": None if self.eps is None else ",".join(map(str, self.eps))}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from hrzs.attacks.base import features_of
 from hrzs.attacks.budget import format_eps
 from hrzs.data import loader
-from hrzs.evaluation.plan import Unit
+from hrzs.evaluation.plan import ADAPTIVE, Unit
 from hrzs.evaluation.runner import Evaluation
 from hrzs.models.classifier import PROMPT, SCORINGS
 from hrzs.models.exact import exact_fp32
@@ -55,7 +56,9 @@ def outcome_of(evaluation: Evaluation) -> Outcome | None:
 
 def _first_eps(evaluation: Evaluation) -> list[Unit]:
     first = next((u.eps for u in evaluation.units if u.eps is not None), None)
-    return [u for u in evaluation.units if u.eps is not None and u.eps == first]
+    units = [u for u in evaluation.units if u.eps is not None and u.eps == first]
+    # Of a model behind defences, what an adversary does that knows them.
+    return [u for u in units if u.adversary == ADAPTIVE] or units
 
 
 @exact_fp32()
@@ -76,7 +79,8 @@ def gallery_of(evaluation: Evaluation, most: int = 8) -> Gallery | None:
     batch = next(loader(evaluation.task.data, len(indices), 0, indices))
     found = evaluation.images.adversarial_images(unit, batch)
     with torch.no_grad():
-        after = evaluation.classifier.predict(evaluation.model.encode_image(found, "fp32"))[PROMPT].cpu()
+        model, classifier = evaluation.judge(batch.ids)
+        after = classifier.predict(features_of(model, found))[PROMPT].cpu()
     return Gallery(
         unit.title,
         [

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 from hrzs.attacks import AttackSpec, Budget, Level, attack_spec
 from hrzs.attacks.budget import default_step_size, exact_eps, format_eps
 from hrzs.errors import UsageError
-from hrzs.evaluation.options import OF_CERTIFICATES, EvalOptions
+from hrzs.evaluation.options import OF_CERTIFICATES, OF_DEFENCES, EvalOptions
 from hrzs.option import listed
 from hrzs.tasks import Task
 
 DEFAULT_EPS = Fraction(1, 255)
+#: The two adversaries of a model behind defences: one does not know them, one does.
+STATIC, ADAPTIVE = "static", "adaptive"
 
 
 def settle(given: Mapping[str, Any]) -> EvalOptions:
@@ -28,13 +30,16 @@ def settle(given: Mapping[str, Any]) -> EvalOptions:
     """
     values = {name: value for name, value in given.items() if value is not None}
     norm = values.get("norm", "linf")
-    if values.get("certify") is None:
-        for name in OF_CERTIFICATES:
+    if "defence" in values:
+        values["defence"] = listed(values["defence"])
+    for names, about, without, remedy in (
+        (OF_CERTIFICATES, "certificates", values.get("certify") is None, "--certify SIGMA"),
+        (OF_DEFENCES, "defences", not values.get("defence"), "--defence NAME"),
+    ):
+        for name in names if without else ():
             if name in values:
-                raise UsageError(
-                    f"--{name} {values[name]}: it is about certificates; give --certify SIGMA, or leave it out"
-                )
-    else:
+                raise UsageError(f"--{name} {values[name]}: it is about {about}; give {remedy}, or leave it out")
+    if values.get("certify") is not None:
         values.setdefault("attack", "none")
     if "attack" in values:
         values["attack"] = listed(values["attack"])
@@ -58,17 +63,26 @@ class Unit:
     level: Level | None = None
     scoring: str = "prompt"
     eps: Fraction | None = None
+    #: Of a model behind defences: ``static``, an attack on the model without them, or ``adaptive``, on the whole.
+    adversary: str | None = None
 
     @property
     def key(self) -> str:
-        return f"{self.attack}|{self.level}|{self.scoring}|{self.eps}"
+        adversary = "" if self.adversary is None else f"|{self.adversary}"
+        return f"{self.attack}|{self.level}|{self.scoring}|{self.eps}{adversary}"
 
     @property
     def title(self) -> str:
         if self.eps is None:
             return "clean"
         scoring = "" if self.scoring == "prompt" else f" through {self.scoring}"
-        return f"{self.attack} at level {self.level}{scoring}, ε {format_eps(self.eps)}"
+        adversary = "" if self.adversary is None else f", {self.adversary}"
+        return f"{self.attack} at level {self.level}{scoring}, ε {format_eps(self.eps)}{adversary}"
+
+    @property
+    def as_static(self) -> Unit:
+        """The same attack, made against the model without its defences."""
+        return replace(self, adversary=STATIC)
 
 
 def plan(task: Task, options: EvalOptions, *, lenient: bool = False) -> list[Unit]:
@@ -100,7 +114,8 @@ def plan(task: Task, options: EvalOptions, *, lenient: bool = False) -> list[Uni
             for level in levels[spec.name]:
                 # At the leaves both scorings are one; aiming at all levels is done by prompt.
                 own = options.scorings if isinstance(level, int) and level > 0 else ("prompt",)
-                units += [Unit(spec.name, level, scoring, radius) for scoring in own]
+                adversaries = (STATIC, ADAPTIVE) if options.defence else (None,)
+                units += [Unit(spec.name, level, scoring, radius, a) for scoring in own for a in adversaries]
     return units
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from hrzs.attacks import attack_spec
 from hrzs.attacks.budget import format_eps
 from hrzs.evaluation.options import SUITE
-from hrzs.evaluation.plan import Unit
+from hrzs.evaluation.plan import ADAPTIVE, Unit
 from hrzs.evaluation.runner import Evaluation
 from hrzs.models.classifier import PROMPT, SCORINGS
 from hrzs.results import metrics
@@ -29,6 +29,9 @@ def _rows(evaluation: Evaluation, unit: Unit) -> Iterator[Row]:
     clean = metrics.correct(tree, labels, evaluation.clean.nodes)
     found = evaluation.predictions[unit.key]
     adversarial = metrics.correct(tree, labels, found.nodes)
+    fooled = found.success
+    if unit.adversary == ADAPTIVE:  # who knows the defences knows what fools the model without them, too
+        fooled = fooled | evaluation.predictions[unit.as_static.key].success
     for level in range(tree.height):
         for s, scoring in enumerate(SCORINGS):
             aimed = unit.level == level and unit.scoring == scoring
@@ -38,7 +41,7 @@ def _rows(evaluation: Evaluation, unit: Unit) -> Iterator[Row]:
             if unit.eps is not None:
                 held = held & adversarial[s, level]
                 # The attack judged in batches of its own; where it saw a mistake, rounding must not undo it.
-                held = held & ~found.success if aimed else held
+                held = held & ~fooled if aimed else held
             about: dict[str, Any] = {"level": level, "classes": len(tree.levels[level]), "scoring": scoring,
                      "constant": metrics.constant_answer(truth[level]),
                      "correct": metrics.to_bits(held[evaluation.by_id])}  # fmt: skip
@@ -53,6 +56,7 @@ def _about(evaluation: Evaluation, unit: Unit) -> dict[str, Any]:
     data = evaluation.task.data
     return {"dataset": data.name, "split": data.split, "n": len(data), "attack": unit.attack,
             "attack_level": unit.level, "precision": evaluation.model.precision,
+            "defence": None if evaluation.defended is None else evaluation.defended.title, "adversary": unit.adversary,
             "seconds": round(evaluation.seconds[unit.key], 3)}  # fmt: skip
 
 
@@ -106,8 +110,9 @@ def overall_of(evaluation: Evaluation) -> list[Overall]:
     clean_correct = metrics.correct(tree, labels, evaluation.clean.nodes)[PROMPT]
     every = clean_correct.all(0)
     found = []
-    for eps in dict.fromkeys(u.eps for u in evaluation.units if u.eps is not None):
-        units = [u for u in evaluation.units if u.eps == eps and u.scoring == "prompt"]
+    for eps, adversary in dict.fromkeys((u.eps, u.adversary) for u in evaluation.units if u.eps is not None):
+        assert eps is not None
+        units = [u for u in evaluation.units if (u.eps, u.adversary, u.scoring) == (eps, adversary, "prompt")]
         robust = _any_level(evaluation, clean_correct, units)
         shown = {u.title: evaluation.predictions[u.key] for u in (evaluation.units[0], *units)}
         whole: dict[str, Any] = {}
@@ -116,7 +121,7 @@ def overall_of(evaluation: Evaluation) -> list[Overall]:
             whole |= {"any_level_suite": SUITE, "any_level_correct": metrics.to_bits(robust[evaluation.by_id])}
         found.append(
             Overall(
-                dataset=evaluation.task.data.name, eps=format_eps(eps),
+                dataset=evaluation.task.data.name, eps=format_eps(eps), adversary=adversary,
                 any_level_clean=int(every.sum()) / n,
                 any_level_clean_balanced=metrics.balanced(every, weights),
                 any_level_constant=metrics.constant_answer(labels),
@@ -148,7 +153,9 @@ def _any_level(
     """
     tree, labels = evaluation.task.tree, evaluation.labels
     wanted = {(name, level) for name in SUITE for level in attack_spec(name).levels(tree, "all")}
-    suite = [evaluation.predictions[u.key] for u in units if (u.attack, u.level) in wanted]
-    if len(suite) < len(wanted):
+    ran = [u for u in units if (u.attack, u.level) in wanted]
+    if len(ran) < len(wanted):
         return None
+    ran += [u.as_static for u in ran if u.adversary == ADAPTIVE]
+    suite = [evaluation.predictions[u.key] for u in ran]
     return metrics.any_level(clean, [(metrics.correct(tree, labels, one.nodes)[PROMPT], one.success) for one in suite])

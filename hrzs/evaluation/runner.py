@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from hrzs.attacks.base import features_of
+from hrzs.attacks.base import features_of, sample_seeds
 from hrzs.data import Batch, read
+from hrzs.defences import Defended, defences
 from hrzs.errors import HrzsError
 from hrzs.evaluation.images import AttackedImages, Made, Part
 from hrzs.evaluation.options import EvalOptions
@@ -27,8 +28,9 @@ from hrzs.evaluation.plan import Unit
 from hrzs.evaluation.saved import SavedImages, SavedSet
 from hrzs.evaluation.shards import WHOLE, Shard, blocks
 from hrzs.evaluation.store import Store
-from hrzs.models.classifier import SCORINGS, ZeroShotClassifier
-from hrzs.models.clip import ClipModel
+from hrzs.models.classifier import SCORINGS, Classifier, ZeroShotClassifier
+from hrzs.models.clip import ClipModel, frozen
+from hrzs.models.encoder import ImageEncoder
 from hrzs.models.exact import exact_fp32
 from hrzs.models.templates import template_for
 from hrzs.results import metrics
@@ -74,11 +76,15 @@ class Evaluation:
         options = replace(options, attack=("none",)) if saved else options
         self.model, self.task, self.options = model, task, options
         self.classifier = ZeroShotClassifier(model, task.tree, options.template, options.head)
+        #: The model behind the defences that were asked for, which then gives every verdict.
+        self.defended: Defended | None = None
+        if options.defence:
+            self.defended = Defended(model, self.classifier, defences(options.defence), eot=options.eot)
         self.images: AttackedImages | SavedImages
         if saved:
-            self.images = SavedImages(model, task, self.classifier, saved)
+            self.images = SavedImages(model, task, self.classifier, saved, is_defended=self.defended is not None)
         else:
-            self.images = AttackedImages(model, task, options, self.classifier, lenient=lenient)
+            self.images = AttackedImages(model, task, options, self.classifier, self.defended, lenient=lenient)
         self.units = [Unit("none"), *self.images.units]
         self.labels = torch.tensor(list(task.data.labels))
         #: Places of the images in the order of their ids: in that order reports speak of single images.
@@ -96,7 +102,14 @@ class Evaluation:
 
     def cost(self, unit: Unit) -> float:
         """Forward and backward passes of an image that nothing fools; in the end its predictions take a forward."""
-        return (0.0 if unit.eps is None else sum(part.cost for part in self.images.parts(unit))) + FORWARD
+        judging = FORWARD * (1 if self.defended is None else 1 + self.defended.passes)
+        return (0.0 if unit.eps is None else sum(part.cost for part in self.images.parts(unit))) + judging
+
+    def judge(self, ids: Sequence[str]) -> tuple[ImageEncoder, Classifier]:
+        """What gives the verdicts on these images: the model, or the model behind its defences under their own draw."""
+        if self.defended is None:
+            return self.model, self.classifier
+        return self.defended.of(sample_seeds(ids, self.options.seed, "verdict")), self.defended.classifier
 
     def blocks(self, shard: Shard = WHOLE, first: int = 0) -> Sequence[Int[Tensor, "_"]]:
         """The places of the images of a shard, block by block; ``first`` blocks of other data were dealt out before."""
@@ -225,9 +238,11 @@ class Evaluation:
     def _attack(self, unit: Unit, part: Part, batch: Batch) -> tuple[Predictions, Sequence[int]]:
         """What one part makes of one batch, and what is predicted for it."""
         made = part(batch)
-        features = features_of(self.model, made.images.to(self.model.device))
-        nodes = self.classifier.predict(features).cpu()
-        likeliest = self.classifier.likeliest(features, max(metrics.TOP)).cpu()
+        model, classifier = self.judge(batch.ids)
+        with frozen(model):
+            features = features_of(model, made.images.to(self.model.device))
+        nodes = classifier.predict(features).cpu()
+        likeliest = classifier.likeliest(features, max(metrics.TOP)).cpu()
         success = self._success(unit, batch.labels, nodes) if made.success is None else made.success
         distances = metrics.hierarchical_distances(self.task.tree, batch.labels, likeliest)
         return Predictions(nodes, success, distances), made.gradients

@@ -216,9 +216,17 @@ def task_of(saved: SavedSet, model: ClipModel, source: DataOptions, template: st
 class SavedImages:
     """Saved sets of the same images, the task's in its order, judged before they are scored (as `AttackedImages`)."""
 
-    def __init__(self, model: ClipModel, task: Task, classifier: ZeroShotClassifier, sets: Sequence[SavedSet]) -> None:
+    def __init__(
+        self,
+        model: ClipModel,
+        task: Task,
+        classifier: ZeroShotClassifier,
+        sets: Sequence[SavedSet],
+        *,
+        is_defended: bool = False,
+    ) -> None:
         self.model, self.task, self.classifier = model, task, classifier
-        self.sets = {one.unit: one for one in sets}
+        self.sets = {one.unit.as_static if is_defended else one.unit: one for one in sets}
         self.places = {name: place for place, name in enumerate(sets[0].ids)}
         self.units = list(self.sets)
 

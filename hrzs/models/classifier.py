@@ -31,6 +31,16 @@ class Classifier(ABC):
     ) -> Float[Tensor, "B nodes"]:
         """Logits over the nodes of ``level``; their softmax is the probability under ``scoring``."""
 
+    def predict(self, features: Float[Tensor, "B D"]) -> Int[Tensor, "scorings levels B"]:
+        """Argmax at every level 0 … L-1 under both scorings, in the order of `SCORINGS`."""
+        leaf, levels = self.logits(features), range(1, self.tree.height)
+        by_prompt = [leaf.argmax(1), *(self.logits(features, level).argmax(1) for level in levels)]
+        by_leaves = [
+            sum_leaves(leaf, self.ancestors[level], len(self.tree.levels[level])).argmax(1)
+            for level in range(self.tree.height)
+        ]
+        return torch.stack([torch.stack(by_prompt), torch.stack(by_leaves)])
+
     def labels(self, leaf_labels: Int[Tensor, "B"], level: int) -> Int[Tensor, "B"]:
         """The ancestor of each leaf label at ``level``."""
         return self.ancestors[level][leaf_labels]
@@ -70,13 +80,6 @@ class ZeroShotClassifier(Classifier):
             leaf = self.head.logits(features, self.prepared[self.columns[0]])
             return sum_leaves(leaf, self.ancestors[level], len(self.columns[level]))
         return self.head.logits(features, self.prepared[self.columns[level]], level)
-
-    def predict(self, features: Float[Tensor, "B D"]) -> Int[Tensor, "scorings levels B"]:
-        """Argmax at every level 0 … L-1 under both scorings, in the order of `SCORINGS`."""
-        leaf = self.logits(features)
-        by_prompt = [leaf.argmax(1), *(self.logits(features, level).argmax(1) for level in range(1, self.tree.height))]
-        by_leaves = [sum_leaves(leaf, self.ancestors[level], len(c)).argmax(1) for level, c in enumerate(self.columns)]
-        return torch.stack([torch.stack(by_prompt), torch.stack(by_leaves)])
 
 
 def sum_leaves(leaf_logits: Float[Tensor, "B C"], ancestor: Int[Tensor, "C"], nodes: int) -> Float[Tensor, "B nodes"]:

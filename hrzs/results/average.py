@@ -21,17 +21,17 @@ def mean_over_datasets(report: Report) -> Mean | None:
     datasets = tuple(dict.fromkeys(row.dataset for row in report.results))
     if len(datasets) < 2:
         return None
-    found: dict[tuple[str, AttackLevel, str | None], list[Row | Overall]] = {}
+    found: dict[tuple[str, AttackLevel, str | None, str | None], list[Row | Overall]] = {}
     for row in report.results:
         if row.level == 0 and row.scoring == "prompt":
-            found.setdefault((row.attack, row.attack_level, row.eps), []).append(row)
+            found.setdefault((row.attack, row.attack_level, row.eps, row.adversary), []).append(row)
     for overall in report.summary.levels:
         if overall.any_level_robust is not None:
-            found.setdefault(("any-level", None, overall.eps), []).append(overall)
+            found.setdefault(("any-level", None, overall.eps, overall.adversary), []).append(overall)
     rows = tuple(
-        MeanRow(attack=attack, attack_level=attack_level, eps=eps,
+        MeanRow(attack=attack, attack_level=attack_level, eps=eps, adversary=adversary,
                 **{name: _mean([_value(one, name) for one in values]) for name in FIGURES})
-        for (attack, attack_level, eps), values in found.items()
+        for (attack, attack_level, eps, adversary), values in found.items()
         if len(values) == len(datasets)
     )  # fmt: skip
     return Mean(datasets, tuple(report.summary.missing), rows)

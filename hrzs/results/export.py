@@ -88,6 +88,7 @@ class Headline:
     split: str
     n: int
     eps: str | None
+    adversary: str | None
     levels: tuple[int, ...]
     clean: Mapping[int, Row]
     robust: Mapping[int, Row]
@@ -97,18 +98,24 @@ class Headline:
 
 def headlines(report: Report) -> list[Headline]:
     """The headline figures of every dataset and ε, in the report's order."""
+    # Behind defences, what an adversary does that knows them; saved images, which know nothing, may be all there is.
+    knows = any(row.adversary == "adaptive" for row in report.results)
+    return _headlines(report, "adaptive" if knows else report.results[-1].adversary if report.results else None)
+
+
+def _headlines(report: Report, adversary: str | None) -> list[Headline]:
     found = []
     for dataset in dict.fromkeys(row.dataset for row in report.results):
         rows = [row for row in report.results if row.dataset == dataset]
         radii: list[str | None] = [*dict.fromkeys(row.eps for row in rows if row.eps is not None)]
-        found += [_headline(report, rows, eps) for eps in radii or [None]]
+        found += [_headline(report, rows, eps, adversary) for eps in radii or [None]]
     return found
 
 
-def _headline(report: Report, rows: Sequence[Row], eps: str | None) -> Headline:
+def _headline(report: Report, rows: Sequence[Row], eps: str | None, adversary: str | None) -> Headline:
     first = rows[0]
     levels = tuple(sorted({row.level for row in rows}))
-    attacked = [row for row in rows if eps is not None and row.eps == eps]
+    attacked = [row for row in rows if eps is not None and (row.eps, row.adversary) == (eps, adversary)]
     at_leaves = [row for row in attacked if row.attack_level == 0]
     strongest = _lowest([row for row in at_leaves if row.level == 0])
     by_level: dict[int, Row] = {}
@@ -120,14 +127,15 @@ def _headline(report: Report, rows: Sequence[Row], eps: str | None) -> Headline:
         if lowest := _lowest(aimed):
             by_level[level] = lowest
     return Headline(
-        first.dataset, first.split, first.n, eps, levels,
+        first.dataset, first.split, first.n, eps, adversary, levels,
         clean={level: row for level in levels
                for row in _own_prompt([row for row in rows if row.attack == "none" and row.level == level])[:1]},
         robust=by_level,
         leaf={level: row for level in levels if strongest is not None
               for row in _own_prompt([row for row in at_leaves
                                       if row.attack == strongest.attack and row.level == level])[:1]},
-        summary=next((s for s in report.summary.levels if s.dataset == first.dataset and s.eps == eps), None),
+        summary=next((s for s in report.summary.levels
+                      if (s.dataset, s.eps, s.adversary) == (first.dataset, eps, adversary)), None),
     )  # fmt: skip
 
 
@@ -154,6 +162,10 @@ def to_latex(report: Report) -> str:
     about = f"{report.model.source}, hrzs {report.hrzs}; accuracy in %, levels 0 / 1 / ..."
     if sources := sources_of(report.results):
         about += f"; adversarial images made against {', '.join(sources)}"
+    whole = headlines(report)
+    if (defending := report.summary.defending) is not None:
+        about += f"; behind {', '.join(one.defence for one in defending.stack)}"
+        whole += [h for h in _headlines(report, "static") if h.adversary not in {one.adversary for one in whole}]
     lines = [
         f"% {_one_line(about)}",
         r"\begin{tabular}{llllllrlllr}",
@@ -165,9 +177,9 @@ def to_latex(report: Report) -> str:
         r"& Constant answer & Clean & Robust at the level attacked & Any-level \\",
         r"\midrule",
     ]
-    for h in headlines(report):
+    for h in whole:
         cells = [
-            escape_latex(h.dataset),
+            escape_latex(h.dataset if h.adversary is None else f"{h.dataset}, {h.adversary}"),
             "--" if h.eps is None else f"${h.eps}$",
             _percents(h.clean, h.levels, "constant"),
             _percents(h.clean, h.levels, "clean"),

@@ -29,6 +29,11 @@ ADVICE = {
     ),
 }
 
+_ADVICE_ON_STATIC = (
+    "The static figures say what the defences do to an adversary who does not know them. Do not report them as robust "
+    "accuracy: report the adaptive ones."
+)
+
 #: Fewer images say nothing: even if none gives a sign, up to a fifth of all images might (Wilson's interval).
 LEAST = 16
 #: Fewer images with a sign raise no suspicion, out of however few: they may lie at a boundary by chance.
@@ -49,6 +54,14 @@ _SIGNS = {
         "on {n} the gradient points elsewhere than where the loss rises, as finite differences show: {pgd} is misled"
     ),
     "transfer-vs-white-box": "{n} fall to what was made against the untouched model and not to leaf-pgd on this one",
+    "adaptive-vs-static": (
+        "{n} hold under what was made against the model without its defences, and fall to an adversary who knows them "
+        "({note})"
+    ),
+    "static-vs-adaptive": (
+        "{n} fall to what was made against the model without its defences, and not to an adversary who knows them: its "
+        "gradient leads elsewhere ({note})"
+    ),
     "cosine-head": "{n} that hold under the model's own head fall to what leaf-pgd finds through its cosine head",
 }
 
@@ -68,7 +81,8 @@ class Canary:
     """A check of the attacks: its measured ``value``, ``count / of`` (None: not measurable), and whether it is ``ok``.
 
     A value is ``ok`` unless it surely lies above ``bound``. ``applicable`` is False if there is nothing to measure.
-    ``level`` is the superclass level attacked, which is in the name too; None for the leaves.
+    ``level`` is the superclass level attacked, which is in the name too; None for the leaves. Behind defences,
+    ``adversary`` tells whose figures it is about.
     """
 
     name: str
@@ -82,6 +96,7 @@ class Canary:
     bound: float | None = None
     applicable: bool = True
     level: int | None = None
+    adversary: str | None = None
 
     @property
     def kind(self) -> str:
@@ -91,18 +106,33 @@ class Canary:
 
 @dataclass(frozen=True)
 class Masking:
-    """Are the gradients of a model masked on ``dataset``? ``verdict``: none found, suspected or inconclusive."""
+    """Are the gradients of a model masked on ``dataset``? ``verdict``: none found, suspected or inconclusive.
+
+    Behind defences there is one verdict for the figures of each ``adversary``.
+    """
 
     dataset: str
     verdict: str
     reasons: tuple[str, ...]
+    adversary: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What the verdict is about."""
+        return self.dataset if self.adversary is None else f"{self.dataset}, {self.adversary}"
+
+    @property
+    def advice(self) -> str:
+        """What to do about it."""
+        about_static = self.adversary == "static" and self.verdict == SUSPECTED
+        return _ADVICE_ON_STATIC if about_static else ADVICE[self.verdict]
 
 
 def verdicts(canaries: Sequence[Canary]) -> list[Masking]:
-    """One verdict for each dataset that has canaries."""
+    """One verdict for each dataset that has canaries, and each adversary."""
     return [
-        Masking(dataset, *verdict_of([c for c in canaries if c.dataset == dataset]))
-        for dataset in dict.fromkeys(c.dataset for c in canaries)
+        Masking(dataset, *verdict_of([c for c in canaries if (c.dataset, c.adversary) == (dataset, who)]), who)
+        for dataset, who in dict.fromkeys((c.dataset, c.adversary) for c in canaries)
     ]
 
 

@@ -49,7 +49,12 @@ class Figure(NamedTuple):
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """One accuracy: of one attack (or none) at one ε, scored at one level in one way."""
+    """One accuracy: of one attack (or none) at one ε, scored at one level in one way.
+
+    ``defence`` names the defences at test time that the model stood behind. There ``adversary`` is ``static`` for
+    images made against the model without them, and ``adaptive`` for an attack that knows them; at its own aim, an
+    adaptive row counts an image only if it holds under both.
+    """
 
     dataset: str
     split: str = ""
@@ -80,6 +85,8 @@ class Row(Struct, frozen=True, kw_only=True):
     step_size: str | None = None
     source_model: str | None = None
     source_model_digest: str | None = None
+    defence: str | None = None
+    adversary: str | None = None
     correct: str | None = None
 
     @property
@@ -96,10 +103,14 @@ class Row(Struct, frozen=True, kw_only=True):
 
 
 class Overall(Struct, frozen=True, kw_only=True):
-    """Figures over all levels, for one dataset at one ε; ``severity`` and ``consistency`` are by attack."""
+    """Figures over all levels, for one dataset at one ε; ``severity`` and ``consistency`` are by attack.
+
+    Behind defences there is one for each ``adversary``; the any-level figure of ``adaptive`` counts both.
+    """
 
     dataset: str
     eps: str
+    adversary: str | None = None
     any_level_clean: float | None = None
     any_level_robust: float | None = None
     any_level_robust_ci95: Interval | None = None
@@ -150,6 +161,7 @@ class MeanRow(Struct, frozen=True, kw_only=True):
     attack: str
     attack_level: AttackLevel
     eps: str | None
+    adversary: str | None = None
     clean: float | None
     robust: float | None
     clean_balanced: float | None = None
@@ -177,6 +189,7 @@ class Compared(Struct, frozen=True, kw_only=True):
     level: int | None
     scoring: str | None
     attacked_through: str | None = None
+    adversary: str | None = None
     n: int = 0
     this: float
     other: float
@@ -194,9 +207,10 @@ class Compared(Struct, frozen=True, kw_only=True):
     @property
     def title(self) -> str:
         """What was measured, in words."""
+        adversary = "" if self.adversary is None else f", {self.adversary}"
         if self.attack == "any-level":
-            return f"any-level robust accuracy at ε {self.eps}"
-        attack = "clean" if self.attack == "none" else f"{self.attack} @ {self.attack_level}, ε {self.eps}"
+            return f"any-level robust accuracy at ε {self.eps}{adversary}"
+        attack = "clean" if self.attack == "none" else f"{self.attack} @ {self.attack_level}, ε {self.eps}{adversary}"
         return f"{attack}, scored at level {self.level} by {self.scoring}"
 
 
@@ -207,6 +221,31 @@ class Comparison(Struct, frozen=True, kw_only=True):
     digest: str = ""
     rows: tuple[Compared, ...]
     left_out: tuple[str, ...] = ()
+
+
+class DefenceNote(Struct, frozen=True, kw_only=True):
+    """One defence of a stack: its settings, what an adaptive attack differentiates, and what it costs.
+
+    ``passes`` are forward passes of the model to judge an image, beyond the one that classifies it.
+    """
+
+    defence: str
+    adversary: str
+    passes: float
+
+
+class Defending(Struct, frozen=True, kw_only=True):
+    """The defences that the model stood behind, and what it takes to know them.
+
+    ``gaps`` are the adaptive less the static figures of each attack at its own aim, paired over the images: how much a
+    defence owes to the adversary's ignorance. ``attack_passes`` are forward and backward passes of the model for one
+    gradient of an adaptive attack, which averages over ``eot`` draws.
+    """
+
+    stack: tuple[DefenceNote, ...]
+    eot: int
+    attack_passes: float
+    gaps: tuple[Compared, ...] = ()
 
 
 class Summary(Struct, frozen=True, kw_only=True):
@@ -226,6 +265,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     depth: dict[str, Depth] = {}
     mean: Mean | None = None
     against: Comparison | None = None
+    defending: Defending | None = None
 
 
 class Certified(Struct, frozen=True):

@@ -22,6 +22,8 @@ SAME = ("dataset", "split", "eps", "attack", "attack_level", "level", "scoring",
 def compare(report: Report, other: Report) -> Comparison:
     """Every row of ``report`` beside the same measurement in ``other``, and any-level robust accuracy likewise.
 
+    Rows behind defences stand beside those of the same adversary; if ``other`` has no defences, beside its own.
+
     For each: both accuracies, their difference with a 95% interval (`paired_interval`), how many images only the one
     and only the other model gets right, McNemar's exact p (`mcnemar`), and p after Holm's correction for the number of
     comparisons with images in them (Holm, Scand. J. Statist. 1979). There is also the difference balanced over the
@@ -41,9 +43,22 @@ def compare(report: Report, other: Report) -> Comparison:
         raise UsageError(
             "--against: the two reports share no measurement; evaluate both with the same data, attacks, levels and ε"
         )
+    return Comparison(
+        model=other.model.source, digest=other.model.digest, rows=_compared(pairs), left_out=tuple(left_out)
+    )
+
+
+def gaps(report: Report) -> tuple[Compared, ...]:
+    """The adaptive less the static figures of a model behind defences, for each attack at the level it aims at."""
+    nodes = _nodes(report)
+    static = {_measured(row): row for row in report.results if row.adversary == "static"}
+    adaptive = [row for row in report.results if row.adversary == "adaptive" and row.transfer is False]
+    return _compared([_pair(row, static[_measured(row)], nodes) for row in adaptive if _measured(row) in static])
+
+
+def _compared(pairs: Sequence[_Pair]) -> tuple[Compared, ...]:
     chances = [mcnemar(*pair.discordant) for pair in pairs]
-    rows = tuple(pair.compared(p, p_holm) for pair, p, p_holm in zip(pairs, chances, holm(chances), strict=True))
-    return Comparison(model=other.model.source, digest=other.model.digest, rows=rows, left_out=tuple(left_out))
+    return tuple(pair.compared(p, p_holm) for pair, p, p_holm in zip(pairs, chances, holm(chances), strict=True))
 
 
 # The node of each image at every level, (levels, n), in the order of ids, by dataset.
@@ -61,6 +76,7 @@ class _Pair:
     this: Bool[Tensor, "n"]
     other: Bool[Tensor, "n"]
     weights: Float[Tensor, "n"] | None
+    adversary: str | None = None
 
     @property
     def discordant(self) -> tuple[int, int]:
@@ -80,6 +96,7 @@ class _Pair:
         found |= {"n": n, "this": this / n, "other": other / n, "difference": (only_this - only_other) / n,
                   "difference_ci95": paired_interval(this, other, only_this, only_other, n),
                   "only_this": only_this, "only_other": only_other, "p": p, "p_holm": p_holm}  # fmt: skip
+        found["adversary"] = self.adversary
         return msgspec.convert(found | dict(zip(SAME, self.name, strict=True)), Compared)
 
 
@@ -98,25 +115,30 @@ def _measured(row: Row) -> tuple[object, ...]:
 
 
 def _row_pairs(report: Report, other: Report, nodes: Nodes) -> list[_Pair]:
-    theirs = {_measured(row): row for row in other.results}
-    return [
-        _Pair(
-            _measured(row), _bits(row.correct, row.n, row.dataset), _bits(like.correct, row.n, row.dataset),
-            node_weights(nodes[row.dataset][row.level]) if row.dataset in nodes else None,
-        )
-        for row in report.results
-        if (like := theirs.get(_measured(row))) is not None
-    ]  # fmt: skip
+    theirs = {(row.adversary, *_measured(row)): row for row in other.results}
+    pairs = []
+    for row in report.results:
+        like = theirs.get((row.adversary, *_measured(row)), theirs.get((None, *_measured(row))))
+        if like is not None:
+            pairs.append(_pair(row, like, nodes))
+    return pairs
+
+
+def _pair(row: Row, like: Row, nodes: Nodes) -> _Pair:
+    return _Pair(
+        _measured(row), _bits(row.correct, row.n, row.dataset), _bits(like.correct, row.n, row.dataset),
+        node_weights(nodes[row.dataset][row.level]) if row.dataset in nodes else None, row.adversary,
+    )  # fmt: skip
 
 
 def _any_level_pairs(report: Report, other: Report, nodes: Nodes) -> tuple[list[_Pair], list[str]]:
-    theirs = {(s.dataset, s.eps): s for s in other.summary.levels}
+    theirs = {(s.dataset, s.eps, s.adversary): s for s in other.summary.levels}
     n = {row.dataset: row.n for row in report.results}
     found = []
     left_out = []
     for mine in report.summary.levels:
         dataset = mine.dataset
-        like = theirs.get((dataset, mine.eps))
+        like = theirs.get((dataset, mine.eps, mine.adversary), theirs.get((dataset, mine.eps, None)))
         if like is None or mine.any_level_robust is None or like.any_level_robust is None:
             continue
         suites = [one.any_level_suite or _FORMER_SUITE for one in (mine, like)]
@@ -129,7 +151,8 @@ def _any_level_pairs(report: Report, other: Report, nodes: Nodes) -> tuple[list[
         said = {"dataset": dataset, "eps": mine.eps, "attack": "any-level"}
         weights = weights_over_levels(nodes[dataset]) if dataset in nodes else None
         correct = [_bits(one.any_level_correct, n[dataset], dataset) for one in (mine, like)]
-        found.append(_Pair(tuple(said.get(name) for name in SAME), correct[0], correct[1], weights))
+        name = tuple(said.get(name) for name in SAME)
+        found.append(_Pair(name, correct[0], correct[1], weights, mine.adversary))
     return found, left_out
 
 

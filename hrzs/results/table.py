@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from msgspec.structs import replace
+
 from hrzs.results.export import radii_of_table, sources_of
-from hrzs.results.masking import ADVICE, Canary, Masking
-from hrzs.results.report import PUBLISHED_SAMPLES, Certificate, Comparison, Interval, Mean, Overall, Report, Row
+from hrzs.results.masking import Canary, Masking
+from hrzs.results.report import (
+    PUBLISHED_SAMPLES,
+    Certificate,
+    Compared,
+    Comparison,
+    Defending,
+    Interval,
+    Mean,
+    Overall,
+    Report,
+    Row,
+)
 
 
 def render(report: Report) -> str:
@@ -24,6 +37,7 @@ def render(report: Report) -> str:
     lines = ["\n\n".join(blocks)]
     lines += ["\n" + _certificates([c for c in report.certificates if c.dataset == dataset])
               for dataset in dict.fromkeys(c.dataset for c in report.certificates)]  # fmt: skip
+    lines += [_defending(summary.defending)] if summary.defending else []
     lines += [f"\nmissing: {reason}" for reason in summary.missing.values()]
     lines += [_mean(summary.mean)] if summary.mean else []
     lines += [_against(summary.against)] if summary.against else []
@@ -44,8 +58,26 @@ def _canary(canary: Canary) -> str:
 
 
 def _masking(found: Masking) -> str:
-    lines = [f"\ngradient masking on {found.dataset}: {found.verdict}", *(f"  - {reason}" for reason in found.reasons)]
-    return "\n".join([*lines, f"  {ADVICE[found.verdict]}"])
+    lines = [f"\ngradient masking on {found.title}: {found.verdict}", *(f"  - {reason}" for reason in found.reasons)]
+    return "\n".join([*lines, f"  {found.advice}"])
+
+
+def _defending(found: Defending) -> str:
+    lines = ["\ndefences, in the order in which an image meets them"]
+    for one in found.stack:
+        lines.append(f"  {one.defence}: {one.passes:g} forward passes to judge an image. {one.adversary}")
+    lines.append(
+        f"  a gradient of an adaptive attack costs {found.attack_passes:.1f} of the model alone, over {found.eot} draws"
+    )
+    if found.gaps:
+        lines.append(
+            "  what they owe to the adversary's ignorance: adaptive against static figures at the level attacked, "
+            "paired; an adaptive figure counts an image only if it holds under both"
+        )
+    for gap in found.gaps:
+        attack = replace(gap, adversary=None)
+        lines += [f"  {line}" for line in _difference(attack)]
+    return "\n".join(lines)
 
 
 def _block(rows: Sequence[Row], summary: Sequence[Overall]) -> str:
@@ -70,6 +102,7 @@ def _block(rows: Sequence[Row], summary: Sequence[Overall]) -> str:
         f"{first.precision}; * attacked at this level through this scoring, else transfer",
         *([_BOTH] if lopsided else []),
         *(f"saved images, made against {source}" for source in sources_of(rows)),
+        *([f"behind {first.defence}; static: made against the model without"] if first.defence else []),
         format_line(header),
         "-" * (sum(widths) + 2 * (len(widths) - 1)),
         *map(format_line, body),
@@ -127,9 +160,9 @@ def _half(ci95: Interval) -> str:
 
 def _any_level(s: Overall) -> list[str]:
     """Any-level robust accuracy per image and balanced, with its interval and what a constant answer scores."""
-    lines = []
+    lines, adversary = [], "" if s.adversary is None else f", {s.adversary}"
     for before, after, robust, interval, clean, constant in (
-        (f"any-level robust accuracy at ε {s.eps}", "right at every level, clean", s.any_level_robust,
+        (f"any-level robust accuracy at ε {s.eps}{adversary}", "right at every level, clean", s.any_level_robust,
          s.any_level_robust_ci95, s.any_level_clean, s.any_level_constant),
         ("  balanced", "clean", s.any_level_robust_balanced, s.any_level_robust_balanced_ci95,
          s.any_level_clean_balanced, s.any_level_constant_balanced),
@@ -188,6 +221,7 @@ def _mean(mean: Mean) -> str:
     for row in mean.rows:
         aim = "" if row.attack_level is None else f" @ {row.attack_level}, leaves"
         name = "clean, leaves" if row.robust is None else f"{row.attack}{aim}, ε {row.eps}"
+        name += "" if row.adversary is None else f", {row.adversary}"
         value, balanced = ((row.clean, row.clean_balanced) if row.robust is None
                            else (row.robust, row.robust_balanced))  # fmt: skip
         lines.append(
@@ -213,17 +247,22 @@ def _against(against: Comparison) -> str:
         lines.append(f"  balanced over nodes: {apart} of {len(rows)} intervals (95%, each by itself) hold no 0")
     headline = [row for row in rows if row.attack == "any-level" and row not in surely + balanced_only]
     for row in surely + balanced_only + headline:
-        lines.append(
-            f"  {row.dataset}, {row.title}: {_percent(row.this)} against {_percent(row.other)}, "
-            f"difference {100 * row.difference:+.1f} {_interval(row.difference_ci95, '+')}, "
-            f"p {row.p:.2g}, corrected {row.p_holm:.2g}"
-        )
-        if row.difference_balanced is not None:
-            lines.append(
-                f"    balanced: {_percent(row.this_balanced)} against {_percent(row.other_balanced)}, "
-                f"difference {100 * row.difference_balanced:+.1f} {_interval(row.difference_balanced_ci95, '+')}"
-            )
+        lines += _difference(row)
     return "\n".join(lines)
+
+
+def _difference(row: Compared) -> list[str]:
+    lines = [
+        f"  {row.dataset}, {row.title}: {_percent(row.this)} against {_percent(row.other)}, "
+        f"difference {100 * row.difference:+.1f} {_interval(row.difference_ci95, '+')}, "
+        f"p {row.p:.2g}, corrected {row.p_holm:.2g}"
+    ]
+    if row.difference_balanced is not None:
+        lines.append(
+            f"    balanced: {_percent(row.this_balanced)} against {_percent(row.other_balanced)}, "
+            f"difference {100 * row.difference_balanced:+.1f} {_interval(row.difference_balanced_ci95, '+')}"
+        )
+    return lines
 
 
 def _is_apart(interval: Interval | None) -> bool:
@@ -233,7 +272,8 @@ def _is_apart(interval: Interval | None) -> bool:
 def _groups(rows: Iterable[Row]) -> list[list[Row]]:
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.attack, row.attack_level, row.eps, row.attacked_through, row.scoring), []).append(row)
+        key = (row.attack, row.attack_level, row.eps, row.adversary, row.attacked_through, row.scoring)
+        groups.setdefault(key, []).append(row)
     return list(groups.values())
 
 
@@ -246,6 +286,7 @@ def _line(group: Sequence[Row], levels: Sequence[int], *, balanced: bool = False
     first = group[0]
     clean = first.attack == "none"
     name = "none (clean)" if clean else f"{first.attack} @ {first.attack_level}"
+    name += "" if first.adversary is None else f", {first.adversary}"
     cells = [name, first.eps or "", "" if clean else first.attacked_through or "", first.scoring]
     cells = [_BALANCED, "", "", ""] if balanced else cells
     by_level = {row.level: row for row in group}

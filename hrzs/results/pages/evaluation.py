@@ -21,7 +21,6 @@ from hrzs.attacks.budget import format_eps
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.results.average import FIGURES
 from hrzs.results.export import Headline, headlines, radii_of_table, sources_of
-from hrzs.results.masking import ADVICE
 from hrzs.results.metrics import TOP
 from hrzs.results.outcome import Outcome, Pictures
 from hrzs.results.pages.charts import Curve, line_chart
@@ -44,7 +43,6 @@ def render(report: Report, pictures: Mapping[str, Pictures]) -> str:
         heads=heads,
         # The pill of the canaries says where they, and with them the verdicts, were switched off.
         masking=() if isinstance(masking, str) else masking,
-        advice=ADVICE,
         sources=sources_of(report.results),
         figures=FIGURES,
         growths=_growths(heads),
@@ -93,11 +91,12 @@ class _Matrix:
         return {row.level: row for row in sorted(self.rows, key=lambda row: row.level)}
 
     @property
-    def attacks(self) -> dict[tuple[str, AttackLevel, str | None], dict[int, Row]]:
-        """Rows by level under each attack, the level it aims at and what it goes through."""
-        found: dict[tuple[str, AttackLevel, str | None], dict[int, Row]] = {}
+    def attacks(self) -> dict[tuple[str, AttackLevel, str | None, str | None], dict[int, Row]]:
+        """Rows by level under each attack, the level it aims at, what it goes through, and what it knows."""
+        found: dict[tuple[str, AttackLevel, str | None, str | None], dict[int, Row]] = {}
         for row in self.rows:
-            found.setdefault((row.attack, row.attack_level, row.attacked_through), {})[row.level] = row
+            key = (row.attack, row.attack_level, row.attacked_through, row.adversary)
+            found.setdefault(key, {})[row.level] = row
         return found
 
 
