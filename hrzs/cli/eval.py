@@ -78,8 +78,8 @@ def evaluate(
     """Evaluate a model: clean, and under attack at the leaves and at superclasses."""
     role = shards.Role.of(context, shard, merge)
     console.set_up(quiet=quiet, debug=debug)
-    if options.wants_list(model, run["data"], run["attack"], preset, run["template"]):
-        _print_list(model, run["data"], run["attack"], run["template"])
+    if options.wants_list(model, run["data"], run["attack"], preset, run["template"], run["defence"]):
+        _print_list(model, run["data"], run["attack"], run["template"], run["defence"])
         return
     device = options.prepare_torch(device, precision, threads)
 
@@ -231,8 +231,12 @@ def _finished(target: Path, report: Report) -> Report | None:
     return old
 
 
-def _print_list(model: str, data: str | None, attack: str | None, template: str | None) -> None:
-    if attack == console.LIST:
+def _print_list(model: str, data: str | None, attack: str | None, template: str | None, defence: str | None) -> None:
+    if defence == console.LIST:
+        from hrzs.defences import DEFENCES
+
+        console.print_names([(str(kind()), kind.description) for kind in DEFENCES.values()])
+    elif attack == console.LIST:
         from hrzs.attacks import ATTACKS
 
         console.print_names([("none", "clean accuracy only"), *((a.name, a.description) for a in ATTACKS.values())])

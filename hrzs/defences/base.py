@@ -98,7 +98,7 @@ class Defence(ABC):
 
     def __str__(self) -> str:
         """Name and settings, as ``--defence`` takes them."""
-        return ":".join([self.name, *(f"{f.name}={getattr(self, f.name)}" for f in fields(self))])
+        return ":".join([self.name, *(f"{f.name}={getattr(self, f.name):g}" for f in fields(self))])
 
 
 class Purifier(Defence):

@@ -43,7 +43,7 @@ class Quantise(Purifier):
 class Noise(Purifier):
     """Add Gaussian noise of ``sigma`` 255ths to every pixel."""
 
-    sigma: float = 8
+    sigma: float = 8.0
 
     name: ClassVar[str] = "noise"
     description: ClassVar[str] = "add Gaussian noise: a control, which an adversary averages out"

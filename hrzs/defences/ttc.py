@@ -30,11 +30,11 @@ class TTC(Purifier):
     The paper takes the stability of the original CLIP where the model was fine-tuned; here it is that of the model.
     """
 
-    eps: float = 4
-    size: float = 1
+    eps: float = 4.0
+    size: float = 1.0
     steps: int = 2
     tau: float = 0.2
-    beta: float = 2
+    beta: float = 2.0
 
     name: ClassVar[str] = "ttc"
     description: ClassVar[str] = "counter-attack where features are falsely stable (Xing et al., CVPR 2025)"

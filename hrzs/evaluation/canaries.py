@@ -56,8 +56,8 @@ HUGE = Fraction(64, 255)
 #: Leaf PGD takes as many steps as the attacks of the run, but no more than these: Square's 5,000 are no steps.
 MOST_STEPS = 100
 QUERIES = 500
-#: Of a model behind defences that cost more forward passes than this there are fewer images, and fewer queries.
-_CHEAP = 8
+#: Where a model behind defences takes more forward passes than this to judge an image, there are fewer images.
+_CHEAP = 4
 DRAWS = 20
 #: Less of a correlation is a gradient that points elsewhere. Honest models have 0.98 and more (docs/evaluation.md).
 AGREES = 0.7
@@ -310,8 +310,9 @@ def _weaker_attacks(bench: _Bench, update: Callable[[str], None]) -> list[Canary
         bench.missed("margin-vs-ce", "PGD on the margin", bench.fooled(bench.pgd(), bench.robust, margin)),
     ]
     update("Square")
-    dear = 1.0 if bench.defended is None else max(1.0, (1 + bench.defended.passes) / _CHEAP)
-    queries = round(QUERIES / dear)
+    # Behind defences as many forward passes as without them, all together.
+    passes = 1.0 if bench.defended is None else 1 + bench.defended.passes
+    queries = min(QUERIES, round(QUERIES * IMAGES / (len(bench.labels) * passes)))
     square = ATTACKS["square"].optimiser(replace(bench.budget(), steps=queries), early_stop=bench.stops_early)
     fooled = bench.fooled(square, bench.robust, margin)
     return [*canaries, bench.missed("square-vs-white-box", f"Square ({queries} queries)", fooled)]

@@ -169,10 +169,11 @@ class Job:
         rows = tuple(row for evaluation in self.evaluations for row in rows_of(evaluation))
         _call_out(rows)
         certificates = tuple(one for certification in self.certifications for one in certification.certificates())
-        if (defending := report.summary.defending) is not None:
-            found["defending"] = replaced(defending, gaps=gaps(replaced(report, results=rows)))
         report = replaced(report, results=rows, summary=replaced(report.summary, **found), certificates=certificates)
-        return replaced(report, summary=replaced(report.summary, mean=mean_over_datasets(report)))
+        further: dict[str, Any] = {"mean": mean_over_datasets(report)}
+        if report.summary.defending is not None:
+            further["defending"] = replaced(report.summary.defending, gaps=gaps(report))
+        return replaced(report, summary=replaced(report.summary, **further))
 
     def run_shard(self, shard: Shard, finished: Path, progress: Progress | None = None) -> None:
         """The images of one shard, all of whose batches stay in the store, which is the file ``finished`` from then on.
