@@ -190,8 +190,8 @@ def test_the_defence_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     shown = code[code.index("@dataclass") : code.index("report =")].strip().splitlines()
     assert len(shown) <= 20
-    names: dict[str, Any] = {"__name__": "page"}
-    exec(compile(code.replace("limit=24", "limit=8, steps=2"), "adaptive.md", "exec"), names)  # noqa: S102
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(code.replace("limit=24", "limit=8, steps=2"), "adaptive.md", "exec", dont_inherit=True), names)
     assert {row.adversary for row in names["report"].results} == {None, "static", "adaptive"}
     assert "blur:size=3: 0 forward passes" in capsys.readouterr().out
 
