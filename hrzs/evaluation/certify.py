@@ -10,13 +10,16 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hrzs.attacks import counter, sample_seeds
@@ -36,6 +39,8 @@ from hrzs.stopping import stop_here, unbroken
 
 #: So many samples of an image at most make one line of the file: what a kill can lose.
 RUN = 1000
+#: So many go through the encoder together on a CPU, as their activations then fit the caches.
+AT_ONCE = 16
 
 #: Which node is certified is chosen by samples of their own, or the bound would not hold (Cohen et al., section 3.2.2).
 SELECTION, ESTIMATION = "selection", "estimation"
@@ -183,7 +188,6 @@ class Certification:
 
     @exact_fp32()
     @unbroken()
-    @torch.no_grad()
     def run(self, progress: Progress | None = None, shard: Shard = WHOLE, *, kept_only: bool = False) -> None:
         """Every sample of every image that is not kept; ``progress`` counts forward and backward passes.
 
@@ -200,19 +204,20 @@ class Certification:
             )
         total, done = self.passes(shard), self.cost * (len(places) - len(ahead))
         batches = read(data, [[place] for place in ahead], workers=self.options.workers, device=device)
-        for batch in batches:
-            (image,), (image_id,) = batch.images.to(device), batch.ids
-            for stream, samples, _ in self._streams(image_id):
-                key, at = self._key(image_id, stream), 0
-                while at < samples:
-                    run = self.votes.runs(key, samples).get(at)
-                    if run is None:
-                        run = self._run(image, image_id, stream, range(at, min((at // RUN + 1) * RUN, samples)))
-                        self.votes.add(key, run)
-                        stop_here()
-                    done, at = done + FORWARD * (run.stop - run.start), run.stop
-                    if progress is not None:
-                        progress(round(done), total, self.title)
+        with self._threads():
+            for batch in batches:
+                (image,), (image_id,) = batch.images.to(device), batch.ids
+                for stream, samples, _ in self._streams(image_id):
+                    key, at = self._key(image_id, stream), 0
+                    while at < samples:
+                        run = self.votes.runs(key, samples).get(at)
+                        if run is None:
+                            run = self._run(image, image_id, stream, range(at, min((at // RUN + 1) * RUN, samples)))
+                            self.votes.add(key, run)
+                            stop_here()
+                        done, at = done + FORWARD * (run.stop - run.start), run.stop
+                        if progress is not None:
+                            progress(round(done), total, self.title)
 
     def certificates(self) -> list[Certificate]:
         """The figures of every level, once all was run."""
@@ -256,17 +261,46 @@ class Certification:
         """The two streams, the samples that each is to have, and how many of them are missing."""
         return [(s, n, n - sum(run.stop - run.start for run in self._chain(image_id, s, n))) for s, n in self._wanted]
 
+    @property
+    def _at_once(self) -> int:
+        """How many noisy images a thread sends through the encoder together."""
+        on_cpu = self.evaluation.model.device.type == "cpu"
+        return min(AT_ONCE, self.options.batch_size) if on_cpu else self.options.batch_size
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Inside, `_run` divides its samples among threads, with ``batch_size`` noisy images under way at most.
+
+        On a CPU that takes less time than to divide every product among the same threads, which wait for one another
+        after each. An accelerator gets its work from one thread.
+        """
+        cores = torch.get_num_threads()
+        threads = min(cores, self.options.batch_size // self._at_once)
+        try:
+            # Threads of the pool divide their products among the cores that are left to each.
+            with ThreadPoolExecutor(threads, "votes", torch.set_num_threads, (cores // threads,)) as self._pool:
+                yield
+        finally:
+            torch.set_num_threads(cores)  # new threads take the number that was set last, whoever set it
+
     def _run(self, image: Float[Tensor, "3 H W"], image_id: str, stream: str, samples: range) -> Run:
-        model, classifier, began = self.evaluation.model, self.evaluation.classifier, time.monotonic()
+        began = time.monotonic()
+        parts = [samples[at : at + self._at_once] for at in range(0, len(samples), self._at_once)]
         counts = torch.zeros(len(self.evaluation.task.tree.classes), dtype=torch.long, device=image.device)
-        for at in range(samples.start, samples.stop, self.options.batch_size):
-            part = range(at, min(at + self.options.batch_size, samples.stop))
-            drawn = noise(image_id, part, stream, image.shape, seed=self.options.seed, device=image.device)
-            leaves = classifier.logits(features_of(model, drawn.mul_(self.sigma).add_(image))).argmax(1)
-            counts += torch.bincount(leaves, minlength=len(counts))
+        for found in self._pool.map(partial(self._vote, image, image_id, stream), parts):
+            counts += found
             stop_here()
         votes = {leaf: count for leaf, count in enumerate(counts.tolist()) if count}
         return Run(samples.start, samples.stop, votes, time.monotonic() - began)
+
+    @exact_fp32()
+    @torch.inference_mode()
+    def _vote(self, image: Float[Tensor, "3 H W"], image_id: str, stream: str, samples: range) -> Int[Tensor, "C"]:
+        """How many of the ``samples`` have voted for each leaf."""
+        drawn = noise(image_id, samples, stream, image.shape, seed=self.options.seed, device=image.device)
+        features = features_of(self.evaluation.model, drawn.mul_(self.sigma).add_(image))
+        leaves = self.evaluation.classifier.logits(features).argmax(1)
+        return torch.bincount(leaves, minlength=len(self.evaluation.task.tree.classes))
 
 
 def _sum(runs: Sequence[Run]) -> LeafVotes:

@@ -7,18 +7,23 @@
   pixel is read once, so reordered pixels and a matrix product do the same. torch's convolution takes several times as
   long for the gradient with respect to the pixels, which an attack needs.
 - `channels_last`: the layout that other convolutions prefer on CPUs and tensor cores.
+- `FirstToken`: nobody reads the patch tokens behind the last block of a ViT that pools by its class token, so that
+  block computes the class token alone. Its MLP and two of its four projections cost nearly nothing.
 
 Only an attack may fold batch norms into convolutions: see `hrzs.models.folding`.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def make_faster(module: nn.Module) -> None:
@@ -26,24 +31,26 @@ def make_faster(module: nn.Module) -> None:
     straighten(module)
     embed_by_product(module)
     channels_last(module)
+    end_at_the_first_token(module)
 
 
 # -- attention --------------------------------------------------------------------------------------------------------
 
 
 class SelfAttention(nn.MultiheadAttention):
-    """The same parameters and results for ``attention(x, x, x, need_weights=False)``; other calls go to torch."""
+    """The same parameters and results for ``attention(x, y, y, need_weights=False)``; other calls go to torch."""
 
     def forward(  # type: ignore[override]
         self, query: Tensor, key: Tensor, value: Tensor, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention of ``query`` (B, L, W) to itself; other arguments are torch's."""
+        """Attention of ``query`` (B, M, W) to ``key`` (B, L, W), itself mostly; other arguments are torch's."""
         mask = options.pop("attn_mask", None)
         plain = (
             options == {"need_weights": False}
-            and query is key is value
+            and key is value
             and query.ndim == 3
             and self.batch_first
+            and self.in_proj_weight is not None
             and self.bias_k is None
             and not (self.add_zero_attn or (self.training and self.dropout))
             and (mask is None or mask.is_floating_point())
@@ -51,21 +58,30 @@ class SelfAttention(nn.MultiheadAttention):
         if not plain:
             return super().forward(query, key, value, attn_mask=mask, **options)
         batch, length, width = query.shape
-        qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.view(batch, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        if query is key:
+            q, k, v = self._projected(key, 0, 3)
+        else:
+            (q,), (k, v) = self._projected(query, 0, 1), self._projected(key, 1, 3)
         if mask is not None:
             mask = mask.to(q.dtype)
             mask = mask.view(batch, self.num_heads, length, length) if mask.ndim == 3 else mask
         attended = _attend(q, k, v, mask)
         return self.out_proj(attended.transpose(1, 2).reshape(batch, length, width)), None
 
+    def _projected(self, x: Float[Tensor, "B L W"], first: int, stop: int) -> Float[Tensor, "parts B heads L D"]:
+        """The parts from ``first`` to ``stop`` (not included) of queries (0), keys (1) and values (2) of ``x``."""
+        rows = slice(first * self.embed_dim, stop * self.embed_dim)
+        bias = None if self.in_proj_bias is None else self.in_proj_bias[rows]
+        found = F.linear(x, self.in_proj_weight[rows], bias)
+        return found.view(*x.shape[:2], stop - first, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+
 
 def _attend(
-    q: Float[Tensor, "B heads L D"],
+    q: Float[Tensor, "B heads M D"],
     k: Float[Tensor, "B heads L D"],
     v: Float[Tensor, "B heads L D"],
-    mask: Float[Tensor, "... L L"] | None,
-) -> Float[Tensor, "B heads L D"]:
+    mask: Float[Tensor, "... M L"] | None,
+) -> Float[Tensor, "B heads M D"]:
     if q.dtype != torch.bfloat16 or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     # torch's fused bf16 kernel for CPUs is slower than fp32 in the backward pass, and several times slower than this.
@@ -79,6 +95,39 @@ def straighten(module: nn.Module) -> None:
     for part in module.modules():
         if type(part) is nn.MultiheadAttention:
             part.__class__ = SelfAttention
+
+
+# -- the last block ---------------------------------------------------------------------------------------------------
+
+
+class FirstToken(Transformer):  # type: ignore[misc]
+    """The same parameters; of the last block it returns the first token alone. `forward_intermediates` is as it was."""
+
+    def forward(self, x: Float[Tensor, "B L W"]) -> Float[Tensor, "B 1 W"]:
+        """The first token behind all blocks."""
+        *before, last = self.resblocks
+        for block in (*before, partial(_first_token, last)):
+            x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing else block(x)
+        return x
+
+
+def _first_token(block: Any, x: Float[Tensor, "B L W"]) -> Float[Tensor, "B 1 W"]:
+    """The first token of what a `ResidualAttentionBlock` makes of ``x``."""
+    normed = block.ln_1(x)
+    first = x[:, :1] + block.ls_1(block.attn(normed[:, :1], normed, normed, need_weights=False)[0])
+    found: Tensor = first + block.ls_2(block.mlp(block.ln_2(first)))
+    return found
+
+
+def end_at_the_first_token(module: nn.Module) -> None:
+    """Make the blocks of every ViT inside ``module`` that pools by its class token a `FirstToken`."""
+    for part in module.modules():
+        if type(part) is not VisionTransformer or part.attn_pool is not None or part.output_tokens:
+            continue
+        blocks = part.transformer
+        plain = type(blocks) is Transformer and blocks.batch_first and len(blocks.resblocks) > 0
+        if part.pool_type == "tok" and plain and type(blocks.resblocks[-1]) is ResidualAttentionBlock:
+            blocks.__class__ = FirstToken
 
 
 # -- convolutions -----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
+from hrzs.results.export import certified_row
 from hrzs.results.report import AttackLevel, Mean, MeanRow, Overall, Report, Row
 
 #: Figures that have a mean: each per image, and balanced over nodes (None where a report does not have it).
@@ -12,7 +13,7 @@ FIGURES = ("clean", "robust", "clean_balanced", "robust_balanced", "constant", "
 
 
 def mean_over_datasets(report: Report) -> Mean | None:
-    """Means of the leaf rows and of any-level accuracy over the datasets of a report; None where there is but one.
+    """Means over datasets of leaf rows, of any-level and of certified accuracy; None where there is but one dataset.
 
     Trees differ in their levels, so superclass rows have no mean. A row that some evaluated dataset lacks (at this ε,
     by this attack) is left out. ``over`` names the datasets evaluated, ``missing`` those that could not be. Each of
@@ -22,8 +23,9 @@ def mean_over_datasets(report: Report) -> Mean | None:
     if len(datasets) < 2:
         return None
     found: dict[tuple[str, AttackLevel, str | None, str | None], list[Row | Overall]] = {}
-    for row in report.results:
-        if row.level == 0 and row.scoring == "prompt":
+    certified = [certified_row(one, point) for one in report.certificates for point in one.every_sigma]
+    for row in (*report.results, *certified):
+        if row.level == 0 and row.scoring in ("prompt", "votes"):
             found.setdefault((row.attack, row.attack_level, row.eps, row.adversary), []).append(row)
     for overall in report.summary.levels:
         if overall.any_level_robust is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hrzs.results import metrics
@@ -123,8 +123,7 @@ def certificate(
     gained = torch.where(correct, found.radii, 0.0)
     curve = []
     for radius in radii_shown(samples, sigma=sigma, alpha=level_alpha):
-        held = correct & (found.radii > 0) & (found.radii >= radius)
-        curve.append(Certified(radius, *_figure(held, weights)))
+        curve.append(Certified(radius, *_figure(_held(correct, found.radii, radius), weights)))
     abstained = found.radii == 0
     clean, clean_ci95, clean_balanced, clean_balanced_ci95 = _figure(found.likeliest == truth, weights)
     return Certificate(
@@ -136,6 +135,21 @@ def certificate(
         constant=metrics.constant_answer(truth), constant_balanced=1 / len(set(truth.tolist())),
         certified=tuple(curve), **about,
     )  # fmt: skip
+
+
+def certified_images(one: Certificate, truth: Int[Tensor, "n"], radius: float) -> Bool[Tensor, "n"]:
+    """Which images of a report are certified to be right within ``radius``, in the order of their ids.
+
+    Args:
+        truth: the node of each image at the certificate's level.
+    """
+    chosen, votes = (torch.tensor([int(word) for word in text.split()]) for text in (one.chosen, one.votes))
+    return _held(chosen == truth, radii_of(votes, one.samples, sigma=one.sigma, alpha=one.level_alpha), radius)
+
+
+def _held(correct: Bool[Tensor, "n"], radii: Float[Tensor, "n"], radius: float) -> Bool[Tensor, "n"]:
+    held: Bool[Tensor, "n"] = correct & (radii > 0) & (radii >= radius)
+    return held
 
 
 def _figure(held: Tensor, weights: Tensor) -> tuple[float, tuple[float, float], float, tuple[float, float]]:

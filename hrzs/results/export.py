@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec.structs import asdict
 
-from hrzs.results.report import Certificate, Certified, Overall, Report, Row
+from hrzs.results.report import CERTIFIED, Certificate, Certified, Overall, Report, Row
 
 _INTERVAL = "_ci95"
 
@@ -59,14 +59,18 @@ _OF_CERTIFICATE = ("sigma", "samples", "selection", "alpha", "confidence", "leve
                    "abstained_balanced", "average_radius", "average_radius_balanced")  # fmt: skip
 
 
-def _certified(one: Certificate, point: Certified) -> dict[str, Any]:
+def certified_row(one: Certificate, point: Certified) -> Row:
+    """A certified accuracy as if it were that of an attack (`CERTIFIED`)."""
     shared = {name: getattr(one, name) for name in Row.__struct_fields__ if hasattr(one, name)}
-    row = Row(
-        **shared, eps=str(point.radius), norm="l2", attack="certified", attack_level=one.level, scoring="votes",
+    return Row(
+        **shared, eps=str(point.radius), norm="l2", attack=CERTIFIED, attack_level=one.level, scoring="votes",
         robust=point.value, robust_ci95=point.ci95, robust_balanced=point.balanced,
         robust_balanced_ci95=point.balanced_ci95, precision="fp32",
     )  # fmt: skip
-    return flat(row) | {name: getattr(one, name) for name in _OF_CERTIFICATE}
+
+
+def _certified(one: Certificate, point: Certified) -> dict[str, Any]:
+    return flat(certified_row(one, point)) | {name: getattr(one, name) for name in _OF_CERTIFICATE}
 
 
 def radii_of_table(one: Certificate) -> list[Certified]:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 #: ``versions`` inside ``config``, and called ``correct`` ``right``.
 SCHEMA = 2
 
+#: What a certified accuracy has in place of an attack, where it stands beside robust ones; its radius is the ε there.
+CERTIFIED = "certified"
+
 #: The number of samples of Cohen et al. (2019); certificates from fewer are marked as a preview.
 PUBLISHED_SAMPLES = 100_000
 
@@ -169,6 +172,15 @@ class MeanRow(Struct, frozen=True, kw_only=True):
     constant: float | None = None
     constant_balanced: float | None = None
 
+    @property
+    def title(self) -> str:
+        """What was measured, in words."""
+        if self.attack == CERTIFIED:
+            return f"certified, leaves, ℓ2 radius {self.eps}"
+        aim = "" if self.attack_level is None else f" @ {self.attack_level}, leaves"
+        adversary = "" if self.adversary is None else f", {self.adversary}"
+        return "clean, leaves" if self.robust is None else f"{self.attack}{aim}, ε {self.eps}{adversary}"
+
 
 class Mean(Struct, frozen=True):
     """Means over the datasets in ``over``; ``missing`` could not be evaluated."""
@@ -205,11 +217,18 @@ class Compared(Struct, frozen=True, kw_only=True):
     p_holm: float
 
     @property
+    def is_headline(self) -> bool:
+        """Is it shown whatever came out?"""
+        return self.attack in ("any-level", CERTIFIED)
+
+    @property
     def title(self) -> str:
         """What was measured, in words."""
         adversary = "" if self.adversary is None else f", {self.adversary}"
         if self.attack == "any-level":
             return f"any-level robust accuracy at ε {self.eps}{adversary}"
+        if self.attack == CERTIFIED:
+            return f"certified at level {self.level}, ℓ2 radius {self.eps}"
         attack = "clean" if self.attack == "none" else f"{self.attack} @ {self.attack_level}, ε {self.eps}{adversary}"
         return f"{attack}, scored at level {self.level} by {self.scoring}"
 
@@ -320,6 +339,11 @@ class Certificate(Struct, frozen=True, kw_only=True):
     def largest_radius(self) -> float:
         """The largest radius that so many samples can certify."""
         return self.certified[-1].radius
+
+    @property
+    def every_sigma(self) -> tuple[Certified, ...]:
+        """The certified accuracies at the radii 0, σ, 2σ, …."""
+        return self.certified[:-1:4] or self.certified
 
 
 class Model(Struct, frozen=True, kw_only=True):
@@ -451,7 +475,7 @@ class Report(Struct, frozen=True, kw_only=True):
         return DataFrame(lines(self))
 
     def against(self, other: Report) -> Comparison:
-        """Every row beside the same one in ``other``, paired image by image (`hrzs.results.significance.compare`).
+        """Every figure beside the same one in ``other``, paired image by image (`hrzs.results.significance.compare`).
 
         Raises:
             UsageError: other images, another tree, or no measurement in common.

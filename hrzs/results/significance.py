@@ -9,18 +9,21 @@ from dataclasses import dataclass
 import msgspec
 import torch
 from jaxtyping import Bool, Float, Int
+from msgspec.structs import replace
 from torch import Tensor
 
 from hrzs.errors import UsageError
-from hrzs.results.metrics import balanced, from_bits, node_weights, weights_over_levels, wilson
-from hrzs.results.report import Compared, Comparison, Report, Row
+from hrzs.results.certificates import certified_images
+from hrzs.results.export import certified_row
+from hrzs.results.metrics import balanced, from_bits, node_weights, to_bits, weights_over_levels, wilson
+from hrzs.results.report import Certificate, Compared, Comparison, Report, Row
 
 #: What makes two rows the same measurement of two models.
 SAME = ("dataset", "split", "eps", "attack", "attack_level", "level", "scoring", "attacked_through")
 
 
 def compare(report: Report, other: Report) -> Comparison:
-    """Every row of ``report`` beside the same measurement in ``other``, and any-level robust accuracy likewise.
+    """Every row of ``report`` beside the same measurement in ``other``; any-level and certified accuracy likewise.
 
     Rows behind defences stand beside those of the same adversary; if ``other`` has no defences, beside its own.
 
@@ -30,7 +33,7 @@ def compare(report: Report, other: Report) -> Comparison:
     level's nodes, with its interval (`balanced_difference`); None where neither report has the nodes of the images. p
     is always of the difference per image.
 
-    Any-level figures of different suites are not compared: ``left_out`` says so.
+    Any-level figures of different suites and certificates of another σ, N or α are not compared: ``left_out`` says so.
 
     Raises:
         UsageError: other images, no measurement in common, or a report without the result of each image.
@@ -38,7 +41,8 @@ def compare(report: Report, other: Report) -> Comparison:
     check_same_images(report, other)
     nodes = _nodes(other) | _nodes(report)
     any_level, left_out = _any_level_pairs(report, other, nodes)
-    pairs = [*_row_pairs(report, other, nodes), *any_level]
+    certified, unlike = _certified_pairs(report, other, nodes)
+    pairs, left_out = [*_row_pairs(report.results, other.results, nodes), *any_level, *certified], left_out + unlike
     if not pairs:
         raise UsageError(
             "--against: the two reports share no measurement; evaluate both with the same data, attacks, levels and ε"
@@ -114,10 +118,10 @@ def _measured(row: Row) -> tuple[object, ...]:
     return tuple(getattr(row, name) for name in SAME)
 
 
-def _row_pairs(report: Report, other: Report, nodes: Nodes) -> list[_Pair]:
-    theirs = {(row.adversary, *_measured(row)): row for row in other.results}
+def _row_pairs(rows: Sequence[Row], others: Sequence[Row], nodes: Nodes) -> list[_Pair]:
+    theirs = {(row.adversary, *_measured(row)): row for row in others}
     pairs = []
-    for row in report.results:
+    for row in rows:
         like = theirs.get((row.adversary, *_measured(row)), theirs.get((None, *_measured(row))))
         if like is not None:
             pairs.append(_pair(row, like, nodes))
@@ -129,6 +133,38 @@ def _pair(row: Row, like: Row, nodes: Nodes) -> _Pair:
         _measured(row), _bits(row.correct, row.n, row.dataset), _bits(like.correct, row.n, row.dataset),
         node_weights(nodes[row.dataset][row.level]) if row.dataset in nodes else None, row.adversary,
     )  # fmt: skip
+
+
+def _certified_pairs(report: Report, other: Report, nodes: Nodes) -> tuple[list[_Pair], list[str]]:
+    """At every level and whole σ, of the datasets on which both certificates are of one kind."""
+    mine, theirs = ({one.dataset: one for one in either.certificates} for either in (report, other))
+    alike, left_out = set[str](), list[str]()
+    for dataset in sorted((mine.keys() | theirs.keys()) & nodes.keys()):
+        here, there = mine.get(dataset), theirs.get(dataset)
+        if here is None or there is None:
+            left_out.append(f"certificates on {dataset}: only one of the two reports has them")
+        elif _kind(here) != _kind(there):
+            left_out.append(
+                f"certificates on {dataset}: {_kind(here)}; there {_kind(there)}; certify one of the two models again"
+            )
+        else:
+            alike.add(dataset)
+
+    def rows(either: Report) -> list[Row]:
+        return [
+            replace(certified_row(one, point), correct=to_bits(certified_images(one, truth, point.radius)))
+            for one in either.certificates
+            if one.dataset in alike
+            for truth in [nodes[one.dataset][one.level]]
+            for point in one.every_sigma
+        ]
+
+    return _row_pairs(rows(report), rows(other), nodes), left_out
+
+
+def _kind(one: Certificate) -> str:
+    """What must be alike, or one of two certificates claims more than the other, or needs more samples to claim it."""
+    return f"σ {one.sigma:g}, {one.samples:,} samples and {one.selection:,} to select, α {one.alpha:g} {one.confidence}"
 
 
 def _any_level_pairs(report: Report, other: Report, nodes: Nodes) -> tuple[list[_Pair], list[str]]:

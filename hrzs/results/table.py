@@ -219,13 +219,10 @@ def _mean(mean: Mean) -> str:
     missing = f" ({', '.join(mean.missing)} missing)" if mean.missing else ""
     lines = [f"\nmean over {len(mean.over)} datasets{missing}: {', '.join(mean.over)}"]
     for row in mean.rows:
-        aim = "" if row.attack_level is None else f" @ {row.attack_level}, leaves"
-        name = "clean, leaves" if row.robust is None else f"{row.attack}{aim}, ε {row.eps}"
-        name += "" if row.adversary is None else f", {row.adversary}"
         value, balanced = ((row.clean, row.clean_balanced) if row.robust is None
                            else (row.robust, row.robust_balanced))  # fmt: skip
         lines.append(
-            f"  {name}: {_percent(value)}"
+            f"  {row.title}: {_percent(value)}"
             + ("" if balanced is None else f", balanced {_percent(balanced)}")
             + ("" if row.constant is None else f"; a constant answer: {_percent(row.constant)}")
         )
@@ -233,7 +230,7 @@ def _mean(mean: Mean) -> str:
 
 
 def _against(against: Comparison) -> str:
-    """The lines of a comparison: significant differences, by Holm's correction or by a balanced interval without 0."""
+    """The lines of a comparison: differences significant by Holm's correction or a balanced interval, and headlines."""
     rows = against.rows
     surely = [row for row in rows if row.p_holm < 0.05]
     balanced_only = [row for row in rows if row not in surely and _is_apart(row.difference_balanced_ci95)]
@@ -245,7 +242,7 @@ def _against(against: Comparison) -> str:
     if any(row.difference_balanced is not None for row in rows):
         apart = sum(_is_apart(row.difference_balanced_ci95) for row in rows)
         lines.append(f"  balanced over nodes: {apart} of {len(rows)} intervals (95%, each by itself) hold no 0")
-    headline = [row for row in rows if row.attack == "any-level" and row not in surely + balanced_only]
+    headline = [row for row in rows if row.is_headline and row not in surely + balanced_only]
     for row in surely + balanced_only + headline:
         lines += _difference(row)
     return "\n".join(lines)

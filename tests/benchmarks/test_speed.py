@@ -12,11 +12,14 @@ from fractions import Fraction
 import pytest
 import torch
 from measures import ratio, training_step, wordnet_ids
+from open_clip.transformer import Transformer
 
 from hrzs.attacks import ATTACKS, Budget
+from hrzs.attacks.base import features_of
 from hrzs.models.bf16 import bf16_speed
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import frozen
+from hrzs.models.faster import FirstToken
 from hrzs.models.loading import load_model
 
 pytestmark = pytest.mark.benchmark
@@ -85,6 +88,16 @@ def test_convolutions_are_faster_channels_last(tree) -> None:
         measured = ratio(*steps, rounds=1)
         print(f"\nusual layout / channels last, training step of RN50, {precision}: {measured:.2f} (bound {bound})")
         assert measured >= bound
+
+
+def test_the_class_token_alone_is_faster_than_the_last_block(model, batch) -> None:
+    for name, ours, images in (("ViT-B-32", model, batch[0]), ("tiny", load_model("tiny"), torch.rand(16, 3, 64, 64))):
+        usual = copy.deepcopy(ours)
+        assert type(usual.clip.visual.transformer) is FirstToken
+        usual.clip.visual.transformer.__class__ = Transformer
+        measured = ratio(lambda: features_of(usual, images), lambda: features_of(ours, images), rounds=10)  # noqa: B023
+        print(f"\nwhole last block / its class token alone, forward pass of {name}: {measured:.2f} (bound 1)")
+        assert measured >= 1
 
 
 def test_an_attack_on_a_resnet_is_faster_with_its_norms_folded(monkeypatch) -> None:

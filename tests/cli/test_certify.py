@@ -79,8 +79,10 @@ def test_more_samples_go_on_from_those_kept(hrzs: Hrzs, few: Options, tmp_path: 
             assert ended.status == 0, ended.err
             assert drawn[0] == 8 * new
             assert figures(target)[0]["samples"] == int(samples)
-    assert hrzs("eval", *few, *CERTIFY, "--samples", "30", "--json", at_once).status == 0
+    ended = hrzs("eval", *few, *CERTIFY, "--samples", "30", "--json", at_once, "--against", target)
     assert figures(target) == figures(at_once)
+    assert "certified at level 3, ℓ2 radius 0.0: " in ended.out
+    assert "not compared" not in ended.out
     other = hrzs("eval", *few, *CERTIFY[2:], "--certify", "0.1", "--samples", "30", "--json", target, "--resume")
     assert other.status == 2
     assert "another call, which differs in certify" in other.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ def test_a_linear_classifier_has_the_radius_of_its_margin(make: Make, monkeypatc
         rest = torch.full((len(score), 4), -torch.inf)
         return torch.cat([score, -score, rest], dim=1)
 
+    monkeypatch.setattr(certify, "AT_ONCE", 100)
     monkeypatch.setattr(certification, "_run", told)
     monkeypatch.setattr(certify, "features_of", features)
     monkeypatch.setattr(evaluation.classifier, "logits", logits)
@@ -149,11 +151,29 @@ def test_more_samples_add_to_those_kept(make: Make, tmp_path: Path, monkeypatch:
     assert asked == []
 
 
-def test_neither_batch_size_nor_order_matter(make: Make) -> None:
-    by_nine, by_all = found(make(batch_size=9)), found(make(batch_size=64))
-    assert by_nine == by_all
+def test_neither_batch_size_nor_threads_matter(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads have at most ``batch_size`` under way, keep to their own cores, and leave nothing changed behind them."""
+    by_nine = found(make(batch_size=9))
     assert any(one.abstained for one in by_nine)
     assert any(one.abstained < 1 for one in by_nine)
+    seen, cores = list[tuple[int, str, int]](), torch.get_num_threads()
+
+    def seen_noise(image: str, samples: range, *rest: Any, **more: Any) -> torch.Tensor:
+        seen.append((len(samples), threading.current_thread().name, torch.get_num_threads()))
+        return noise(image, samples, *rest, **more)
+
+    monkeypatch.setattr(certify, "noise", seen_noise)
+    monkeypatch.setattr(certify, "AT_ONCE", 5)
+    torch.set_num_threads(4)
+    try:
+        assert found(make(batch_size=14)) == by_nine
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(cores)
+    sizes, names, threads = map(set, zip(*seen, strict=True))
+    assert sizes == {5, 4, 1}  # of 24 and of 6
+    assert names == {"votes_0", "votes_1"}
+    assert threads == {2}
 
 
 def test_runs_are_of_bounded_length(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,24 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import Transformer, VisionTransformer
 from torch import Tensor, nn
 
-from hrzs.models.faster import PatchConv, SelfAttention, channels_last, embed_by_product, straighten
+from hrzs.models.faster import (
+    FirstToken,
+    PatchConv,
+    SelfAttention,
+    channels_last,
+    embed_by_product,
+    end_at_the_first_token,
+    make_faster,
+    straighten,
+)
 
 
 def both(**options: object) -> tuple[nn.MultiheadAttention, nn.MultiheadAttention]:
@@ -42,6 +53,60 @@ def test_attention_and_its_gradients_are_torchs(mask: torch.Tensor | None, optio
         outputs.append((out, *gradients))
     for theirs, ours in zip(*outputs, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": False}])
+def test_attention_of_one_token_to_all_is_torchs(options: dict[str, object]) -> None:
+    outputs = []
+    for module in both(**options):
+        x = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
+        out, _ = module(x[:, :1], x, x, need_weights=False)
+        outputs.append((out, *torch.autograd.grad(out.square().sum(), (x, *module.parameters()))))
+    for theirs, ours in zip(*outputs, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def vit(**options: Any) -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(image_size=16, patch_size=8, width=32, layers=2, heads=2, mlp_ratio=2, output_dim=8,
+                             **options).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"ls_init_value": 0.5, "no_ln_pre": True}, {"final_ln_after_pool": True}], ids=["", "ls", "ln"]
+)
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_a_vit_that_ends_at_its_class_token_is_open_clips(options: dict[str, Any], recomputed: bool) -> None:
+    theirs = vit(**options)
+    ours = nn.Sequential(copy.deepcopy(theirs))
+    make_faster(ours)
+    (encoder,) = ours
+    assert type(encoder.transformer) is FirstToken
+    assert encoder.state_dict().keys() == theirs.state_dict().keys()
+    encoder.set_grad_checkpointing(recomputed)
+    pixels = torch.randn(3, 3, 16, 16)
+
+    def outcome(module: nn.Module) -> list[Tensor]:
+        x = pixels.clone().requires_grad_(True)
+        out = module(x)
+        return [out, *torch.autograd.grad(out.square().sum(), (x, *module.parameters()))]
+
+    for found, expected in zip(outcome(encoder), outcome(theirs), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    # Whoever asks for the patch tokens still gets them.
+    for found, expected in zip(*(m.forward_intermediates(pixels).values() for m in (encoder, theirs)), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"pool_type": "avg"}, {"attentional_pool": True}, {"output_tokens": True}, {"qk_norm": True}],
+    ids=lambda options: next(iter(options)),
+)
+def test_other_vits_go_on_to_the_end(options: dict[str, Any]) -> None:
+    encoder = vit(**options)
+    end_at_the_first_token(encoder)
+    assert type(encoder.transformer) is Transformer
 
 
 def test_other_calls_go_to_torch() -> None:

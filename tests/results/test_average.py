@@ -3,7 +3,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import torch
+from msgspec.structs import replace
+
 from hrzs.results.average import mean_over_datasets
+from hrzs.results.certificates import certificate, smoothed
 from hrzs.results.report import Report
 
 
@@ -47,6 +51,26 @@ def test_mean_by_hand() -> None:
     names = ("clean_balanced", "robust_balanced", "constant", "constant_balanced")
     assert [tuple(getattr(r, name) for name in names) for r in found.rows] == [
         (0.5, None, 0.375, 0.125), (0.75, 0.25, 0.375, 0.125), (0.25, 0.125, 0.125, 0.25),
+    ]  # fmt: skip
+
+
+def test_certified_accuracies_have_a_mean() -> None:
+    """At the leaves and every whole σ that all datasets have; the largest radius is each one's own."""
+    ancestor, votes = torch.tensor([0, 1]), [{0: 100}, {0: 100}, {1: 100}, {0: 50, 1: 50}]
+    certificates = [
+        certificate(
+            smoothed(votes, votes, ancestor, 100, sigma=0.5, alpha=alpha), torch.tensor(truth), 100, sigma=0.5,
+            level_alpha=alpha, dataset=dataset, level=0, classes=2, selection=100, alpha=alpha, confidence="joint",
+            seconds=0.0, chosen="", votes="",
+        )
+        for dataset, truth, alpha in (("a", [0, 0, 0, 1], 0.001), ("b", [0, 0, 1, 1], 0.0005))
+    ]  # fmt: skip
+    found = mean_over_datasets(
+        replace(report(row("a", "none", 0.5), row("b", "none", 0.5)), certificates=tuple(certificates))
+    )
+    assert found is not None
+    assert [(r.title, r.robust, r.robust_balanced) for r in found.rows[1:]] == [
+        (f"certified, leaves, ℓ2 radius {radius}", (2 / 4 + 3 / 4) / 2, (2 / 6 + 3 / 4) / 2) for radius in ("0.0", "0.5")
     ]  # fmt: skip
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 from hrzs.errors import UsageError
 from hrzs.evaluation.rows import overall_of, rows_of, truth_of
 from hrzs.evaluation.runner import Evaluation
+from hrzs.hierarchy.tree import Tree
+from hrzs.results.certificates import certificate, smoothed
 from hrzs.results.metrics import balanced, from_bits, node_weights, to_bits
 from hrzs.results.report import Comparison, Report
 from hrzs.results.significance import balanced_difference, holm, mcnemar, paired_interval
@@ -106,7 +110,10 @@ def typed(report: dict[str, Any]) -> Report:
 
 @pytest.fixture
 def report(evaluate: Callable[..., Evaluation]) -> dict[str, Any]:
-    evaluation = evaluate(level="all", steps=1)
+    return reported(evaluate(level="all", steps=1))
+
+
+def reported(evaluation: Evaluation) -> dict[str, Any]:
     evaluation.run()
     found: dict[str, Any] = msgspec.to_builtins({
         "schema": 2, "hrzs": "0", "model": {"source": "a", "digest": "1"}, "config": {},
@@ -212,3 +219,69 @@ def test_bits_go_by_id_whatever_the_order(evaluate: Callable[..., Evaluation]) -
     assert list(ids) != sorted(ids)
     assert from_bits(row.correct, row.n).tolist() == expected
     assert torch.tensor(expected).double().mean().item() == row.clean
+
+
+# -- certificates --------------------------------------------------------------------------------------------------
+
+
+def certified(report: dict[str, Any], tree: Tree, seed: int, sigma: float = 0.25, samples: int = 100) -> dict[str, Any]:
+    """``report`` with certificates, at every level of ``tree``, from random votes that are mostly for the truth."""
+    generator, (truth,) = torch.Generator().manual_seed(seed), report["summary"]["truth"].values()
+    labels = torch.tensor([int(word) for word in truth["labels"].split()])
+    votes = []
+    for label in labels.tolist():
+        other, count = (int(torch.randint(n, (), generator=generator)) for n in (6, samples // 2))
+        votes.append(Counter({label: samples - count}) + Counter({other: count}))
+    found = []
+    for level in range(tree.height):
+        one = smoothed(votes, votes, tree.ancestors[level], samples, sigma=sigma, alpha=0.001)
+        chosen, held = (" ".join(map(str, numbers.tolist())) for numbers in (one.chosen, one.votes))
+        found.append(certificate(
+            one, tree.ancestors[level][labels], samples, sigma=sigma, level_alpha=0.001, dataset="shapes",
+            split=report["tasks"][0]["split"], level=level, classes=len(tree.levels[level]), selection=samples, alpha=0.001,
+            confidence="per-level", seconds=0.0, chosen=chosen, votes=held,
+        ))  # fmt: skip
+    return report | {"certificates": msgspec.to_builtins(found)}
+
+
+def test_certified_accuracies_are_paired(evaluate: Callable[..., Evaluation], tree: Tree) -> None:
+    report = reported(evaluate(attack=("none",)))
+    this, other = certified(report, tree, 1), certified(report, tree, 2)
+    found = compare(this, other)
+    assert found.left_out == ()
+    rows = [row for row in found.rows if row.attack == "certified"]
+    assert len(found.rows) == len(report["results"]) + len(rows)
+    one = this["certificates"][0]
+    radii = [point["radius"] for point in one["certified"]]
+    assert [row.eps for row in rows] == [*map(str, radii[:-1:4])] * tree.height == ["0.0", "0.25"] * tree.height
+    points = [point for one in zip(this["certificates"], other["certificates"], strict=True)
+              for point in [*zip(*(each["certified"] for each in one), strict=True)][:-1:4]]  # fmt: skip
+    for row, (mine, theirs) in zip(rows, points, strict=True):
+        assert (row.this, row.other) == (mine["value"], theirs["value"])
+        assert row.this_balanced == pytest.approx(mine["balanced"])
+        assert row.other_balanced == pytest.approx(theirs["balanced"])
+        low, high = row.difference_ci95
+        assert low <= row.difference <= high
+    assert any(row.only_this and row.only_other for row in rows)
+    assert rows[1].title == "certified at level 0, ℓ2 radius 0.25"
+    # All of them stand in the table, and on the page.
+    text = str(typed(this | {"summary": report["summary"] | {"against": msgspec.to_builtins(found)}}))
+    assert text.count("certified at level") == len(rows)
+
+
+def test_certificates_of_another_kind_are_left_out(evaluate: Callable[..., Evaluation], tree: Tree) -> None:
+    report = reported(evaluate(attack=("none",)))
+    this = certified(report, tree, 1)
+    for other, reason in (
+        (certified(report, tree, 1, sigma=0.5), "σ 0.25, 100 samples .*; there σ 0.5, 100 samples .*certify one"),
+        (
+            certified(report, tree, 1, samples=200),
+            "100 samples and 100 to select, α 0.001 per-level; there σ 0.25, 200",
+        ),
+        (report, "certificates on shapes: only one of the two reports has them"),
+    ):
+        found = compare(this, other)
+        assert {row.attack for row in found.rows} == {"none"}
+        (said,) = found.left_out
+        assert re.search(reason, said)
+    assert compare(report, this).left_out == found.left_out
