@@ -71,6 +71,7 @@ class RTPT(Predictor):
 
     @property
     def passes(self) -> float:
+        # The text encoder, which reads all prompts anew for each image, comes on top.
         return self.views - 1
 
     @property
@@ -183,8 +184,8 @@ def tune(settings: RTPT, features: Float[Tensor, "B V D"], undefended: Undefende
 
 def entropy(logits: Float[Tensor, "V N"]) -> Float[Tensor, "V"]:
     """The entropy of each row's probabilities, in nats."""
-    found: Tensor = torch.special.entr(logits.softmax(1)).sum(1)
-    return found
+    # Not torch.special.entr, whose derivative is infinite where a probability is 0 for being too small.
+    return -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
 
 
 def _prepared(
