@@ -50,7 +50,7 @@ class TTC(Purifier):
 
     @property
     def passes(self) -> float:
-        return 1 + max(3 * self.steps, 1)
+        return 1 + 3 * self.steps if self.steps else 0
 
     @property
     def gradients(self) -> int:
@@ -73,20 +73,18 @@ def counter_attack(
     def cut(delta: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         return delta.clamp(-settings.eps / 255, settings.eps / 255).clamp(-x, 1 - x)
 
+    deltas = [cut(noise)]
+    if not settings.steps:
+        return deltas[0]
     with torch.no_grad():
         before = undefended.features(x)
-    delta = cut(noise)
-    deltas, moved = [delta], None
-    for _ in range(settings.steps):
-        delta = delta.detach().requires_grad_()
+    for step in range(settings.steps):
+        delta = deltas[-1].detach().requires_grad_()
         change = undefended.features(x + delta) - before
-        moved = change.detach().norm(dim=1) if moved is None else moved
+        if step == 0:
+            stable = change.detach().norm(dim=1) / before.norm(dim=1) < settings.tau
         (gradient,) = torch.autograd.grad(change.square().sum(), delta)
-        delta = cut(delta.detach() + settings.size / 255 * gradient.sign())
-        deltas.append(delta)
-    if moved is None:
-        return delta
-    stable = moved / before.norm(dim=1) < settings.tau
+        deltas.append(cut(delta.detach() + settings.size / 255 * gradient.sign()))
     weights = (settings.beta * torch.arange(len(deltas), device=x.device, dtype=x.dtype)).softmax(0)
     mixed = torch.stack(deltas, -1) @ weights
     return torch.where(stable.view(-1, 1, 1, 1), mixed, deltas[0])
