@@ -34,7 +34,7 @@ def _defence(text: str) -> Defence:
     if name not in DEFENCES:
         raise UsageError(f"--defence {text!r}: one of {', '.join(DEFENCES)}; `--defence list` explains them")
     kind = DEFENCES[name]
-    hints = get_type_hints(kind)  # a default of 4 may stand for a float
+    hints = get_type_hints(kind)
     kinds: dict[str, type[Any]] = {f.name: hints[f.name] for f in fields(kind)}
     found: dict[str, Any] = {}
     for setting in settings:

@@ -45,7 +45,7 @@ class ET3(Purifier):
 
     @property
     def passes(self) -> float:
-        return 3 * self.steps
+        return 3.0 * self.steps
 
     @property
     def attack_passes(self) -> float:

@@ -72,11 +72,11 @@ class RTPT(Predictor):
     @property
     def passes(self) -> float:
         # The text encoder, which reads all prompts anew for each image, comes on top.
-        return self.views - 1
+        return self.views - 1.0
 
     @property
     def attack_passes(self) -> float:
-        return self.attack_views - 1
+        return self.attack_views - 1.0
 
     @property
     def expansion(self) -> int:

@@ -50,7 +50,7 @@ class TTC(Purifier):
 
     @property
     def passes(self) -> float:
-        return 1 + 3 * self.steps if self.steps else 0
+        return 1.0 + 3 * self.steps if self.steps else 0.0
 
     @property
     def gradients(self) -> int:
@@ -86,5 +86,5 @@ def counter_attack(
         (gradient,) = torch.autograd.grad(change.square().sum(), delta)
         deltas.append(cut(delta.detach() + settings.size / 255 * gradient.sign()))
     weights = (settings.beta * torch.arange(len(deltas), device=x.device, dtype=x.dtype)).softmax(0)
-    mixed = torch.stack(deltas, -1) @ weights
+    mixed = cut(torch.stack(deltas, -1) @ weights)  # the weights add up to 1 but for rounding
     return torch.where(stable.view(-1, 1, 1, 1), mixed, deltas[0])
