@@ -209,7 +209,7 @@ class Defended(ImageEncoder):
         return None if size is None else max(1, size // max(defence.expansion for defence in self.defences))
 
     def of(self, seeds: Sequence[int]) -> Defended:
-        """The model for the images that these seeds belong to."""
+        """The model for the images that these seeds belong to, at its first draw; seeds are below 2⁵⁶."""
         other = copy.copy(self)
         other.seeds, other._clock = tuple(seeds), [0]
         return other

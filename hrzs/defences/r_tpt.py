@@ -113,7 +113,10 @@ class RTPT(Predictor):
 
 
 def draw_views(images: Float[Tensor, "B 3 H W"], count: int, seeds: Sequence[int]) -> Float[Tensor, "B views 3 H W"]:
-    """Each image, and ``count - 1`` random crops of it at its own size, bilinear, every other one turned over."""
+    """Each image, and ``count - 1`` random crops of it at its own size, bilinear, each turned over by chance.
+
+    A crop that fits in none of its draws is the whole image. For square images so is torchvision's.
+    """
     height, width = images.shape[-2:]
     draws = counter.uniform(seeds, (count - 1, 2 * _TRIES + 3), images.device)
     area = (AREA[0] + (AREA[1] - AREA[0]) * draws[..., :_TRIES]) * height * width

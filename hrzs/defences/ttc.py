@@ -68,7 +68,10 @@ class TTC(Purifier):
 def counter_attack(
     settings: TTC, x: Float[Tensor, "B 3 H W"], undefended: Undefended, noise: Float[Tensor, "B 3 H W"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """The perturbation that the defence adds to ``x``, from ``noise`` as its start; without a gradient."""
+    """The perturbation that the defence adds to ``x``, from ``noise`` as its start; without a gradient.
+
+    Both are in units of pixels in [0, 1]. Noise beyond ``eps`` or beyond that range is cut first.
+    """
 
     def cut(delta: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         return delta.clamp(-settings.eps / 255, settings.eps / 255).clamp(-x, 1 - x)
