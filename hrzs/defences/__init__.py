@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from hrzs.defences.base import Defence, Defended, Predictor, Purifier, Undefended
 from hrzs.defences.controls import Noise, Quantise
@@ -33,7 +34,8 @@ def _defence(text: str) -> Defence:
     if name not in DEFENCES:
         raise UsageError(f"--defence {text!r}: one of {', '.join(DEFENCES)}; `--defence list` explains them")
     kind = DEFENCES[name]
-    kinds: dict[str, type[Any]] = {f.name: type(f.default) for f in fields(kind)}
+    hints = get_type_hints(kind)
+    kinds: dict[str, type[Any]] = {f.name: hints[f.name] for f in fields(kind)}
     found: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -43,6 +45,10 @@ def _defence(text: str) -> Defence:
             raise UsageError(f"--defence {text}: {setting!r} is no setting of {name} ({kind()!s}){hint}")
         try:
             found[key] = kinds[key](value)
-        except ValueError as error:
-            raise UsageError(f"--defence {text}: {key} must be a number, not {value!r}") from error
+            finite = math.isfinite(found[key])
+        except (ValueError, OverflowError):
+            finite = False
+        if not finite:
+            number = "a whole number" if kinds[key] is int else "a number"
+            raise UsageError(f"--defence {text}: {key} must be {number}, not {value!r}")
     return kind(**found)

@@ -97,8 +97,8 @@ class Defence(ABC):
         """
 
     def __str__(self) -> str:
-        """Name and settings, as ``--defence`` takes them."""
-        return ":".join([self.name, *(f"{f.name}={getattr(self, f.name):g}" for f in fields(self))])
+        """Name and settings, as ``--defence`` takes them; 4.0 and 4 are the same."""
+        return ":".join([self.name, *(f"{f.name}={getattr(self, f.name)}".removesuffix(".0") for f in fields(self))])
 
 
 class Purifier(Defence):
@@ -157,9 +157,9 @@ class Defended(ImageEncoder):
         self.model, self.defences = model, tuple(defences)
         self.undefended = Undefended(model, classifier)
         self.precision = model.precision
-        for defence in self.defences:
+        for place, defence in enumerate(self.defences, 1):
             defence.check(self.undefended)
-            if isinstance(defence, Predictor) and defence is not self.defences[-1]:
+            if isinstance(defence, Predictor) and place < len(self.defences):
                 raise UsageError(
                     f"--defence: {defence.name} gives probabilities and no image, so no other defence can follow it; "
                     "name it last"
@@ -209,7 +209,7 @@ class Defended(ImageEncoder):
         return None if size is None else max(1, size // max(defence.expansion for defence in self.defences))
 
     def of(self, seeds: Sequence[int]) -> Defended:
-        """The model for the images that these seeds belong to."""
+        """The model for the images that these seeds belong to, at its first draw; seeds are below 2⁵⁶."""
         other = copy.copy(self)
         other.seeds, other._clock = tuple(seeds), [0]
         return other

@@ -25,8 +25,9 @@ from hrzs.errors import UsageError
 class ET3(Purifier):
     """``steps`` steps of length ``size`` down the gradient of the energy, within ``eps`` 255ths of the image (ℓ∞).
 
-    The constants are those of the authors' script for CLIP. Theirs is the ℓ2 length of a step on an image of 224 × 224
-    pixels; it is scaled to an image of another size so that a pixel moves as far.
+    The constants are the defaults of the authors' command for CLIP (their script for ImageNet gives it ``eps=5`` and
+    ``steps=2``). Theirs is the ℓ2 length of a step on an image of 224 × 224 pixels; it is scaled to an image of another
+    size so that a pixel moves as far.
     """
 
     size: float = 2.5
@@ -45,7 +46,7 @@ class ET3(Purifier):
 
     @property
     def passes(self) -> float:
-        return 3 * self.steps
+        return 3.0 * self.steps
 
     @property
     def attack_passes(self) -> float:

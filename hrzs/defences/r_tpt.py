@@ -71,11 +71,12 @@ class RTPT(Predictor):
 
     @property
     def passes(self) -> float:
-        return self.views - 1
+        # The text encoder, which reads all prompts anew for each image, comes on top.
+        return self.views - 1.0
 
     @property
     def attack_passes(self) -> float:
-        return self.attack_views - 1
+        return self.attack_views - 1.0
 
     @property
     def expansion(self) -> int:
@@ -112,7 +113,10 @@ class RTPT(Predictor):
 
 
 def draw_views(images: Float[Tensor, "B 3 H W"], count: int, seeds: Sequence[int]) -> Float[Tensor, "B views 3 H W"]:
-    """Each image, and ``count - 1`` random crops of it at its own size, bilinear, every other one turned over."""
+    """Each image, and ``count - 1`` random crops of it at its own size, bilinear, each turned over by chance.
+
+    A crop that fits in none of its draws is the whole image. For square images so is torchvision's.
+    """
     height, width = images.shape[-2:]
     draws = counter.uniform(seeds, (count - 1, 2 * _TRIES + 3), images.device)
     area = (AREA[0] + (AREA[1] - AREA[0]) * draws[..., :_TRIES]) * height * width
@@ -183,8 +187,8 @@ def tune(settings: RTPT, features: Float[Tensor, "B V D"], undefended: Undefende
 
 def entropy(logits: Float[Tensor, "V N"]) -> Float[Tensor, "V"]:
     """The entropy of each row's probabilities, in nats."""
-    found: Tensor = torch.special.entr(logits.softmax(1)).sum(1)
-    return found
+    # Not torch.special.entr, whose derivative is infinite where a probability is 0 for being too small.
+    return -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
 
 
 def _prepared(

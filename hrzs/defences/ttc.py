@@ -50,7 +50,7 @@ class TTC(Purifier):
 
     @property
     def passes(self) -> float:
-        return 1 + max(3 * self.steps, 1)
+        return 1.0 + 3 * self.steps if self.steps else 0.0
 
     @property
     def gradients(self) -> int:
@@ -68,25 +68,26 @@ class TTC(Purifier):
 def counter_attack(
     settings: TTC, x: Float[Tensor, "B 3 H W"], undefended: Undefended, noise: Float[Tensor, "B 3 H W"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """The perturbation that the defence adds to ``x``, from ``noise`` as its start; without a gradient."""
+    """The perturbation that the defence adds to ``x``, from ``noise`` as its start; without a gradient.
+
+    Both are in units of pixels in [0, 1]. Noise beyond ``eps`` or beyond that range is cut first.
+    """
 
     def cut(delta: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         return delta.clamp(-settings.eps / 255, settings.eps / 255).clamp(-x, 1 - x)
 
+    deltas = [cut(noise)]
+    if not settings.steps:
+        return deltas[0]
     with torch.no_grad():
         before = undefended.features(x)
-    delta = cut(noise)
-    deltas, moved = [delta], None
-    for _ in range(settings.steps):
-        delta = delta.detach().requires_grad_()
+    for step in range(settings.steps):
+        delta = deltas[-1].detach().requires_grad_()
         change = undefended.features(x + delta) - before
-        moved = change.detach().norm(dim=1) if moved is None else moved
+        if step == 0:
+            stable = change.detach().norm(dim=1) / before.norm(dim=1) < settings.tau
         (gradient,) = torch.autograd.grad(change.square().sum(), delta)
-        delta = cut(delta.detach() + settings.size / 255 * gradient.sign())
-        deltas.append(delta)
-    if moved is None:
-        return delta
-    stable = moved / before.norm(dim=1) < settings.tau
+        deltas.append(cut(delta.detach() + settings.size / 255 * gradient.sign()))
     weights = (settings.beta * torch.arange(len(deltas), device=x.device, dtype=x.dtype)).softmax(0)
-    mixed = torch.stack(deltas, -1) @ weights
+    mixed = cut(torch.stack(deltas, -1) @ weights)  # the weights add up to 1 but for rounding
     return torch.where(stable.view(-1, 1, 1, 1), mixed, deltas[0])
