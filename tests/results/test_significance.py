@@ -104,9 +104,9 @@ def typed(report: dict[str, Any]) -> Report:
     return Report.from_json(json.dumps(report))
 
 
-@pytest.fixture
-def report(evaluate: Callable[..., Evaluation]) -> dict[str, Any]:
-    evaluation = evaluate(level="all", steps=1)
+@pytest.fixture(scope="module")
+def written(make_evaluation: Callable[..., Evaluation]) -> dict[str, Any]:
+    evaluation = make_evaluation(level="all", steps=1)
     evaluation.run()
     found: dict[str, Any] = msgspec.to_builtins({
         "schema": 2, "hrzs": "0", "model": {"source": "a", "digest": "1"}, "config": {},
@@ -115,6 +115,11 @@ def report(evaluate: Callable[..., Evaluation]) -> dict[str, Any]:
                     "truth": {evaluation.task.data.name: truth_of(evaluation)}},
     })  # fmt: skip
     return found
+
+
+@pytest.fixture
+def report(written: dict[str, Any]) -> dict[str, Any]:
+    return copy.deepcopy(written)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""However many processes share the batches, a run ends with the weights of one process. Real processes, by torchrun."""
+"""However many processes share the batches, a run ends with the weights of one process. Real processes, as torchrun starts them."""
 
 from __future__ import annotations
 
@@ -34,13 +34,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with FileLock(shared / "several-processes.lock"):
         if not folder.exists():
             folder.mkdir()
-            for count in (1, 2, 3):
-                other = [str(folder / str(count - 1))] if count > 1 else []
-                launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
-                subprocess.run(
-                    [*launch, str(SCRIPT), str(folder / str(count)), *other],
-                    check=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1", "HRZS_CACHE": "0"},
-                )  # fmt: skip
+            subprocess.run(
+                [sys.executable, str(SCRIPT), str(folder)],
+                check=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1", "HRZS_CACHE": "0"},
+            )  # fmt: skip
     return folder
 
 
