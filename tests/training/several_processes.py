@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -62,6 +63,12 @@ CASES: dict[str, dict[str, Any]] = {
     "tga-zsr in parts": {"method": "tga-zsr", "accumulate": 4, "tune": "image+projection"},
     "validation": {"validate_every": 2, "val_steps": 2, "best_by": "balanced"},
 }
+#: What so many processes run: three of them what docs/scaling.md promises of any number.
+COUNTS: dict[int, Sequence[str]] = {
+    1: list(CASES),
+    2: list(CASES),
+    3: [*METHODS, "class means", "class means and images", "a forest", "mean weights", "in parts", "validation"],
+}
 #: Stopped by a signal after two steps; the log of one who goes on is the whole one.
 STOPPED = "stopped"
 
@@ -72,12 +79,13 @@ def trainer(case: str, folder: Path, group: Group) -> Trainer:
     assert path is not None
     tree = load_tree(path)
     data = subset(open_dataset("shapes", "train"), limit=27)
+    model = load_model(str(folder.parents[1] / "small.json"), "none", seed=0).double()
     changes = CASES["class means" if case == STOPPED else case]
     more = (Tree(replace(tree.root, children=tree.root.children[::-1])),) if case == "a forest" else ()
     more = tuple(t.restrict(data.classes) for t in more)
     folder.mkdir(exist_ok=True)
     return Trainer(
-        load_model(str(folder.parents[1] / "small.json"), "none", seed=0).double(), data, tree, replace(OPTIONS, **changes), folder, group=group, more_trees=more, origin=("small", "none"),
+        model, data, tree, replace(OPTIONS, **changes), folder, group=group, more_trees=more, origin=("small", "none"),
         validation=subset(open_dataset("shapes", "val"), limit=19),
     )  # fmt: skip
 
@@ -108,7 +116,7 @@ def work(folder: Path, other: Path | None) -> None:
     trainer_module.open_writer = lambda *_: None
     with joined(torch.device("cpu")) as group:
         folder.mkdir(exist_ok=True)
-        for case in CASES:
+        for case in COUNTS[group.size]:
             run = trainer(case, folder / case, group)
             run.run()
             keep(run, case)
@@ -132,7 +140,7 @@ def work(folder: Path, other: Path | None) -> None:
 
 def main(folder: Path) -> None:
     (folder / "small.json").write_text(json.dumps(CONFIG))
-    for count in (1, 2, 3):
+    for count in COUNTS:
         # As torchrun does it, but forked from here: what they import takes longer than what they do.
         config = LaunchConfig(
             1, 1, count, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, start_method="fork"

@@ -16,13 +16,13 @@ from filelock import FileLock
 SCRIPT = Path(__file__).parent / "several_processes.py"
 
 
-def _cases() -> list[str]:
+def _cases() -> list[tuple[str, int]]:
     spec = importlib.util.spec_from_file_location("several_processes", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return list(module.CASES)
+    return [(case, count) for count in (2, 3) for case in module.COUNTS[count]]
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,7 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
             assert theirs[name] == (pytest.approx(row[name], abs=1e-10) if isinstance(row[name], float) else row[name])
 
 
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("case", _cases())
+@pytest.mark.parametrize(("case", "count"), _cases())
 def test_weights_and_log_are_those_of_one_process(runs: Path, case: str, count: int) -> None:
     assert_same(torch.load(runs / "1" / f"{case}.pt"), torch.load(runs / str(count) / f"{case}.pt"))
 
