@@ -24,8 +24,9 @@ lint: $(STAMP) ## Style, format and types
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# Where bytecode is not kept, each process that a test starts would compile hrzs anew.
 test: lint ## Lint, types and every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 # One adversary before and after. PGD-10 on a fixed subset: a demonstration, not a result.
 ADVERSARY = --tree demo/tree.yaml --steps 10 --limit 192 --scoring prompt --no-matrix --no-canaries

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,13 +81,9 @@ N = 24
 
 
 @pytest.fixture
-def small(tmp_path_factory: pytest.TempPathFactory) -> ClipModel:
+def small(make_model: Callable[[], ClipModel]) -> ClipModel:
     """An untrained ViT of a few thousand parameters."""
-    from hrzs.models.loading import load_model
-
-    file: Path = tmp_path_factory.mktemp("evaluation") / "evaluation-small.json"
-    file.write_text(json.dumps(CONFIG))
-    return load_model(str(file), "none", seed=0)
+    return make_model()
 
 
 @pytest.fixture(scope="session")
@@ -96,20 +93,28 @@ def flat(tree: Tree) -> Tree:
     return Tree(Node("thing", "n-thing", tuple(tree.levels[0]), level=1))
 
 
-@pytest.fixture
-def task(tree: Tree) -> Task:
-    """24 shapes under the class names of `tree`; the labels are those of `evaluate`."""
+@pytest.fixture(scope="session")
+def make_task(tree: Tree) -> Callable[[], Task]:
+    """24 shapes under the class names of `tree`, anew at each call; the labels are those of `evaluate`."""
     from hrzs.data import open_dataset, subset
     from hrzs.tasks import Task
 
-    data = subset(open_dataset("shapes", "test"), limit=N)
-    data.classes = data.class_names = tree.classes
-    data.labels = [i % len(tree.classes) for i in range(N)]
-    return Task(data, tree, "test.yaml", "in-graph")
+    def make() -> Task:
+        data = subset(open_dataset("shapes", "test"), limit=N)
+        data.classes = data.class_names = tree.classes
+        data.labels = [i % len(tree.classes) for i in range(N)]
+        return Task(data, tree, "test.yaml", "in-graph")
+
+    return make
 
 
 @pytest.fixture
-def evaluate(small: ClipModel, task: Task) -> Callable[..., Evaluation]:
+def task(make_task: Callable[[], Task]) -> Task:
+    return make_task()
+
+
+@pytest.fixture(scope="session")
+def make_evaluation(make_model: Callable[[], ClipModel], make_task: Callable[[], Task]) -> Callable[..., Evaluation]:
     """An evaluation whose model is right about most images: options as overrides, attacks cheap.
 
     Features of an untrained model share one large direction; texts at right angles to it are told apart by the rest.
@@ -119,7 +124,10 @@ def evaluate(small: ClipModel, task: Task) -> Callable[..., Evaluation]:
     from hrzs.evaluation.runner import Evaluation
     from hrzs.evaluation.store import Store
 
-    def make(store: Path | None = None, **overrides: Any) -> Evaluation:
+    def make(
+        store: Path | None = None, *, model: ClipModel | None = None, task: Task | None = None, **overrides: Any
+    ) -> Evaluation:
+        small, task = model or make_model(), task or make_task()
         options = EvalOptions(**{"steps": 3, "batch_size": 9, **overrides})
         evaluation = Evaluation(small, task, options, Store(store))
         classifier = evaluation.classifier
@@ -138,6 +146,12 @@ def evaluate(small: ClipModel, task: Task) -> Callable[..., Evaluation]:
         return evaluation
 
     return make
+
+
+@pytest.fixture
+def evaluate(make_evaluation: Callable[..., Evaluation], small: ClipModel, task: Task) -> Callable[..., Evaluation]:
+    """Evaluations of `small` on `task`."""
+    return partial(make_evaluation, model=small, task=task)
 
 
 # -- a run ----------------------------------------------------------------------------------------------------------

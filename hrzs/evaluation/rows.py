@@ -114,7 +114,9 @@ def overall_of(evaluation: Evaluation) -> list[Overall]:
         assert eps is not None
         units = [u for u in evaluation.units if (u.eps, u.adversary, u.scoring) == (eps, adversary, "prompt")]
         robust = _any_level(evaluation, clean_correct, units)
-        shown = {u.title: evaluation.predictions[u.key] for u in (evaluation.units[0], *units)}
+        # Of two adversaries the first one's figures show the clean images.
+        clean = () if adversary == ADAPTIVE else evaluation.units[:1]
+        shown = {u.title: evaluation.predictions[u.key] for u in (*clean, *units)}
         whole: dict[str, Any] = {}
         if robust is not None:
             whole = {f"any_level_{name}": value for name, value in _accuracies("robust", robust, weights).items()}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, cast
 
 import open_clip
@@ -201,7 +203,7 @@ def _tokenizer(arch: str, named: str | None) -> Any:
         raise UsageError(f"--tokenizer {named}: {arch} has CLIP's own tokenizer; leave it out")
     try:
         if not name:
-            return open_clip.get_tokenizer(arch)
+            return _own_tokenizer(arch, json.dumps(text))
         mode = {"tokenizer_mode": text["tokenizer_mode"]} if text.get("tokenizer_mode") else {}
         # Code beside a tokenizer never runs, whoever named it and whatever its config asks for.
         options = {**(text.get("tokenizer_kwargs") or {}), **mode, "trust_remote_code": False}
@@ -214,6 +216,12 @@ def _tokenizer(arch: str, named: str | None) -> Any:
             f"the tokenizer of {arch}, {named or name}, could not be loaded ({error}); "
             "--tokenizer FOLDER names a local folder with it"
         ) from error
+
+
+@cache  # its vocabulary takes a tenth of a second to build, most of the time that a small model takes to load
+def _own_tokenizer(arch: str, config: str) -> Any:  # noqa: ARG001
+    """CLIP's tokenizer, which never changes while the ``config`` of the text encoder of ``arch`` is the same."""
+    return open_clip.get_tokenizer(arch)
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache, partial
 
 import pytest
 import torch
@@ -65,11 +66,12 @@ class Case:
         return self.spec.optimiser(replace(self.budget, **change), early_stop=early_stop)
 
 
+# What an attack aims at says nothing about the ball, so one aim is enough for the second norm.
 CASES = [
     Case(name, norm, level, scoring)
     for name, spec in ATTACKS.items()
-    for norm in BUDGETS
-    for level, scoring in AIMS[spec.aim]
+    for norm, aims in (("linf", AIMS[spec.aim]), ("l2", AIMS[spec.aim][-1:]))
+    for level, scoring in aims
 ]
 every_attack = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -143,7 +145,14 @@ def solved(bench: Bench) -> dict[Case, AttackResult]:
     return {case: bench.attack(case) for case in CASES}
 
 
+@pytest.fixture(scope="module")
+def patient(bench: Bench) -> Callable[[Case], AttackResult]:
+    """The result of an attack that goes on where it has won."""
+    return cache(partial(bench.attack, early_stop=False))
+
+
 Solved = dict[Case, AttackResult]
+Patient = Callable[[Case], AttackResult]
 
 
 def assert_alike(a: Tensor, b: Tensor) -> None:
@@ -201,8 +210,8 @@ def test_stronger_with_eps(case: Case, bench: Bench, solved: Solved) -> None:
 
 
 @every_attack
-def test_counts_gradients(case: Case, bench: Bench, solved: Solved) -> None:
-    everything = bench.attack(case, early_stop=False)
+def test_counts_gradients(case: Case, bench: Bench, solved: Solved, patient: Patient) -> None:
+    everything = patient(case)
     if case.attack == "square":
         assert everything.gradients == 0
         return
@@ -229,10 +238,16 @@ def test_wrong_label_has_won(case: Case, bench: Bench) -> None:
 
 @every_attack
 def test_same_seed_same_result(case: Case, bench: Bench, solved: Solved) -> None:
-    again = bench.attack(case)
+    """Where the caller has switched gradients off, too. What is given and what comes out share no memory."""
+    pixels, labels = bench.pixels.clone(), bench.labels.clone()
+    with torch.no_grad():
+        again = bench.attack(case)
     assert torch.equal(again.images, solved[case].images)
     assert torch.equal(again.success, solved[case].success)
     assert again.gradients == solved[case].gradients
+    again.images.zero_()
+    assert torch.equal(bench.pixels, pixels)
+    assert torch.equal(bench.labels, labels)
 
 
 @every_attack
@@ -248,10 +263,9 @@ def test_other_seed_other_result(case: Case, bench: Bench, solved: Solved) -> No
 
 
 @every_attack
-@pytest.mark.parametrize("batches", [[[0], [3], [5]], [[7, 2, 5], [0, 6, 1, 3, 4]]], ids=["singly", "shuffled"])
-def test_independent_of_batch(case: Case, bench: Bench, solved: Solved, batches: list[list[int]]) -> None:
+def test_independent_of_batch(case: Case, bench: Bench, solved: Solved) -> None:
     """PMG-AFT #1: robust accuracy rose with the batch size, since the loss was averaged."""
-    for rows in batches:
+    for rows in [0], [7, 2, 5, 6]:
         result = bench.attack(case, rows)
         assert torch.equal(result.success, solved[case].success[rows])
         assert_alike(result.images, solved[case].images[rows])
@@ -270,18 +284,17 @@ def test_at_once(case: Case, bench: Bench, solved: Solved, monkeypatch: pytest.M
 
     monkeypatch.setattr(ClipModel, "encode_image", watched)
     monkeypatch.setattr(bench.model, "at_once", 3)
-    result = bench.attack(case)
+    result = bench.attack(case, range(4))
     assert most == 3
-    assert torch.equal(result.success, solved[case].success)
-    assert_alike(result.images, solved[case].images)
+    assert torch.equal(result.success, solved[case].success[:4])
+    assert_alike(result.images, solved[case].images[:4])
 
 
 @every_attack
-def test_early_stop_keeps_verdict(case: Case, bench: Bench, solved: Solved) -> None:
-    patient = bench.attack(case, early_stop=False)
-    assert torch.equal(patient.success, solved[case].success)
-    lost = ~patient.success
-    assert_alike(patient.images[lost], solved[case].images[lost])
+def test_early_stop_keeps_verdict(case: Case, solved: Solved, patient: Patient) -> None:
+    assert torch.equal(patient(case).success, solved[case].success)
+    lost = ~patient(case).success
+    assert_alike(patient(case).images[lost], solved[case].images[lost])
 
 
 @every_attack
@@ -292,9 +305,8 @@ def test_no_image(case: Case, bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("norm", BUDGETS)
 @pytest.mark.parametrize("name", ATTACKS)
-def test_few_classes(name: str, norm: str, classes: int, small_model: ClipModel, pixels: Tensor) -> None:
+def test_few_classes(name: str, classes: int, small_model: ClipModel, pixels: Tensor) -> None:
     """auto-attack #70, #76, #79, #110: losses that break below four classes."""
     leaves = [Node(name, name, class_id=name) for name in ("cat", "dog", "car")]
     if classes == 2:
@@ -307,7 +319,7 @@ def test_few_classes(name: str, norm: str, classes: int, small_model: ClipModel,
     assert bool(levels) == (ATTACKS[name].aim != "superclass" or classes == 3)
     for level in levels:
         for scoring in ("prompt", "leaves"):
-            case = Case(name, norm, level, scoring)
+            case = Case(name, "linf", level, scoring)
             result = bench.attack(case)
             assert torch.equal(result.success, ~bench.correct(case, result.images))
 
@@ -355,21 +367,6 @@ def test_neither_text_nor_parameter_gradients(case: Case, bench: Bench, monkeypa
     case.optimiser()(bench.model, objective, bench.pixels[:2], bench.labels[:2], bench.seeds[:2])
     assert calls
     assert all(p.grad is None for p in bench.model.parameters())
-
-
-@every_attack
-def test_inputs_are_not_written_to(case: Case, bench: Bench) -> None:
-    pixels, labels = bench.pixels.clone(), bench.labels.clone()
-    result = bench.attack(case)
-    result.images.zero_()
-    assert torch.equal(bench.pixels, pixels)
-    assert torch.equal(bench.labels, labels)
-
-
-@every_attack
-def test_works_where_gradients_are_off(case: Case, bench: Bench, solved: Solved) -> None:
-    with torch.no_grad():
-        assert torch.equal(bench.attack(case).images, solved[case].images)
 
 
 # -- what the base refuses ----------------------------------------------------------------------------------------

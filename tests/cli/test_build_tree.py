@@ -321,7 +321,7 @@ def test_a_result_in_any_encoding(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="only Linux has /dev/full")
 def test_a_full_disk_is_named() -> None:
     with Path("/dev/full").open("wb") as full:
-        done = command("build-tree", "--classes", "cat,dog", stdout=full)
+        done = command("build-tree", "--source", "file", stdout=full)
         version = command("--version", stdout=full)
     assert done.returncode == version.returncode == 1
     assert b"Error: the result cannot be written to standard output: No space left on device\n" in done.stderr
@@ -332,7 +332,7 @@ def test_a_closed_pipe_is_named() -> None:
     read, write = os.pipe()
     os.close(read)
     try:
-        done = command("build-tree", "--classes", "cat,dog", stdout=write)
+        done = command("build-tree", "--source", "file", stdout=write)
     finally:
         os.close(write)
     assert done.returncode == 1

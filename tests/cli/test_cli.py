@@ -47,11 +47,17 @@ def assert_same_weights(folder: Path, expected: dict[str, Tensor]) -> None:
     assert [name for name, value in found.items() if not torch.equal(value, expected[name])] == []
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("finished") / "run"
+
+
 @pytest.fixture
-def run_folder(hrzs: Hrzs, small: Options, tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
-    assert hrzs(*FINETUNE, *small, "-o", folder).status == 0
-    return folder
+def run_folder(hrzs: Hrzs, small: Options, finished: Path, tmp_path: Path) -> Path:
+    """A finished run: the same one for every test, each of which has a copy."""
+    if not finished.exists():
+        assert hrzs(*FINETUNE, *small, "-o", finished).status == 0
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 # -- stdout ------------------------------------------------------------------------------------------------------
@@ -80,7 +86,8 @@ def test_the_best_model_is_one_to_evaluate(hrzs: Hrzs, run_folder: Path) -> None
     assert last["validation"]["best"]
 
 
-def test_eval_prints_json_and_nothing_else(hrzs: Hrzs, run_folder: Path) -> None:
+def test_eval_prints_json_and_nothing_else(hrzs: Hrzs, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hrzs.evaluation.canaries.QUERIES", 1)
     ended = hrzs("eval", "--model", run_folder, "--limit", "24", "--steps", "1", "--json", "-")
     assert ended.status == 0
     report = json.loads(ended.out)
@@ -335,7 +342,11 @@ def test_resuming_a_broken_checkpoint_is_refused(hrzs: Hrzs, small: Options, run
     assert "is damaged, and there is no whole one before it; delete it to start anew" in ended.err
 
 
-def test_attack_at_every_level_has_a_folder_each(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
+def test_attack_at_every_level_has_a_folder_each(
+    hrzs: Hrzs, small: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Drawing three of them takes longer than the rest.
+    monkeypatch.setattr("hrzs.evaluation.adversarial.draw_gallery", lambda path, *_: path.write_bytes(b"drawn"))
     command = (*ATTACK, *small, "--attack", "superclass-pgd", "--level", "all", "--limit", "6", "-o", tmp_path / "adv")
     ended = hrzs(*command)
     assert ended.status == 0, ended.err
@@ -439,10 +450,8 @@ def test_a_second_process_at_the_same_output_is_refused(
         assert sorted(tmp_path.iterdir()) == before
 
 
-def test_resumed_with_other_options_nothing_is_touched(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert hrzs(*FINETUNE, *small, "-o", run).status == 0
-    before = files(run)
+def test_resumed_with_other_options_nothing_is_touched(hrzs: Hrzs, small: Options, run_folder: Path) -> None:
+    run, before = run_folder, files(run_folder)
     other = hrzs(*FINETUNE, *small, "-o", run, "--resume", "--lr", "0.5")
     assert other.status == 2
     assert "belongs to other options: it has lr" in other.err
@@ -476,6 +485,7 @@ def test_visual(hrzs: Hrzs, config_file: Path, tmp_path: Path, monkeypatch: pyte
     """From evaluation through training to evaluation; the untouched model is always the one below the file."""
     from hrzs.models.loading import file_digest, load_model, read_header
 
+    monkeypatch.setattr("hrzs.evaluation.canaries.QUERIES", 1)
     weights, visual, run = tmp_path / "clip.pt", tmp_path / "fare_eps_2.pt", tmp_path / "run"
     base, donor = (load_model(str(config_file), "none", seed=seed) for seed in (1, 2))
     torch.save(base.clip.state_dict(), weights)

@@ -120,16 +120,15 @@ def test_a_restart_goes_on(small: Options, tmp_path: Path, whole: Path) -> None:
     assert_same(folder, whole)
 
 
-def test_a_process_that_is_killed_ends_the_job(small: Options, tmp_path: Path) -> None:
+def test_a_process_that_is_killed_ends_the_job(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:
     """Within a minute, with the reason; what was done is kept. Before that, a second run into its folder is refused."""
     folder, errors = tmp_path / "run", tmp_path / "errors"
     run = (*FINETUNE, *small, "--epochs", "5000", "-o", str(folder))
     with started([*torchrun("--nproc-per-node", "2"), *run], errors) as job:
         wait_for_step(folder, 1, job)
-        second = subprocess.run([sys.executable, "-m", "hrzs", *run, "--resume"], capture_output=True, text=True,
-                                env=ENV, timeout=MINUTE, check=False)  # fmt: skip
-        assert second.returncode == 2
-        assert "another hrzs is at work on it" in second.stderr
+        second = hrzs(*run, "--resume")
+        assert second.status == 2
+        assert "another hrzs is at work on it" in second.err
         done = steps_of(folder)[-1]
         os.kill(worker(1, folder), signal.SIGKILL)
         job.communicate(timeout=MINUTE)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from hrzs.models.clip import ClipModel, frozen
 from hrzs.models.folding import folded
 from hrzs.models.heads import CosineHead, HyperbolicHead
 from hrzs.models.loading import load_model
+
+from .conftest import CONFIGS
 
 PROMPTS = ["a photo of a dog.", "a photo of a cat.", "thing"]
 
@@ -40,13 +43,19 @@ def plain(model: ClipModel) -> nn.Module:
         (OSError("offline"), r"timm/ViT-B-16-SigLIP, could not be loaded \(offline\); --tokenizer FOLDER"),
     ],
 )
-def test_a_tokenizer_that_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+def test_a_tokenizer_that_is_not_to_be_had(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, message: str
+) -> None:
     def refuse(_: str, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("open_clip.tokenizer.HFTokenizer", refuse)
+    plain = CONFIGS["plain"]
+    config = tmp_path / "hrzs-test-tokenizer-of-a-hub.json"
+    text = plain["text_cfg"] | {"hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}
+    config.write_text(json.dumps(plain | {"text_cfg": text}))
     with pytest.raises(HrzsError, match=message):
-        load_model("ViT-B-16-SigLIP", "none")
+        load_model(str(config), "none")
 
 
 def test_image_features_are_open_clips(any_model: ClipModel) -> None:

@@ -53,6 +53,10 @@ def loose(request: pytest.FixtureRequest) -> Iterator[tuple[object, ...]]:
     torch.backends.cudnn.allow_tf32 = before[1]
 
 
+#: Inside, every process is the same; so one of them is enough for what goes inside.
+in_a_loose_process = pytest.mark.parametrize("loose", LOOSE[:1], indirect=True)
+
+
 def test_inside_it_is_exact_and_afterwards_as_before(loose: tuple[object, ...]) -> None:
     assert not is_exact()
     with exact_fp32():
@@ -102,6 +106,7 @@ def spy(monkeypatch: pytest.MonkeyPatch, model: ClipModel) -> list[bool]:
     return seen
 
 
+@in_a_loose_process
 def test_the_engine_from_python_is_exact(
     loose: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, small: ClipModel, tree: Tree
 ) -> None:
@@ -117,6 +122,7 @@ def test_the_engine_from_python_is_exact(
     assert all(seen)
 
 
+@in_a_loose_process
 def test_an_evaluation_is_exact(
     loose: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, evaluate: Callable[..., Evaluation]
 ) -> None:
@@ -131,6 +137,7 @@ def test_an_evaluation_is_exact(
     assert state() == loose
 
 
+@in_a_loose_process
 def test_training_is_exact(
     loose: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, small: ClipModel, shapes: Any, shapes_tree: Tree,
     tmp_path: Path,

@@ -33,7 +33,7 @@ def test_file_is_small_and_says_where_it_comes_from() -> None:
 
 
 def test_tiny_is_accurate_at_every_level_and_breaks(model: ClipModel) -> None:
-    task = open_task("shapes", model, DataOptions(limit=192), purpose="eval")
+    task = open_task("shapes", model, DataOptions(limit=96), purpose="eval")
     options = EvalOptions(attack=("leaf-pgd", "superclass-pgd"), steps=10, scoring="prompt", matrix=False)
     evaluation = Evaluation(model, task, options)
     evaluation.run()

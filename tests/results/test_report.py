@@ -22,11 +22,13 @@ from hrzs.results.report import SCHEMA, Model, Overall, Report, Row, Summary
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.fixture
-def report(small: ClipModel, monkeypatch: pytest.MonkeyPatch) -> Report:
+@pytest.fixture(scope="module")
+def report(make_model: Callable[[], ClipModel]) -> Report:
     """Everything that a report can hold, but for saved images."""
-    monkeypatch.setattr("hrzs.evaluation.canaries.QUERIES", 1)
-    found = hrzs.evaluate(small, limit=12, attack="leaf-pgd,superclass-pgd,hierarchical-pgd,cw", level="all", steps=1)
+    suite = "leaf-pgd,superclass-pgd,hierarchical-pgd,cw"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("hrzs.evaluation.canaries.QUERIES", 1)
+        found = hrzs.evaluate(make_model(), limit=12, attack=suite, level="all", steps=1)
     return replace(found, summary=replace(found.summary, against=found.against(found)))
 
 

@@ -108,9 +108,9 @@ def typed(report: dict[str, Any]) -> Report:
     return Report.from_json(json.dumps(report))
 
 
-@pytest.fixture
-def report(evaluate: Callable[..., Evaluation]) -> dict[str, Any]:
-    return reported(evaluate(level="all", steps=1))
+@pytest.fixture(scope="module")
+def written(make_evaluation: Callable[..., Evaluation]) -> dict[str, Any]:
+    return reported(make_evaluation(level="all", steps=1))
 
 
 def reported(evaluation: Evaluation) -> dict[str, Any]:
@@ -122,6 +122,11 @@ def reported(evaluation: Evaluation) -> dict[str, Any]:
                     "truth": {evaluation.task.data.name: truth_of(evaluation)}},
     })  # fmt: skip
     return found
+
+
+@pytest.fixture
+def report(written: dict[str, Any]) -> dict[str, Any]:
+    return copy.deepcopy(written)
 
 
 @pytest.fixture

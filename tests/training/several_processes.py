@@ -1,20 +1,19 @@
-"""Every method and feature of training in float64, by as many processes as start this: see test_several_processes.py.
+"""Every method and feature of training in float64, by one process and by several: see test_several_processes.py.
 
-    torchrun --nproc-per-node W several_processes.py FOLDER [FOLDER_OF_ANOTHER_W]
+    python several_processes.py FOLDER
 
-FOLDER gets a file of weights and log for each case. The second folder holds a stopped run, which this one goes on with.
+FOLDER/1, FOLDER/2 and FOLDER/3 get a file of weights and log for each case, made by so many processes.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
 import hashlib
 import json
 import os
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from hrzs import stopping
 from hrzs.data import open_dataset, subset
@@ -29,7 +29,6 @@ from hrzs.distributed import Group, joined
 from hrzs.hierarchy.published import find_tree
 from hrzs.hierarchy.tree import Tree
 from hrzs.hierarchy.yaml_form import load_tree
-from hrzs.models.clip import ClipModel
 from hrzs.models.loading import load_model
 from hrzs.training import trainer as trainer_module
 from hrzs.training.methods import METHODS
@@ -64,24 +63,23 @@ CASES: dict[str, dict[str, Any]] = {
     "tga-zsr in parts": {"method": "tga-zsr", "accumulate": 4, "tune": "image+projection"},
     "validation": {"validate_every": 2, "val_steps": 2, "best_by": "balanced"},
 }
+#: What so many processes run: three of them what docs/scaling.md promises of any number.
+COUNTS: dict[int, Sequence[str]] = {
+    1: list(CASES),
+    2: list(CASES),
+    3: [*METHODS, "class means", "class means and images", "a forest", "mean weights", "in parts", "validation"],
+}
 #: Stopped by a signal after two steps; the log of one who goes on is the whole one.
 STOPPED = "stopped"
 
 
-@functools.cache
-def original(rank: int) -> ClipModel:
-    """An untrained model in float64."""
-    file = Path(sys.argv[1]) / f"small-{rank}.json"
-    file.write_text(json.dumps(CONFIG))
-    return load_model(str(file), "none", seed=0).double()
-
-
 def trainer(case: str, folder: Path, group: Group) -> Trainer:
+    """A run of an untrained model in float64."""
     path = find_tree("shapes")
     assert path is not None
     tree = load_tree(path)
     data = subset(open_dataset("shapes", "train"), limit=27)
-    model = copy.deepcopy(original(group.rank))
+    model = load_model(str(folder.parents[1] / "small.json"), "none", seed=0).double()
     changes = CASES["class means" if case == STOPPED else case]
     more = (Tree(replace(tree.root, children=tree.root.children[::-1])),) if case == "a forest" else ()
     more = tuple(t.restrict(data.classes) for t in more)
@@ -106,14 +104,19 @@ def keep(run: Trainer, name: str) -> None:
         torch.save({"weights": weights, **about}, run.folder.with_suffix(".pt"))
 
 
-def main(folder: Path, other: Path | None) -> None:
+def work(folder: Path, other: Path | None) -> None:
+    """What each process does.
+
+    Args:
+        other: where another number of processes has left a stopped run, which this one goes on with.
+    """
     torch.set_num_threads(1)
     # Pages and curves take most of the time of such short runs.
     trainer_module.write_report = lambda *_, **__: None
     trainer_module.open_writer = lambda *_: None
     with joined(torch.device("cpu")) as group:
         folder.mkdir(exist_ok=True)
-        for case in CASES:
+        for case in COUNTS[group.size]:
             run = trainer(case, folder / case, group)
             run.run()
             keep(run, case)
@@ -135,5 +138,15 @@ def main(folder: Path, other: Path | None) -> None:
             keep(run, "resumed")
 
 
+def main(folder: Path) -> None:
+    (folder / "small.json").write_text(json.dumps(CONFIG))
+    for count in COUNTS:
+        # As torchrun does it, but forked from here: what they import takes longer than what they do.
+        config = LaunchConfig(
+            1, 1, count, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, start_method="fork"
+        )
+        elastic_launch(config, work)(folder / str(count), folder / str(count - 1) if count > 1 else None)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    main(Path(sys.argv[1]))

@@ -11,8 +11,8 @@ import pytest
 from hrzs.training.methods.hierarchical import NARROWER
 
 Rows = list[dict[str, float]]
-#: Nothing of the method is set: only how long a run is, and how many images it sees at a time.
-STEPS, BATCH = 60, 24
+#: Nothing of the method is set: only how long a run is, how many of its steps are looked at, and how many images each sees.
+STEPS, SEEN, BATCH = 60, 24, 24
 LEVELS = range(4)
 
 
@@ -48,7 +48,7 @@ for name, (first, options) in runs.items():
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
     """What runs of the embedded model on all of `shapes` log, step by step."""
-    wanted = {"deep": (STEPS, {}), "shallow": (8, {"depth": "none"}), "no gap": (24, {"lambda_gap": 0.0})}
+    wanted = {"deep": (SEEN, {}), "shallow": (8, {"depth": "none"}), "no gap": (SEEN, {"lambda_gap": 0.0})}
     folder = tmp_path_factory.mktemp("depth")
     command = [sys.executable, "-c", RUNS, json.dumps([STEPS, BATCH, wanted])]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
@@ -73,7 +73,7 @@ def falls(row: dict[str, float], name: str) -> list[float]:
 
 
 def test_parents_lie_nearer_the_centre(deep: Rows, shallow: Rows) -> None:
-    assert len(deep) == STEPS
+    assert len(deep) == SEEN
     assert min(row["edges_ordered"] for row in deep) >= 0.95
     assert max(row["edges_ordered"] for row in shallow) < 0.7
 
@@ -81,7 +81,7 @@ def test_parents_lie_nearer_the_centre(deep: Rows, shallow: Rows) -> None:
 def test_so_do_parents_of_images(deep: Rows, shallow: Rows) -> None:
     """Class means of four images or more; a batch may have no such edge, but most have."""
     shares = [row["edges_ordered_image"] for row in deep if "edges_ordered_image" in row]
-    assert len(shares) > STEPS / 2
+    assert len(shares) > SEEN / 2
     assert min(shares) >= 0.9
     assert min(row.get("edges_ordered_image", 1.0) for row in shallow) < 0.9
 
@@ -118,7 +118,7 @@ def test_nothing_lies_at_the_boundary(deep: Rows) -> None:
 
 def test_the_gap_term_keeps_parents_and_children_apart(runs: dict[str, Rows], deep: Rows) -> None:
     """Depth is there by construction; at its default weight the term is seen to act on it."""
-    without, with_it = runs["no gap"][-1], deep[23]
+    without, with_it = runs["no gap"][-1], deep[-1]
     assert with_it["gap_label"] < 0.85 * without["gap_label"]
     assert with_it["depth_1"] < 0.985 * without["depth_1"]
     between = [row["radius_text_0"] - row["radius_text_1"] for row in (with_it, without)]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 from collections import Counter
@@ -16,13 +17,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from hrzs.data import Dataset, ImageError
+from hrzs.data import Dataset, ImageError, subset
 from hrzs.distributed import Group
 from hrzs.errors import HrzsError, UsageError
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.loading import load_model, read_header
 from hrzs.stopping import Stopped
+from hrzs.training import trainer as trainer_module
 from hrzs.training.checkpoints import save_checkpoint
 from hrzs.training.methods import METHODS, Loss
 from hrzs.training.options import TrainOptions
@@ -34,14 +36,18 @@ OPTIONS = TrainOptions(steps=1, batch_size=8, epochs=1.0, lr=1e-3, warmup=0.2, a
 STEPS = 6
 
 
-@pytest.fixture
-def make_trainer(
-    make_model: Callable[[], ClipModel], shapes: Dataset, shapes_tree: Tree, tmp_path: Path
-) -> MakeTrainer:
-    """A trainer of a fresh model in a folder below ``tmp_path``; options as overrides."""
+@pytest.fixture(autouse=True)
+def _blank_page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No page is looked at here but one, and drawing them takes as long as all the rest."""
+    if request.function is not test_run_folder:
+        monkeypatch.setattr(trainer_module, "write_report", lambda folder, *_, **__: (folder / "report.html").touch())
 
-    def make(name: str = "run", save_every: int = 100, validation: Dataset | None = None, **overrides: Any) -> Trainer:
-        folder = tmp_path / name
+
+@pytest.fixture(scope="module")
+def make_trainer_in(make_model: Callable[[], ClipModel], shapes: Dataset, shapes_tree: Tree) -> MakeTrainer:
+    """A trainer of a fresh model in a folder; options as overrides."""
+
+    def make(folder: Path, save_every: int = 100, validation: Dataset | None = None, **overrides: Any) -> Trainer:
         folder.mkdir(exist_ok=True)
         return Trainer(
             make_model(), shapes, shapes_tree, replace(OPTIONS, **overrides), folder, save_every=save_every,
@@ -49,6 +55,20 @@ def make_trainer(
         )  # fmt: skip
 
     return make
+
+
+@pytest.fixture
+def make_trainer(make_trainer_in: MakeTrainer, tmp_path: Path) -> MakeTrainer:
+    """The same in a folder below ``tmp_path``."""
+    return lambda name="run", **options: make_trainer_in(tmp_path / name, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(make_trainer_in: MakeTrainer, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """A run with the options of these tests, from its beginning to its end."""
+    trainer = make_trainer_in(tmp_path_factory.mktemp("trainer") / "whole")
+    trainer.run()
+    return trainer
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -143,23 +163,22 @@ def test_a_run_killed_before_its_page_makes_up_for_it(make_trainer: MakeTrainer)
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("k", [1, 4, STEPS])
-def test_resumed_ends_with_the_same_bits(make_trainer: MakeTrainer, method: str, k: int) -> None:
+def test_resumed_ends_with_the_same_bits(make_trainer: MakeTrainer, method: str) -> None:
     whole = make_trainer("whole", method=method)
     whole.run()
-    with pytest.raises(KeyboardInterrupt):
-        make_trainer(method=method).run(stop_after(k))
     resumed = make_trainer(method=method)
-    assert resumed.resume()
-    assert resumed.step == k
+    for k in (1, 4, STEPS):
+        with pytest.raises(KeyboardInterrupt):
+            resumed.run(stop_after(k))
+        resumed = make_trainer(method=method)
+        assert resumed.resume()
+        assert resumed.step == k
     resumed.run()
     assert_same(whole.model, resumed.model)
     assert metrics(whole.folder) == metrics(resumed.folder)
 
 
-def test_resumed_after_a_crash_between_checkpoints(make_trainer: MakeTrainer) -> None:
-    whole = make_trainer("whole")
-    whole.run()
+def test_resumed_after_a_crash_between_checkpoints(make_trainer: MakeTrainer, whole: Trainer) -> None:
     crashing = make_trainer(save_every=2)
 
     def power_cut(done: int, _: int, __: dict[str, float]) -> None:
@@ -179,10 +198,9 @@ def test_resumed_after_a_crash_between_checkpoints(make_trainer: MakeTrainer) ->
 
 @pytest.mark.parametrize("bad_step", [1, 4])
 def test_an_unreadable_image_leaves_a_checkpoint(
-    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, bad_step: int
+    make_trainer: MakeTrainer, whole: Trainer, monkeypatch: pytest.MonkeyPatch, bad_step: int
 ) -> None:
-    whole, stopped = make_trainer("whole"), make_trainer()
-    whole.run()
+    stopped = make_trainer()
     bad, picture = order_of(stopped)[(bad_step - 1) * 8 + 3], stopped.data.picture
 
     def damaged(index: int) -> Image.Image:
@@ -203,7 +221,7 @@ def test_an_unreadable_image_leaves_a_checkpoint(
 
 
 def test_interrupted_within_an_update_goes_on_from_the_checkpoint_before(
-    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+    make_trainer: MakeTrainer, whole: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(save_every=1)
     update = torch.optim.AdamW.step
@@ -217,36 +235,34 @@ def test_interrupted_within_an_update_goes_on_from_the_checkpoint_before(
         patched.setattr(torch.optim.AdamW, "step", half_done)
         with pytest.raises(KeyboardInterrupt):
             trainer.run()
-    whole, resumed = make_trainer("whole"), make_trainer()
-    whole.run()
+    resumed = make_trainer()
     assert resumed.resume()
     resumed.run()
     assert_same(whole.model, resumed.model)
 
 
-@pytest.mark.parametrize("look", [1, 2, 3])
 def test_stopped_in_a_validation_goes_on_with_it(
-    make_trainer: MakeTrainer, shapes: Dataset, monkeypatch: pytest.MonkeyPatch, look: int
+    make_trainer: MakeTrainer, shapes: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"validation": shapes, "validate_every": 2, "val_limit": 8, "val_steps": 1}
+    options: dict[str, Any] = {"validation": subset(shapes, limit=8), "validate_every": 2, "val_steps": 1}
     uninterrupted = make_trainer("whole", **options)
     uninterrupted.run()
-    looked = 0
+    stops = itertools.cycle([True, False])
 
     def stopped(*arguments: Any) -> Any:
-        nonlocal looked
-        looked += 1
-        if looked == look:
+        """Every look is stopped once."""
+        if next(stops):
             raise Stopped(signal.SIGTERM)
         return validate(*arguments)
 
-    with monkeypatch.context() as patched:
-        patched.setattr("hrzs.training.trainer.validate", stopped)
-        with pytest.raises(Stopped):
-            make_trainer(**options).run()
+    monkeypatch.setattr("hrzs.training.trainer.validate", stopped)
     resumed = make_trainer(**options)
-    assert resumed.resume()
-    assert resumed.step == 2 * look
+    for step in (2, 4, STEPS):
+        with pytest.raises(Stopped):
+            resumed.run()
+        resumed = make_trainer(**options)
+        assert resumed.resume()
+        assert resumed.step == step
     resumed.run()
     assert_same(uninterrupted.model, resumed.model)
     assert metrics(uninterrupted.folder) == metrics(resumed.folder)
@@ -302,10 +318,8 @@ def test_resume_under_other_options_is_refused(make_trainer: MakeTrainer, name: 
 
 
 def test_a_damaged_checkpoint_is_not_gone_on_from_but_the_one_before_is(
-    make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture
+    make_trainer: MakeTrainer, whole: Trainer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = make_trainer("whole")
-    whole.run()
     with pytest.raises(KeyboardInterrupt):
         make_trainer(save_every=2).run(stop_after(4))
     trainer = make_trainer()
@@ -552,13 +566,12 @@ def test_the_mean_of_the_weights_is_what_is_saved(make_trainer: MakeTrainer) -> 
 
 
 def test_interpolation_moves_what_is_saved_towards_the_original(
-    make_trainer: MakeTrainer, make_model: Callable[[], ClipModel]
+    make_trainer: MakeTrainer, whole: Trainer, make_model: Callable[[], ClipModel]
 ) -> None:
-    plain, moved = make_trainer("plain"), make_trainer(interpolate=0.25)
-    plain.run()
+    moved = make_trainer(interpolate=0.25)
     moved.run()
-    assert_same(plain.model, moved.model)
-    original, tuned = make_model(), load_model(str(plain.folder))
+    assert_same(whole.model, moved.model)
+    original, tuned = make_model(), load_model(str(whole.folder))
     for name, value in load_model(str(moved.folder)).clip.state_dict().items():
         expected = 0.25 * original.clip.state_dict()[name] + 0.75 * tuned.clip.state_dict()[name]
         torch.testing.assert_close(value, expected, msg=name)
@@ -578,11 +591,10 @@ def test_the_best_by_the_validation_is_kept(make_trainer: MakeTrainer, shapes: D
     assert read_header(trainer.folder / "best" / "model.safetensors")["run"]["steps"] == best
 
 
-def test_looking_changes_no_weight(make_trainer: MakeTrainer, shapes: Dataset) -> None:
-    blind, looking = make_trainer("blind"), make_trainer(validation=shapes, validate_every=1, val_steps=1, ema=0.9)
-    blind.run()
+def test_looking_changes_no_weight(make_trainer: MakeTrainer, whole: Trainer, shapes: Dataset) -> None:
+    looking = make_trainer(validation=subset(shapes, limit=8), validate_every=3, val_steps=1, ema=0.9)
     looking.run()
-    assert_same(blind.model, looking.model)
+    assert_same(whole.model, looking.model)
 
 
 def test_compiling_without_a_compiler_is_refused(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:

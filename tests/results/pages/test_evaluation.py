@@ -133,6 +133,12 @@ def finished(evaluation: Evaluation) -> Evaluation:
     return evaluation
 
 
+@pytest.fixture(scope="module")
+def whole(make_evaluation: Callable[..., Evaluation]) -> Evaluation:
+    """The whole suite at every level."""
+    return finished(make_evaluation(level="all", eps=(Fraction(2, 255),)))
+
+
 def test_every_row_and_figure_is_shown(evaluate: Callable[..., Evaluation], tree: Tree) -> None:
     evaluation = finished(evaluate(level="all", eps=(Fraction(1, 255), Fraction(4, 255)), steps=2))
     report = as_saved(evaluation, canaries=[CANARY])
@@ -371,9 +377,8 @@ def test_figures_of_nodes(tree: Tree) -> None:
 # -- what comes beside the rows ---------------------------------------------------------------------------------------
 
 
-def test_outcome_agrees_with_the_rows(evaluate: Callable[..., Evaluation]) -> None:
-    evaluation = finished(evaluate(level="all", eps=(Fraction(2, 255),)))
-    outcome = outcome_of(evaluation)
+def test_outcome_agrees_with_the_rows(whole: Evaluation) -> None:
+    evaluation, outcome = whole, outcome_of(whole)
     assert outcome is not None
     assert outcome.eps == "2/255"
     for level in range(evaluation.task.tree.height):
@@ -399,9 +404,8 @@ def test_outcome_by_leaves_where_nothing_else_was_scored(evaluate: Callable[...,
     assert outcome.robust[1][evaluation.by_id].equal(held)
 
 
-def test_gallery_shows_what_the_evaluation_saw(evaluate: Callable[..., Evaluation]) -> None:
-    evaluation = finished(evaluate(level="all", eps=(Fraction(8, 255),)))
-    gallery = gallery_of(evaluation, most=4)
+def test_gallery_shows_what_the_evaluation_saw(whole: Evaluation) -> None:
+    evaluation, gallery = whole, gallery_of(whole, most=4)
     assert gallery is not None
     assert 0 < len(gallery.examples) <= 4
     unit = next(u for u in evaluation.units if u.title == gallery.title)
@@ -413,7 +417,7 @@ def test_gallery_shows_what_the_evaluation_saw(evaluate: Callable[..., Evaluatio
         assert example.before.equal(before[:, i])
         assert example.label == int(evaluation.labels[i])
         assert not example.after.equal(example.before)
-        assert 0 < (example.adversarial - example.clean).abs().max().item() <= 8 / 255 + 1e-6
+        assert 0 < (example.adversarial - example.clean).abs().max().item() <= 2 / 255 + 1e-6
 
 
 def test_most_instructive_takes_each_class_first() -> None:
@@ -422,9 +426,8 @@ def test_most_instructive_takes_each_class_first() -> None:
     assert most_instructive(labels, was, lost, 9) == [0, 2, 1, 3]
 
 
-def test_the_short_form_for_notebooks(evaluate: Callable[..., Evaluation]) -> None:
-    evaluation = finished(evaluate(level="all"))
-    report = Report.from_json(json.dumps(as_saved(evaluation)))
+def test_the_short_form_for_notebooks(whole: Evaluation) -> None:
+    evaluation, report = whole, Report.from_json(json.dumps(as_saved(whole)))
     text = report._repr_html_()
     page = Page(text)
     assert page.tags["tr"] == 1 + evaluation.task.tree.height
