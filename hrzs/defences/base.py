@@ -169,7 +169,7 @@ class Defended(ImageEncoder):
             self.classifier = ScoreClassifier(classifier)
         self.eot = eot if any(defence.needs_eot for defence in self.defences) else 1
         self.seeds: tuple[int, ...] = ()
-        self._clock, self._draw = [0], 0
+        self._clock, self._draw, self._stays = [0], 0, False
 
     def __str__(self) -> str:
         return ",".join(map(str, self.defences))
@@ -208,10 +208,14 @@ class Defended(ImageEncoder):
         size = self.model.at_once
         return None if size is None else max(1, size // max(defence.expansion for defence in self.defences))
 
-    def of(self, seeds: Sequence[int]) -> Defended:
-        """The model for the images that these seeds belong to, at its first draw; seeds are below 2⁵⁶."""
+    def of(self, seeds: Sequence[int], *, stays: bool = False) -> Defended:
+        """The model for the images that these seeds belong to, at its first draw; seeds are below 2⁵⁶.
+
+        If it ``stays``, all that an attack asks of it is answered under this draw.
+        """
         other = copy.copy(self)
-        other.seeds, other._clock = tuple(seeds), [0]
+        other.seeds, other._clock, other._stays = tuple(seeds), [0], stays
+        other.eot = 1 if stays else self.eot
         return other
 
     def select(self, rows: Tensor | slice) -> Defended:
@@ -224,7 +228,8 @@ class Defended(ImageEncoder):
         return other
 
     def advance(self) -> None:
-        self._clock[0] += 1
+        if not self._stays:
+            self._clock[0] += 1
 
     def draws(self) -> list[ImageEncoder]:
         found: list[ImageEncoder] = []

@@ -35,6 +35,7 @@ from hrzs.data import loader, subset
 from hrzs.defences import Defended
 from hrzs.errors import HrzsError
 from hrzs.evaluation.gradient_check import DIRECTIONS, SATURATED, STEPS, agreement
+from hrzs.evaluation.images import VERDICT
 from hrzs.evaluation.options import EvalOptions
 from hrzs.evaluation.plan import ADAPTIVE, STATIC, budget_of
 from hrzs.evaluation.runner import Evaluation
@@ -127,9 +128,16 @@ class _Bench:
             return self.model
         return self.defended.of(sample_seeds([self.ids[i] for i in rows.tolist()], self.options.seed, salt))
 
+    def attacked(self, rows: Int[Tensor, "b"], salt: str) -> ImageEncoder:
+        """What an adversary sees of the model."""
+        if self.defended is None or self.options.draw == "unknown":
+            return self.encoder(rows, f"adversary {salt}")
+        ids = [self.ids[i] for i in rows.tolist()]
+        return self.defended.of(sample_seeds(ids, self.options.seed, VERDICT), stays=True)
+
     def wins(self, rows: Int[Tensor, "b"], images: Float[Tensor, "b 3 H W"]) -> Bool[Tensor, "b"]:
         """Are these versions of the images at ``rows`` taken for something else?"""
-        return judge(self.encoder(rows, "verdict"), self.objective, images, self.labels[rows])
+        return judge(self.encoder(rows, VERDICT), self.objective, images, self.labels[rows])
 
     @property
     def stops_early(self) -> bool:
@@ -161,7 +169,7 @@ class _Bench:
             return fooled
         for rows in torch.split(among.nonzero().squeeze(1), self.options.batch_size):
             seeds = sample_seeds([self.ids[i] for i in rows.tolist()], self.options.seed, salt)
-            model = through.encoder(rows, f"adversary {salt}")
+            model = through.attacked(rows, salt)
             found = attack(model, through.objective, self.images[rows], self.labels[rows], seeds)
             fooled[rows] = self.wins(rows, found.images)
         return fooled
@@ -174,7 +182,7 @@ class _Bench:
     @cached_property
     def correct(self) -> Bool[Tensor, "n"]:
         """Right when clean: these are attacked."""
-        return ~self.wins(torch.arange(len(self.labels)), self.images)
+        return ~self.wins(torch.arange(len(self.labels), device=self.labels.device), self.images)
 
     @cached_property
     def robust(self) -> Bool[Tensor, "n"]:
@@ -251,6 +259,7 @@ def _about(bench: _Bench, evaluation: Evaluation) -> dict[str, Any]:
         "versions": [torch.__version__, open_clip.__version__],
         "defences": str(bench.defended),
         "eot": bench.options.eot,
+        "draw": bench.options.draw,
     }
 
 

@@ -21,6 +21,9 @@ from hrzs.models.classifier import SCORINGS, Classifier, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.tasks import Task
 
+#: What the seeds are salted with from which defences draw when they judge an image.
+VERDICT = "verdict"
+
 
 @dataclass(frozen=True)
 class Made:
@@ -48,7 +51,8 @@ class Part(Protocol):
 class Search:
     """One part of an attack: the images that it is given, attacked.
 
-    Where ``is_judged`` is False, what the attack makes is to be judged on another model, or under another draw.
+    Where ``is_judged`` is False, what the attack makes is to be judged on another model, or under another draw. An
+    attack on a model behind defences ``knows_draw`` by which they will judge, or meets others only.
     """
 
     attack: Attack
@@ -57,6 +61,7 @@ class Search:
     seed: int
     place: int
     is_judged: bool = True
+    knows_draw: bool = False
 
     @property
     def cost(self) -> float:
@@ -69,8 +74,8 @@ class Search:
     def __call__(self, batch: Batch) -> Made:
         model: ClipModel | Defended = self.model
         if isinstance(model, Defended):
-            # Never the draws by which the images are judged: no adversary knows those.
-            model = model.of(sample_seeds(batch.ids, self.seed, f"adversary {self.place}"))
+            salt = VERDICT if self.knows_draw else f"adversary {self.place}"
+            model = model.of(sample_seeds(batch.ids, self.seed, salt), stays=self.knows_draw)
         images, labels = batch.images.to(model.device), batch.labels.to(model.device)
         seeds = further_seeds(sample_seeds(batch.ids, self.seed), self.place)
         found = self.attack(model, self.objective, images, labels, seeds)
@@ -138,7 +143,8 @@ class AttackedImages:
         attack, objective = self._attack(unit, early_stop=self.stops_early(unit))
         model, judged = self._victim(unit)[0], self.defended is None
         return [
-            Search(*part, model, self.options.seed, place, judged) for place, part in enumerate(attack.parts(objective))
+            Search(*part, model, self.options.seed, place, judged, self.options.draw == "known")
+            for place, part in enumerate(attack.parts(objective))
         ]
 
     def _victim(self, unit: Unit) -> tuple[ClipModel | Defended, Classifier]:
@@ -178,4 +184,5 @@ class AttackedImages:
         """Those of a few images under one unit once more, as they were at every level."""
         attack, objective = self._attack(unit, early_stop=False)
         model = self._victim(unit)[0]
-        return Search(attack, objective, model, self.options.seed, 0)(batch).images
+        known = self.options.draw == "known"
+        return Search(attack, objective, model, self.options.seed, 0, knows_draw=known)(batch).images

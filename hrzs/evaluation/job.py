@@ -140,7 +140,7 @@ class Job:
                 canaries=why,
                 masking=why,
                 adversarial=self.saved.provenance() if self.saved else None,
-                defending=_defending(evaluations[0].defended),
+                defending=_defending(evaluations[0].defended, self.options.draw),
             ),
         )
 
@@ -242,11 +242,11 @@ def _named(evaluations: Sequence[Evaluation], of: Callable[[Evaluation], Any]) -
     return {e.task.data.name: found for e in evaluations if (found := of(e))}
 
 
-def _defending(defended: Defended | None) -> Defending | None:
+def _defending(defended: Defended | None, draw: str) -> Defending | None:
     if defended is None:
         return None
     stack = tuple(DefenceNote(defence=str(d), adversary=d.adversary, passes=d.passes) for d in defended.defences)
-    return Defending(stack=stack, eot=defended.eot, attack_passes=defended.attack_passes)
+    return Defending(stack=stack, draw=draw, eot=defended.eot, attack_passes=defended.attack_passes)
 
 
 def _call_out(rows: Sequence[Row]) -> None:

@@ -20,7 +20,7 @@ CERTIFICATES = "Certificates"
 #: The panel of ``--help`` of those about defences at test time.
 DEFENCES = "Defences at test time"
 #: Options that mean nothing without ``--defence``.
-OF_DEFENCES = ("eot",)
+OF_DEFENCES = ("eot", "draw")
 #: Options that mean nothing without ``--certify``.
 OF_CERTIFICATES = ("samples", "selection", "alpha", "confidence")
 
@@ -55,6 +55,7 @@ class EvalOptions:
 
     defence: tuple[Any, ...] = option((), "Names with commas, in the order in which an image meets them, or list; `ttc:tau=0.1` changes a setting. Every attack comes twice: static, made against the model without them, and adaptive.", DEFENCES, shown="none")
     eot: int = option(4, "Draws over which an adaptive attack averages each gradient, where a defence is random.", DEFENCES, range=AT_LEAST_1)
+    draw: str = option("unknown", "Does an adaptive attack know the random numbers by which each image is judged? Where it does, it needs no average.", DEFENCES, choices=("unknown", "known"))
 
     certify: float | None = option(None, "Attack nothing; certify at every level by Gaussian noise of this σ, in pixels of 0 to 1: such as 0.25.", CERTIFICATES, range=POSITIVE)
     samples: int = option(10_000, "Noisy copies of each image; papers take 100000, and fewer are marked as a preview.", CERTIFICATES, range=AT_LEAST_1)

@@ -22,7 +22,7 @@ from hrzs.attacks.base import features_of, sample_seeds
 from hrzs.data import Batch, read
 from hrzs.defences import Defended, defences
 from hrzs.errors import HrzsError
-from hrzs.evaluation.images import AttackedImages, Made, Part
+from hrzs.evaluation.images import VERDICT, AttackedImages, Made, Part
 from hrzs.evaluation.options import EvalOptions
 from hrzs.evaluation.plan import Unit
 from hrzs.evaluation.saved import SavedImages, SavedSet
@@ -79,7 +79,9 @@ class Evaluation:
         #: The model behind the defences that were asked for, which then gives every verdict.
         self.defended: Defended | None = None
         if options.defence:
-            self.defended = Defended(model, self.classifier, defences(options.defence), eot=options.eot)
+            self.defended = Defended(
+                model, self.classifier, defences(options.defence), eot=options.eot if options.draw == "unknown" else 1
+            )
         self.images: AttackedImages | SavedImages
         if saved:
             self.images = SavedImages(model, task, self.classifier, saved, is_defended=self.defended is not None)
@@ -109,7 +111,7 @@ class Evaluation:
         """What gives the verdicts on these images: the model, or the model behind its defences under their own draw."""
         if self.defended is None:
             return self.model, self.classifier
-        return self.defended.of(sample_seeds(ids, self.options.seed, "verdict")), self.defended.classifier
+        return self.defended.of(sample_seeds(ids, self.options.seed, VERDICT)), self.defended.classifier
 
     def blocks(self, shard: Shard = WHOLE, first: int = 0) -> Sequence[Int[Tensor, "_"]]:
         """The places of the images of a shard, block by block; ``first`` blocks of other data were dealt out before."""

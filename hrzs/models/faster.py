@@ -7,7 +7,7 @@
   pixel is read once, so reordered pixels and a matrix product do the same. torch's convolution takes several times as
   long for the gradient with respect to the pixels, which an attack needs.
 - `channels_last`: the layout that other convolutions prefer on CPUs and tensor cores.
-- `FirstToken`: nobody reads the patch tokens behind the last block of a ViT that pools by its class token, so that
+- `PooledByToken`: nobody reads the patch tokens behind the last block of a ViT that pools by its class token, so that
   block computes the class token alone. Its MLP and two of its four projections cost nearly nothing.
 
 Only an attack may fold batch norms into convolutions: see `hrzs.models.folding`.
@@ -100,11 +100,25 @@ def straighten(module: nn.Module) -> None:
 # -- the last block ---------------------------------------------------------------------------------------------------
 
 
-class FirstToken(Transformer):  # type: ignore[misc]
-    """The same parameters; of the last block it returns the first token alone. `forward_intermediates` is as it was."""
+class PooledByToken(VisionTransformer):  # type: ignore[misc]
+    """The same parameters and results; unless somebody asks for the patch tokens, they are not computed to the end."""
 
-    def forward(self, x: Float[Tensor, "B L W"]) -> Float[Tensor, "B 1 W"]:
-        """The first token behind all blocks."""
+    def forward(self, x: Float[Tensor, "B 3 H W"]) -> Any:
+        """The features, and the patch tokens beside them where ``output_tokens`` asks for those."""
+        self.transformer.is_enough = not self.output_tokens
+        return super().forward(x)
+
+
+class FirstToken(Transformer):  # type: ignore[misc]
+    """The same parameters; where that ``is_enough``, the last block returns the first token alone."""
+
+    is_enough = False
+
+    def forward(self, x: Float[Tensor, "B L W"]) -> Float[Tensor, "B M W"]:
+        """The tokens behind all blocks, or the first of them."""
+        if not self.is_enough:
+            tokens: Tensor = super().forward(x)
+            return tokens
         *before, last = self.resblocks
         for block in (*before, partial(_first_token, last)):
             x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing else block(x)
@@ -120,14 +134,14 @@ def _first_token(block: Any, x: Float[Tensor, "B L W"]) -> Float[Tensor, "B 1 W"
 
 
 def end_at_the_first_token(module: nn.Module) -> None:
-    """Make the blocks of every ViT inside ``module`` that pools by its class token a `FirstToken`."""
+    """Make every ViT inside ``module`` that pools by its class token a `PooledByToken`."""
     for part in module.modules():
-        if type(part) is not VisionTransformer or part.attn_pool is not None or part.output_tokens:
+        if type(part) is not VisionTransformer or part.attn_pool is not None:
             continue
         blocks = part.transformer
         plain = type(blocks) is Transformer and blocks.batch_first and len(blocks.resblocks) > 0
         if part.pool_type == "tok" and plain and type(blocks.resblocks[-1]) is ResidualAttentionBlock:
-            blocks.__class__ = FirstToken
+            part.__class__, blocks.__class__ = PooledByToken, FirstToken
 
 
 # -- convolutions -----------------------------------------------------------------------------------------------------

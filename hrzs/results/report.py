@@ -258,10 +258,11 @@ class Defending(Struct, frozen=True, kw_only=True):
 
     ``gaps`` are the adaptive less the static figures of each attack at its own aim, paired over the images: how much a
     defence owes to the adversary's ignorance. ``attack_passes`` are forward and backward passes of the model for one
-    gradient of an adaptive attack, which averages over ``eot`` draws.
+    gradient of an adaptive attack, which averages over ``eot`` draws, or knows the ``draw`` that judges.
     """
 
     stack: tuple[DefenceNote, ...]
+    draw: str = "unknown"
     eot: int
     attack_passes: float
     gaps: tuple[Compared, ...] = ()

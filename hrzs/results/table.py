@@ -68,6 +68,7 @@ def _defending(found: Defending) -> str:
         lines.append(f"  {one.defence}: {one.passes:g} forward passes to judge an image. {one.adversary}")
     lines.append(
         f"  a gradient of an adaptive attack costs {found.attack_passes:.1f} of the model alone, over {found.eot} draws"
+        + ("; the adversary knows the draw that judges" if found.draw == "known" else "")
     )
     if found.gaps:
         lines.append(

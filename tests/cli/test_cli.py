@@ -108,7 +108,7 @@ def test_eval_prints_json_and_nothing_else(hrzs: Hrzs, run_folder: Path, monkeyp
     }  # fmt: skip
     assert {name.partition("@")[0] for name in above} < leaves
     assert [m["dataset"] for m in report["summary"]["masking"]] == ["shapes"]
-    assert report["summary"]["masking"][0].keys() == {"dataset", "verdict", "reasons"}
+    assert report["summary"]["masking"][0].keys() == {"dataset", "verdict", "reasons", "adversary"}
     assert report["model"]["geometry"]["curvature"] == 1.0
     assert report["tasks"][0]["n"] == 24
 

@@ -109,6 +109,24 @@ def test_the_adversary_never_draws_what_judges_the_image(evaluate: Evaluate) -> 
     assert not judging & drawn["attack"]
 
 
+def test_an_adversary_who_knows_the_draw_meets_no_other(evaluate: Evaluate) -> None:
+    drawn: set[int] = set()
+
+    @dataclass(frozen=True)
+    class Watched(Dither):
+        needs_eot: ClassVar[bool] = True
+
+        def purify(
+            self, images: Float[Tensor, "B 3 H W"], undefended: Undefended, seeds: Sequence[int]
+        ) -> Float[Tensor, "B 3 H W"]:
+            drawn.update(seeds)
+            return super().purify(images, undefended, seeds)
+
+    evaluation = evaluate(attack=("leaf-pgd",), level=0, defence=(Watched(),), draw="known")
+    evaluation.run()
+    assert drawn == set(sample_seeds(evaluation.task.data.ids, 0, "verdict"))
+
+
 def correct_when_clean(evaluation: Evaluation) -> Bool[Tensor, "s levels n"]:
     return correct(evaluation.task.tree, evaluation.labels, evaluation.clean.nodes)
 
