@@ -41,6 +41,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "euclidean-anchor": (*HIERARCHICAL, "--geometry", "euclidean", *ANCHOR),
     "tecoa-every-level-anchor": (*EVERY_LEVEL, "--level-balance", "node", *ANCHOR),
     "hierarchical-3-trees": (*HIERARCHICAL, "--tree", "{tree2}", "--tree", "{tree3}"),
+    "agft": ("--method", "agft"),
+    "ucat": ("--method", "ucat"),
+    "lore": ("--method", "lore"),
     # What is averaged × what is weighed.
     "per-image, image": (*HIERARCHICAL, "--image-levels", "per-image", "--level-balance", "image"),
     "per-image, node": (*HIERARCHICAL, "--image-levels", "per-image", "--level-balance", "node"),
@@ -84,6 +87,14 @@ NEW = ("clean", "tecoa", "fare", "tecoa-every-level-node", "hierarchical")
 NEW_OPTIONS = ("--augment", "flip")
 #: Measured at larger ε as well.
 CURVES = ("untouched", "tecoa-s0", "tecoa-every-level-node-s0", "hierarchical-s0")
+#: Behind defences at test time, each on the first images of the seen classes, attacked at every level on the margin.
+DEFENDED = ("untouched", "tecoa-s0", "hierarchical-s0")
+#: How many images, by defence; tuning prompts for every image and step is dear.
+DEFENCES = {"none": "defended", "ttc": "defended", "et3": "defended", "r-tpt": "tuned-prompts"}
+#: Certified; `noise` is trained on noisy images at the rate of `clean`, to be certified and for nothing else.
+SIGMA = "0.25"
+CERTIFIED = ("untouched", "noise")
+NOISE = ("--method", "clean", "--noise", SIGMA)
 CORRUPTIONS = ("gaussian-noise", "gaussian-blur", "contrast", "jpeg")
 
 #: Validation images of each class that tune (the first), and of each seen class that the runs on new images train on.
@@ -103,6 +114,10 @@ class Sizes:
     new_unseen: int = 1250
     matrix: int = 150
     curve: int = 300
+    defended: int = 150
+    tuned_prompts: int = 50
+    certified: int = 100
+    samples: int = 10_000
     autoattack: int = 250  # of seen and of unseen classes each; a GPU has time for 500 (`--autoattack 500`)
     pgd: int = 20
     look: int = 10  # PGD steps of the look at the images for tuning
@@ -110,11 +125,13 @@ class Sizes:
 
 
 MINIATURE = Sizes(steps=2, batch=8, seen=8, unseen=8, new_seen=8, new_unseen=8, matrix=4, curve=4, autoattack=2, pgd=2,
-                  look=1, tuning=8)  # fmt: skip
+                  look=1, tuning=8, defended=3, tuned_prompts=2, certified=3, samples=200)  # fmt: skip
 
 
 def options_of(row: str) -> tuple[str, ...]:
     """What `hrzs finetune` is told for a row or an ablation."""
+    if row == "noise":
+        return NOISE
     return ROWS[row] if row in ROWS else (*HIERARCHICAL, *ABLATIONS[row])
 
 
@@ -151,6 +168,11 @@ def units(name: str, sizes: Sizes) -> Iterator[Unit]:
     bf16 = ("--precision", "bf16")
     pgd = ("--level", "all", "--steps", str(sizes.pgd))
     suite = ("--attack", "leaf-pgd,superclass-pgd,hierarchical-pgd,cw", *pgd, *quick, *bf16)
+    if name in CERTIFIED:
+        certify = ("--certify", SIGMA, "--samples", str(sizes.samples))
+        yield Unit("certified", "certificates", "certified", certify)
+    if name == "noise":
+        return
     if "-new" in name:
         for images in ("new-seen", "new-unseen"):
             yield Unit(images, "new", images, suite)
@@ -164,6 +186,13 @@ def units(name: str, sizes: Sizes) -> Iterator[Unit]:
         yield Unit("matrix", "canaries", "matrix", both)
         if name in CURVES:
             yield Unit("curve", "canaries", "curve", (*both, *quick, "--eps", "2/255,4/255"))
+        if name in DEFENDED:
+            # No defence takes more than five gradients. In the miniature there is no time for canaries.
+            margin = ("--attack", "cw", "--level", "all", "--steps", str(max(sizes.pgd, 5)), "--no-matrix")
+            margin = (*margin, "--no-canaries") if sizes.pgd < 5 else margin
+            for defence, images in DEFENCES.items():
+                behind = () if defence == "none" else ("--defence", defence)
+                yield Unit(f"behind-{defence}", "defences", images, (*margin, *behind))
         for images in ("seen", "unseen"):
             aa = ("--attack", "autoattack", "--level", "0", *quick)
             yield Unit(f"autoattack-{images}", "autoattack", f"autoattack-{images}", aa)
@@ -174,7 +203,9 @@ def chosen(images: str, sizes: Sizes, classes: int) -> tuple[str, int, int]:
     part = "unseen" if "unseen" in images else "seen"
     if images.startswith("new"):
         return part, (sizes.new_unseen, sizes.new_seen)[part == "seen"], NEW_EACH * classes * (part == "seen")
-    limit = {"seen": sizes.seen, "unseen": sizes.unseen, "matrix": sizes.matrix, "curve": sizes.curve}.get(images)
+    limit = {"seen": sizes.seen, "unseen": sizes.unseen, "matrix": sizes.matrix, "curve": sizes.curve,
+             "defended": sizes.defended, "tuned-prompts": sizes.tuned_prompts,
+             "certified": sizes.certified}.get(images)  # fmt: skip
     return part, sizes.autoattack if limit is None else limit, TUNE_EACH * classes
 
 

@@ -55,10 +55,18 @@ from evidence import (
     units,
 )
 
-STAGES = ("tune", "main", "new", "ablations", "canaries", "autoattack")
+STAGES = ("tune", "main", "new", "ablations", "canaries", "autoattack", "certificates", "defences")
 #: For the plan, of one core with fast bf16: seconds of a training step, and of an image in each kind of evaluation.
 STEP = 1.2
-PER_IMAGE = {"suite": 0.25, "none": 0.02, "matrix": 1.2, "curve": 0.2, "autoattack": 3.6}
+PER_IMAGE = {
+    "suite": 0.25,
+    "none": 0.02,
+    "matrix": 1.2,
+    "curve": 0.2,
+    "autoattack": 3.6,
+    "certified": 12.0,
+    "behind": 20.0,
+}
 
 
 @dataclass(frozen=True)
@@ -160,6 +168,11 @@ def _jobs(place: Place, stages: Sequence[str], rows: Sequence[str], failed: Sequ
                 if name in rows:
                     options = options_of(name)
                     yield from _run(place, "hierarchical", name, options, 0, ("ablations",), failed)
+        elif stage == "certificates":
+            if "untouched" in rows:
+                yield from _evaluations(place, "untouched", "untouched", (stage,), ready=True)
+            if "noise" in rows:
+                yield from _run(place, "clean", "noise", options_of("noise"), 0, (stage,), failed)
         else:  # of seed 0 alone
             if "untouched" in rows:
                 yield from _evaluations(place, "untouched", "untouched", (stage,), ready=True)
@@ -184,7 +197,8 @@ def _run(
 def _evaluations(place: Place, run: str, model: str, stages: tuple[str, ...], *, ready: bool) -> Iterator[Job]:
     for unit in place.missing(run, stages):
         _, limit, _ = chosen(unit.images.removesuffix("-corrupted"), place.sizes, place.count("seen"))
-        kind = unit.part.split("-")[0] if unit.stage in ("canaries", "autoattack") else "suite"
+        one_by_one = unit.stage in ("canaries", "autoattack", "certificates", "defences")
+        kind = unit.part.split("-")[0] if one_by_one else "suite"
         cost = PER_IMAGE["none"] * len(CORRUPTIONS) if "corrupted" in unit.part else PER_IMAGE[kind]
         yield Job(f"{run} {unit.part}", cost * limit, ready, run, model, unit=unit)
 
@@ -243,7 +257,7 @@ def write_nodes(place: Place) -> None:
     whole = load_tree(place.tree(1))
     val = hrzs.tasks.open_dataset(str(place.images), "val")
     for images in ("seen", "unseen", "new-seen", "new-unseen", "matrix", "curve", "autoattack-seen",
-                   "autoattack-unseen"):  # fmt: skip
+                   "autoattack-unseen", "defended", "tuned-prompts", "certified"):  # fmt: skip
         part, limit, skip = chosen(images, place.sizes, place.count(_part(images)))
         data = subset(val, limit=limit, skip=skip, classes=place.classes(part).read_text().split())
         tree = whole.restrict(data.classes)
@@ -512,7 +526,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no job is begun")
     parser.add_argument("--stages", default=",".join(STAGES), help="any of these, in their order")
-    everything = ("untouched", *ROWS, *ABLATIONS)
+    everything = ("untouched", *ROWS, *ABLATIONS, "noise")
     parser.add_argument("--rows", help="these rows only, separated by semicolons")
     parser.add_argument("--plan", action="store_true", help="say what is left to do, and stop")
     parser.add_argument("--steps", type=int, help="optimiser steps of a run, for trying")

@@ -20,8 +20,11 @@ import matplotlib
 import torch
 from evidence import (
     ABLATIONS,
+    CERTIFIED,
     CORRUPTIONS,
     CURVES,
+    DEFENCES,
+    DEFENDED,
     NEW,
     RESULTS,
     ROWS,
@@ -274,6 +277,61 @@ def masking(store: Store) -> None:
             lines.append([row, m.verdict, "; ".join(m.reasons)])
     if lines:
         table("Are gradients masked? Seed 0", ["verdict", "reasons"], lines)
+
+
+def defended(store: Store) -> None:
+    """Behind defences at test time: clean, then static and adaptive on the margin at every level, and their gap."""
+    lines: list[list[str]] = []
+    for name in DEFENDED:
+        for defence in DEFENCES:
+            for report in store.reports([name], f"behind-{defence}"):
+                levels = store.levels(report)
+                clean = cell([[right_share(store, report, "clean", level) for level in levels]])
+                defending = report.summary.defending
+                if defending is None:
+                    figures = cell([[right_share(store, report, "margin", level) for level in levels]])
+                    lines.append([name, "none", str(report.tasks[0].n), clean, "–", figures, "–", "–"])
+                    continue
+                gaps = [gap for gap in defending.gaps if gap.attack == "cw"]
+                static, adaptive = (cell([[getattr(g, f"{w}_balanced") for g in gaps]]) for w in ("other", "this"))
+                apart = " / ".join(points(g.difference_balanced, g.difference_balanced_ci95) for g in gaps)
+                found = report.summary.masking
+                said = "–" if isinstance(found, str) else "; ".join(f"{m.adversary}: {m.verdict}" for m in found)
+                lines.append([name, defence, str(report.tasks[0].n), clean, static, adaptive, apart, said])
+    if lines:
+        head = ["defence", "images", "clean", "static", "adaptive", "adaptive less static", "masking"]
+        table("Behind defences at test time, margin PGD-20, leaves and every level above, balanced", head, lines)
+
+
+def right_share(store: Store, report: Report, what: str, level: int) -> float:
+    """A balanced figure."""
+    bits = right(report, what, level)
+    assert bits is not None
+    return float((bits * store.weights(report, level)).sum())
+
+
+def points(value: float | None, interval: tuple[float, float] | None) -> str:
+    """A difference in points, with its interval."""
+    if value is None or interval is None:
+        return "–"
+    return f"{100 * value:+.1f} [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]"
+
+
+def certified(store: Store) -> None:
+    """Certified accuracy, level by level, at every radius that was looked at."""
+    lines: list[list[str]] = []
+    radii: list[float] = []
+    for name in CERTIFIED:
+        for report in store.reports([name], "certified"):
+            for one in report.certificates:
+                radii = [point.radius for point in one.certified]
+                lines.append([
+                    name, str(one.level), cell([[one.constant_balanced]]), cell([[one.abstained_balanced]]),
+                    cell([[one.clean_balanced]]), *(cell([[point.balanced]]) for point in one.certified),
+                ])  # fmt: skip
+    if lines:
+        head = ["level", "a constant answer", "abstained", "clean", *(f"r {radius:.3g}" for radius in radii)]
+        table("Certified accuracy within an ℓ2 radius r, balanced", head, lines)
 
 
 # -- differences ----------------------------------------------------------------------------------------------------
@@ -541,6 +599,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     depth(store)
     matrices(store)
     curves(store)
+    defended(store)
+    certified(store)
     tuning(store)
     if SAME:
         print("\nThe same runs: " + ", ".join(f"{row} is {other}" for row, other in SAME.items()) + ".")
