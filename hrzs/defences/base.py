@@ -52,7 +52,7 @@ class Undefended:
 
 
 @dataclass(frozen=True)
-class Defence(ABC):
+class Defence:
     """A defence at test time: a `Purifier` or a `Predictor`. The fields of the dataclass are its settings.
 
     Raises:
@@ -68,12 +68,12 @@ class Defence(ABC):
     needs_eot: ClassVar[bool] = False
 
     @property
-    @abstractmethod
     def passes(self) -> float:
         """What it costs to judge an image, in forward passes of one image beyond the pass that classifies it.
 
-        A forward and backward pass counts three.
+        A forward and backward pass counts three. What asks nothing of the model costs nothing.
         """
+        return 0.0
 
     @property
     def attack_passes(self) -> float:
@@ -90,8 +90,9 @@ class Defence(ABC):
         """How many images go through the model at once for each image that comes in."""
         return 1
 
-    def check(self, undefended: Undefended) -> None:  # noqa: B027 -- most fit every model
-        """
+    def check(self, undefended: Undefended) -> None:
+        """Most defences fit every model.
+
         Raises:
             UsageError: the model cannot have this defence.
         """
@@ -101,7 +102,7 @@ class Defence(ABC):
         return ":".join([self.name, *(f"{f.name}={getattr(self, f.name)}".removesuffix(".0") for f in fields(self))])
 
 
-class Purifier(Defence):
+class Purifier(Defence, ABC):
     """A defence that changes the image, and leaves the classification to the model or to the next defence."""
 
     @abstractmethod
@@ -111,7 +112,7 @@ class Purifier(Defence):
         """Other images, in [0, 1]; one seed for each. The gradient with respect to ``images`` is the adversary's."""
 
 
-class Predictor(Defence):
+class Predictor(Defence, ABC):
     """A defence that classifies in the model's place; the last of a stack."""
 
     @abstractmethod

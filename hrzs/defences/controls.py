@@ -28,10 +28,6 @@ class Quantise(Purifier):
         if self.values < 2:
             raise UsageError(f"--defence {self}: values must be at least 2")
 
-    @property
-    def passes(self) -> float:
-        return 0.0
-
     def purify(
         self, images: Float[Tensor, "B 3 H W"], undefended: Undefended, seeds: Sequence[int]  # noqa: ARG002
     ) -> Float[Tensor, "B 3 H W"]:  # fmt: skip
@@ -53,10 +49,6 @@ class Noise(Purifier):
     def __post_init__(self) -> None:
         if self.sigma < 0:
             raise UsageError(f"--defence {self}: sigma cannot be negative")
-
-    @property
-    def passes(self) -> float:
-        return 0.0
 
     def purify(
         self, images: Float[Tensor, "B 3 H W"], undefended: Undefended, seeds: Sequence[int]  # noqa: ARG002

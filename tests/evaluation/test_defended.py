@@ -35,7 +35,6 @@ class Nothing(Purifier):
     """The images as they are."""
 
     name: ClassVar[str] = "nothing"
-    passes: ClassVar[float] = 0.0  # type: ignore[assignment]
 
     def purify(self, images: Float[Tensor, "B 3 H W"], _: Undefended, seeds: Sequence[int]) -> Float[Tensor, "B 3 H W"]:
         assert len(seeds) == len(images)
