@@ -379,7 +379,7 @@ def test_numbers_of_numpy_are_not_made(plain: ClipModel, refused: Callable[..., 
 
 def test_whole_modules_are_refused(plain: ClipModel, refused: Callable[..., str], tmp_path: Path) -> None:
     torch.save(plain.clip.visual, tmp_path / "module.pt")
-    assert "refused, since it is more than tensors (open_clip." in refused(tmp_path / "module.pt")
+    assert "refused, since it is more than tensors (" in refused(tmp_path / "module.pt")
 
 
 def test_a_dictionary_within_itself_ends(refused: Callable[..., str], tmp_path: Path) -> None:
