@@ -267,13 +267,13 @@ class SavedImages:
         return header["model"], header["model_digest"]
 
     def is_white_box(self, unit: Unit) -> bool:
-        """Against this very model, through this head, these prompts and this tree?"""
+        """Against this very model, through this head, these prompts and this tree, and without defences in front?"""
         info, header = self.model.info, self.sets[unit].header
         mine = [info.digest, json.loads(json.dumps(info.config)), self.classifier.head.name,
                 self.classifier.prompts.digest, self.task.tree.digest]  # fmt: skip
         theirs = [header["model_digest"], header["model_config"], header["head"],
                   header["prompts_digest"], header["task"]["tree_digest"]]  # fmt: skip
-        return bool(info.digest) and mine == theirs
+        return bool(info.digest) and mine == theirs and unit.adversary is None
 
     def adversarial_images(self, unit: Unit, batch: Batch) -> Float[Tensor, "B 3 H W"]:
         return self.sets[unit].read([self.places[name] for name in batch.ids], batch.images.cpu()).to(self.model.device)

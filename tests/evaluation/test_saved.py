@@ -175,6 +175,15 @@ def test_white_box_is_the_very_same(folder: Path, small: ClipModel, other: str |
     assert at_aim.transfer is (other is not None)
 
 
+def test_behind_a_defence_they_are_static(folder: Path, small: ClipModel) -> None:
+    saved = find_saved(folder)
+    task = task_of(saved[0], small, saved[0].source(NOTHING))
+    bare, behind = (run(Evaluation(small, task, replace(OPTIONS, defence=d), saved=saved)) for d in ((), ("noise",)))
+    attacked = [row for row in behind if row.attack != "none"]
+    assert {(row.adversary, row.transfer, row.defence) for row in attacked} == {("static", True, "noise")}
+    assert [row.level for row in behind] == [row.level for row in bare]
+
+
 def test_other_prompts_are_transfer(folder: Path, small: ClipModel) -> None:
     rows = run(evaluate(small, folder, template="tecoa"))
     assert {row.transfer for row in rows if row.attack != "none"} == {True}
