@@ -137,6 +137,20 @@ class TrainOptions:
 #: Default values, by the names of the options.
 DEFAULTS: dict[str, object] = {f.name.replace("_", "-"): f.default for f in fields(TrainOptions)}
 
+# Schlarmann et al., ICML 2024: AdamW, two epochs of ImageNet in batches of 128, 7% warm-up, PGD-10.
+_FARE: dict[str, Any] = {
+    "optimizer": "adamw",
+    "lr": 1e-5,
+    "weight_decay": 1e-4,
+    "clip_grad": 0.0,
+    "warmup": 0.07,
+    "eps": Fraction(2, 255),
+    "step_size": Fraction(1, 255),
+    "steps": 10,
+    "epochs": 2.0,
+    "batch_size": 128,
+}
+
 #: What a paper sets, as overrides of the defaults above.
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -179,20 +193,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "batch_size": 256,
         "template": "tecoa",
     },
-    # Schlarmann et al., ICML 2024: AdamW, two epochs of ImageNet in batches of 128, 7% warm-up, PGD-10.
-    "fare": {
-        "method": "fare",
-        "optimizer": "adamw",
-        "lr": 1e-5,
-        "weight_decay": 1e-4,
-        "clip_grad": 0.0,
-        "warmup": 0.07,
-        "eps": Fraction(2, 255),
-        "step_size": Fraction(1, 255),
-        "steps": 10,
-        "epochs": 2.0,
-        "batch_size": 128,
-    },
+    "fare": {"method": "fare", **_FARE},
     # Cui et al., CVPR 2026, and the command of their README: two GPUs with 128 images each, 1000 steps of warm-up.
     # Their scale of 180 is 1.8 times that of OpenAI's models.
     "agft": {
@@ -231,22 +232,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "warmup": 0.256,
     },
     # Khodabandeh et al., 2025: the method. The constants are ours, and those of training are FARE's.
-    "lore": {
-        "method": "lore",
-        "lore_rho": 0.1,
-        "lore_primal_steps": 5,
-        "lore_dual_lr": 10.0,
-        "optimizer": "adamw",
-        "lr": 1e-5,
-        "weight_decay": 1e-4,
-        "clip_grad": 0.0,
-        "warmup": 0.07,
-        "eps": Fraction(2, 255),
-        "step_size": Fraction(1, 255),
-        "steps": 10,
-        "epochs": 2.0,
-        "batch_size": 128,
-    },
+    "lore": {"method": "lore", "lore_rho": 0.1, "lore_primal_steps": 5, "lore_dual_lr": 10.0, **_FARE},
 }
 
 
