@@ -47,7 +47,8 @@ from hrzs.evaluation.runner import Evaluation
 from hrzs.hierarchy.tree import Tree
 from hrzs.hierarchy.yaml_form import load_tree
 from hrzs.models.clip import ClipModel
-from hrzs.models.loading import load_model, save_model
+from hrzs.models.loading import load_model
+from hrzs.models.saving import save_model
 from hrzs.models.text import NodeIndex, Prompts, resolve_template
 from hrzs.results.metrics import from_bits, node_weights
 from hrzs.tasks import Task

@@ -31,7 +31,7 @@ from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.classifier import PROMPT, ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.models.exact import exact_fp32
-from hrzs.models.loading import read_header
+from hrzs.models.saving import read_header
 from hrzs.models.templates import template_for
 from hrzs.results.metrics import correct
 from hrzs.results.outcome import Example, most_instructive

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hrzs.errors import HrzsError
 from hrzs.files import fsync
-from hrzs.models.loading import pack_header
+from hrzs.models.saving import pack_header
 
 
 def bytes_of(n: int, shape: Sequence[int]) -> int:

@@ -28,7 +28,7 @@ from hrzs.evaluation.plan import Unit
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.models.config import read_json
-from hrzs.models.loading import file_digest, read_header
+from hrzs.models.saving import file_digest, read_header
 from hrzs.tasks import RESIZED_BY, Task, open_task
 
 

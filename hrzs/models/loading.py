@@ -1,4 +1,4 @@
-"""Loading models (``--model``, ``--pretrained``, ``--visual``), and saving them as files that open_clip reads."""
+"""Loading models: ``--model``, ``--pretrained``, ``--visual``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import json
 import logging
-import os
 import socket
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,31 +21,24 @@ import torch
 from huggingface_hub import constants
 from open_clip.factory import load_checkpoint
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from hrzs._version import __version__
 from hrzs.errors import HrzsError, UsageError
-from hrzs.files import replacing, write_text
 from hrzs.models import tiny
 from hrzs.models.cache import digest_of
 from hrzs.models.clip import ClipModel, ModelInfo
 from hrzs.models.config import check_config, check_text_encoder, read_json
 from hrzs.models.heads import HyperbolicHead
 from hrzs.models.preprocess import DEFAULTS, agreed, checked
+from hrzs.models.repository import WEIGHTS as REPOSITORY_WEIGHTS
+from hrzs.models.repository import own_tokenizer, preprocess_of, read_repository, weights_in
+from hrzs.models.saving import CONFIG_FILE, WEIGHTS_FILE, file_digest, is_ours, probe, read_header
+from hrzs.models.transformers_form import WEIGHTS as CLIP_MODEL_WEIGHTS
+from hrzs.models.transformers_form import from_transformers, is_clip_model, read_config
 from hrzs.models.visual import holds_visual_only, replace_visual
-from hrzs.models.weights import check_finite, fit_whole, from_transformers, read_tensors
+from hrzs.models.weights import check_finite, fit_whole, read_tensors
 
 logger = logging.getLogger(__name__)
-
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "open_clip_config.json"
-#: Where a repository on the hub has its weights for open_clip, the first of them counts.
-_REPOSITORY_WEIGHTS = (
-    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,7 +56,11 @@ def describe_models() -> list[tuple[str, str]]:
         ("RUN_DIR | FILE.safetensors", "what `hrzs finetune` wrote"),
         ("CONFIG.json", "an open_clip model config; its weights with --pretrained FILE"),
         ("hf-hub:OWNER/NAME", "a model on the Hugging Face hub in open_clip's layout"),
-        ("FOLDER | local-dir:FOLDER", "a clone of such a model, or its open_clip_config.json"),
+        (
+            "FOLDER | local-dir:FOLDER",
+            "what `hrzs export` wrote, or a clone of such a model",
+        ),
+        ("FOLDER", "a CLIPModel of transformers"),
     ]
     for arch in open_clip.list_models():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch))
@@ -105,8 +101,10 @@ def load_model(
     folder = Path(spec.removeprefix("local-dir:"))
     if spec == "tiny":
         model = _load_tiny(pretrained, seed, given)
-    elif spec.startswith("local-dir:") or _repository(folder) is not None:
+    elif spec.startswith("local-dir:") or read_repository(folder) is not None:
         model = _load_repository(folder, spec, pretrained, given)
+    elif is_clip_model(folder):
+        model = _load_transformers(folder, spec, pretrained, given)
     elif path.is_dir() or path.suffix == ".safetensors":
         model = _load_run(path, pretrained, given)
     elif path.suffix == ".json":
@@ -204,10 +202,10 @@ def _load_config(path: Path, pretrained: str | None, seed: int, given: _Given) -
     where, name = f"--model {path}", path.stem
     known: dict[str, Any] = {}
     if isinstance(content, dict) and "model_cfg" in content:  # that of a repository on the hub
-        if pretrained is None and any((path.parent / file).is_file() for file in _REPOSITORY_WEIGHTS):
+        if pretrained is None and any((path.parent / file).is_file() for file in REPOSITORY_WEIGHTS):
             return _load_repository(path.parent, str(path), None, given)
         name = path.parent.resolve().name or path.stem
-        known, content = _preprocess_of(content, where), content["model_cfg"]
+        known, content = preprocess_of(content, where), content["model_cfg"]
     config = check_config(content, where, given.tokenizer)
     if pretrained is None:
         raise UsageError(
@@ -216,45 +214,44 @@ def _load_config(path: Path, pretrained: str | None, seed: int, given: _Given) -
     return _build(name, config, str(path), pretrained, seed, given, known)
 
 
-def _repository(folder: Path) -> dict[str, Any] | None:
-    """The content of the config in a clone of a hub's repository; None if ``folder`` is none."""
-    try:
-        content = read_json((folder / CONFIG_FILE).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) and "model_cfg" in content else None
-
-
-def _preprocess_of(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """How images are prepared, says the config of a repository; open_clip's defaults where it says nothing."""
-    said = content.get("preprocess_cfg") or {}
-    if not isinstance(said, dict):
-        raise UsageError(f"{where}: preprocess_cfg: an object is needed, not {type(said).__name__}")
-    return DEFAULTS | checked(said, f"{where}: preprocess_cfg: ")
-
-
 def _load_repository(folder: Path, spec: str, pretrained: str | None, given: _Given) -> ClipModel:
     where = f"--model {spec}"
-    content = _repository(folder)
+    content = read_repository(folder)
     if content is None:
         raise UsageError(
             f"{where}: no clone of a repository in open_clip's layout, it has no {CONFIG_FILE} with a model_cfg"
         )
     if pretrained is not None:
         raise UsageError(f"--pretrained {pretrained!r}: {folder} holds its own weights; leave --pretrained out")
-    weights = next((folder / name for name in _REPOSITORY_WEIGHTS if (folder / name).is_file()), None)
-    if weights is None:
-        raise UsageError(f"{where}: has no weights, none of {', '.join(_REPOSITORY_WEIGHTS)}")
-    if given.tokenizer is None and any(
-        (folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")
-    ):
-        text = content["model_cfg"].get("text_cfg") if isinstance(content["model_cfg"], dict) else None
-        if isinstance(text, dict) and text.get("hf_tokenizer_name"):
-            given = replace(given, tokenizer=str(folder))  # the folder that the user named
+    weights = weights_in(folder, REPOSITORY_WEIGHTS, where)
+    given = replace(given, tokenizer=given.tokenizer or own_tokenizer(folder, content["model_cfg"]))
+    return _build_repository(content, weights, folder.resolve().name, spec, given)
+
+
+def _build_repository(content: Mapping[str, Any], weights: Path, name: str, spec: str, given: _Given) -> ClipModel:
+    """The model of a repository with these weights; what hrzs wrote into their header comes with it."""
+    where = f"--model {spec}"
     config = check_config(content["model_cfg"], where, given.tokenizer)
-    known = _preprocess_of(content, where)
+    known = preprocess_of(content, where)
+    if not is_ours(weights):
+        return replace_source(_build(name, config, spec, str(weights), 0, given, known), spec)
+    model = _load_run(weights, None, given, where)
+    if model.info.config != config:
+        raise UsageError(f"{where}: {CONFIG_FILE} has another model than the header of {weights.name}; export it again")
+    changed = {key: value for key, value in known.items() if getattr(model.info, key) != value}
+    _prepare(model, _Given(preprocess=changed))
+    return replace_source(model, spec)
+
+
+def _load_transformers(folder: Path, spec: str, pretrained: str | None, given: _Given) -> ClipModel:
+    where = f"--model {spec}"
+    if pretrained is not None:
+        raise UsageError(f"--pretrained {pretrained!r}: {folder} holds its own weights; leave --pretrained out")
+    weights = weights_in(folder, CLIP_MODEL_WEIGHTS, where)
+    config, said = read_config(folder, where)
+    known = checked(said, f"{where}: its preprocessor, ")
     name = folder.resolve().name
-    return replace_source(_build(name, config, spec, str(weights), 0, given, known), spec)
+    return replace_source(_build(name, check_config(config, where), spec, str(weights), 0, given, known), spec)
 
 
 def _load_arch(arch: str, pretrained: str | None, seed: int, given: _Given) -> ClipModel:
@@ -291,29 +288,25 @@ def _load_hub(spec: str, given: _Given) -> ClipModel:
         raise HrzsError(_cannot_fetch(f"{spec}", error)) from error
     if not isinstance(content, dict) or "model_cfg" not in content:
         raise UsageError(f"--model {spec}: its {CONFIG_FILE} has no model_cfg; it is not in open_clip's layout")
-    config = check_config(content["model_cfg"], f"--model {spec}", given.tokenizer)
-    known = _preprocess_of(content, f"--model {spec}")
-    model = _build(repository.replace("/", "-"), config, spec, weights, 0, given, known)
+    model = _build_repository(content, Path(weights), repository.replace("/", "-"), spec, given)
     # One day the same name may stand for other weights.
-    model.info = replace(model.info, source=spec, digest=digest_of(model.clip.state_dict().items()))
+    model.info = replace(model.info, digest=digest_of(model.clip.state_dict().items()))
     return model
 
 
-def _load_run(path: Path, pretrained: str | None, given: _Given) -> ClipModel:
+def _load_run(path: Path, pretrained: str | None, given: _Given, where: str = "") -> ClipModel:
+    where = where or f"--model {path}"
     if pretrained is not None:
         raise UsageError(f"--pretrained {pretrained!r}: {path} holds its own weights; leave --pretrained out")
     file = path / WEIGHTS_FILE if path.is_dir() else path
     if not file.is_file():
-        raise UsageError(
-            f"--model {path}: {file} does not exist; is the run finished? `hrzs finetune --resume` goes on"
-        )
+        raise UsageError(f"{where}: {file} does not exist; is the run finished? `hrzs finetune --resume` goes on")
     content = read_header(file)
     if "config" not in content:
         raise UsageError(
-            f"--model {path}: not written by hrzs (its header has no model config); "
+            f"{where}: not written by hrzs (its header has no model config); "
             f"name the architecture instead: --model ARCH --pretrained {path}"
         )
-    where = f"--model {path}"
     try:
         header = msgspec.convert(content, _Header)
         head = None if header.geometry is None else HyperbolicHead(**msgspec.structs.asdict(header.geometry))
@@ -536,116 +529,6 @@ def _register(arch: str, config: dict[str, Any]) -> str:
         file.write_text(json.dumps(config))
         open_clip.add_model_config(file)
     return arch
-
-
-# -- out ------------------------------------------------------------------------------------------------------
-
-
-def save_model(model: ClipModel, folder: Path, *, half: bool = False, **run: Any) -> None:
-    """Write ``model.safetensors`` (the open_clip state dict and nothing else) and ``open_clip_config.json``.
-
-    ``run`` (method, tree digest, base model, …) goes into the header beside architecture,
-    preprocessing and geometry; ``half`` stores float16.
-    """
-    info = model.info
-    header = {
-        "hrzs": __version__,
-        "arch": info.arch,
-        "config": info.config,
-        "preprocess": {
-            "mean": info.mean,
-            "std": info.std,
-            "interpolation": info.interpolation,
-            "resize_mode": info.resize_mode,
-            "size": model.image_size,
-        },
-        "licence": info.licence,
-        "training_data": info.training_data,
-        "run": run or info.run,
-        "probe": probe(model).tolist(),
-    }
-    if model.geometry is not None:
-        header["geometry"] = model.geometry.values()
-    state = {key: value.detach().cpu().contiguous().clone() for key, value in model.clip.state_dict().items()}
-    if half:
-        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    write_safetensors(state, folder / WEIGHTS_FILE, header)
-    write_text(folder / CONFIG_FILE, json.dumps(info.config, indent=1) + "\n")
-
-
-def write_safetensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, Any]) -> None:
-    """Write tensors with a header of JSON values; the file is whole or untouched (`replacing`).
-
-    Raises:
-        HrzsError: the file cannot be written.
-    """
-    try:
-        with replacing(path) as aside:
-            save_file(dict(tensors), aside, pack_header(header))
-            _sort_header(aside)
-            aside.chmod(0o666 & ~_umask())  # safetensors lets the owner alone read it
-    except SafetensorError as error:
-        raise HrzsError(f"{path}: cannot be written ({error}); what was there is untouched") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # there is no way to ask without setting it
-    os.umask(mask)
-    return mask
-
-
-def _sort_header(path: Path) -> None:
-    """Put the metadata in the order of their names: safetensors writes them in a random one, and digests would differ.
-
-    The file begins with the length of a JSON object in 8 bytes and that object, which blanks may follow.
-    """
-    with path.open("rb+") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= length:
-            file.seek(8)
-            file.write(text.ljust(length))
-
-
-def pack_header(header: Mapping[str, Any]) -> dict[str, str]:
-    """JSON values as the metadata of a safetensors file, which `read_header` reads back."""
-    return {"format": "pt", **{key: json.dumps(value) for key, value in header.items()}}
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """The header that `write_safetensors` wrote, or `pack_header` packed.
-
-    Raises:
-        UsageError: not a safetensors file, or its header was not written by hrzs.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"{path}: not a safetensors file ({error})") from error
-    try:
-        return {key: read_json(value) for key, value in metadata.items() if key != "format"}
-    except ValueError as error:
-        raise UsageError(f"{path}: its header was not written by hrzs ({error})") from error
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            sha.update(block)
-    return sha.hexdigest()
-
-
-@torch.no_grad()
-def probe(model: ClipModel) -> Tensor:
-    """Features of one fixed image: recorded on writing, compared on loading (a lost QuickGELU shows here)."""
-    ramp = torch.linspace(0, 1, model.image_size, device=model.device)
-    image = torch.stack([ramp.expand(len(ramp), -1), ramp.expand(len(ramp), -1).T, ramp.flip(0).expand(len(ramp), -1)])
-    return model.encode_image(image[None], "fp32")[0, :16].cpu()
 
 
 def replace_source(model: ClipModel, source: str) -> ClipModel:

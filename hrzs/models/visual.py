@@ -19,7 +19,8 @@ from open_clip.pretrained import list_pretrained_models_by_tag
 from torch import Tensor, nn
 
 from hrzs.errors import UsageError
-from hrzs.models.weights import check_finite, faults, few, from_transformers, place_of, places, read_tensors, under
+from hrzs.models.transformers_form import from_transformers
+from hrzs.models.weights import check_finite, faults, few, place_of, places, read_tensors, under
 
 logger = logging.getLogger(__name__)
 

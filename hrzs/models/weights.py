@@ -166,54 +166,6 @@ def _flatten(content: object) -> Iterator[tuple[str, Tensor]]:
             waiting += [(f"{name}.{key}" if name else str(key), each, depth - 1) for key, each in value.items()][::-1]
 
 
-# -- transformers -----------------------------------------------------------------------------------------------------
-
-#: What transformers calls the parts of a CLIPModel, and what open_clip calls them.
-_RENAMED = (
-    ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
-    ("vision_model.embeddings.patch_embedding.weight", "visual.conv1.weight"),
-    ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
-    ("vision_model.pre_layrnorm.", "visual.ln_pre."),
-    ("vision_model.post_layernorm.", "visual.ln_post."),
-    ("vision_model.encoder.layers.", "visual.transformer.resblocks."),
-    ("visual_projection.weight", "visual.proj"),
-    ("text_model.embeddings.token_embedding.weight", "token_embedding.weight"),
-    ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
-    ("text_model.encoder.layers.", "transformer.resblocks."),
-    ("text_model.final_layer_norm.", "ln_final."),
-    ("text_projection.weight", "text_projection"),
-    (".layer_norm1.", ".ln_1."), (".layer_norm2.", ".ln_2."),
-    (".mlp.fc1.", ".mlp.c_fc."), (".mlp.fc2.", ".mlp.c_proj."), (".self_attn.", ".attn."),
-)  # fmt: skip
-
-
-def from_transformers(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """``tensors`` by open_clip's names, if they are those of a CLIPModel of transformers; else ``tensors`` itself.
-
-    Raises:
-        UsageError: they are those of another model of transformers, or not all.
-    """
-    if not any("vision_model.embeddings." in name for name in tensors):
-        return tensors
-    renamed: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        for theirs, ours in _RENAMED:
-            name = name.replace(theirs, ours)
-        turned = name.endswith(("visual.proj", "text_projection")) and value.ndim == 2
-        if not name.endswith("position_ids"):
-            renamed[name] = value.T if turned else value
-    for name in [name for name in renamed if ".attn.q_proj." in name]:
-        parts = [renamed.pop(name.replace(".q_proj.", f".{part}_proj."), None) for part in "qkv"]
-        if all(part is not None for part in parts):
-            renamed[name.replace("q_proj.", "in_proj_")] = torch.cat([part for part in parts if part is not None])
-    if left := [name for name in renamed if re.search(r"(vision|text)_model\.|\.[qkv]_proj\.", name)]:
-        raise UsageError(
-            f"{where}: has the names that transformers gives to an image-text model, but it is no whole CLIPModel "
-            f"({few(left)}); give open_clip's file of the model"
-        )
-    return renamed
-
-
 # -- finding and comparing --------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import torch
 
 from hrzs.errors import HrzsError, UsageError
 from hrzs.files import fsync, fsync_folder
-from hrzs.models.loading import file_digest
+from hrzs.models.saving import file_digest
 
 logger = logging.getLogger(__name__)
 

@@ -30,8 +30,8 @@ from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.exact import exact_fp32
 from hrzs.models.heads import HyperbolicHead
-from hrzs.models.loading import WEIGHTS_FILE, save_model
 from hrzs.models.recompute import recompute_activations
+from hrzs.models.saving import WEIGHTS_FILE, save_model
 from hrzs.results.pages.training import FILE as REPORT_FILE
 from hrzs.results.pages.training import write_report
 from hrzs.stopping import Stopped, unbroken

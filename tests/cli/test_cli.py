@@ -483,7 +483,8 @@ def test_names_command_no_terminal(hrzs: Hrzs, tmp_path: Path) -> None:
 
 def test_visual(hrzs: Hrzs, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From evaluation through training to evaluation; the untouched model is always the one below the file."""
-    from hrzs.models.loading import file_digest, load_model, read_header
+    from hrzs.models.loading import load_model
+    from hrzs.models.saving import file_digest, read_header
 
     monkeypatch.setattr("hrzs.evaluation.canaries.QUERIES", 1)
     weights, visual, run = tmp_path / "clip.pt", tmp_path / "fare_eps_2.pt", tmp_path / "run"
@@ -630,7 +631,7 @@ def test_a_forest_trains_and_goes_on(hrzs: Hrzs, small: Options, tmp_path: Path)
     published = Path(__file__).parents[2] / "hierarchies" / "shapes.yaml"
     command = (*FINETUNE, *small, "--tree", published, "--tree", published, "-o", tmp_path / "run")
     assert hrzs(*command).status == 0
-    from hrzs.models.loading import read_header
+    from hrzs.models.saving import read_header
 
     header = read_header(tmp_path / "run" / "model.safetensors")
     assert header["run"]["more_trees"] == [header["run"]["tree_digest"]]

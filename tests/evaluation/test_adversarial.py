@@ -20,7 +20,7 @@ from hrzs.evaluation.adversarial import AdversarialSet, is_finished
 from hrzs.evaluation.options import EvalOptions
 from hrzs.evaluation.plan import Unit
 from hrzs.evaluation.runner import Evaluation
-from hrzs.models.loading import read_header
+from hrzs.models.saving import read_header
 from hrzs.results.pages import gallery
 from hrzs.tasks import Task
 

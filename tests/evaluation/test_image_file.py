@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from hrzs.errors import HrzsError
 from hrzs.evaluation import image_file
 from hrzs.evaluation.image_file import allocate, bytes_of, read_images, write_images
-from hrzs.models.loading import read_header
+from hrzs.models.saving import read_header
 
 HEADER = {"attack": "leaf-pgd", "task": {"name": "Straße", "levels": [3, 1]}, "nothing": None}
 

@@ -32,7 +32,7 @@ from hrzs.evaluation.store import Store
 from hrzs.hierarchy.tree import Node, Tree
 from hrzs.models.classifier import SCORINGS
 from hrzs.models.clip import ClipModel
-from hrzs.models.loading import read_header, write_safetensors
+from hrzs.models.saving import read_header, write_safetensors
 from hrzs.results.report import Row
 from hrzs.tasks import Task, open_task
 

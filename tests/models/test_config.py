@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from hrzs.errors import UsageError
 from hrzs.models.config import check_config, check_text_encoder, read_json
-from hrzs.models.loading import load_model, read_header, save_model, write_safetensors
+from hrzs.models.loading import load_model
+from hrzs.models.saving import read_header, save_model, write_safetensors
 
 ConfigFile = Callable[[str], Path]
 Asked = list[dict[str, Any]]

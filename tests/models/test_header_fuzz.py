@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from hrzs.errors import HrzsError
 from hrzs.models.clip import ClipModel
-from hrzs.models.loading import load_model, save_model
+from hrzs.models.loading import load_model
+from hrzs.models.saving import save_model
 
 KEYS = ("arch", "config", "preprocess", "licence", "training_data", "run", "probe", "geometry", "hrzs")
 JSON = st.recursive(

@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hrzs.errors import HrzsError, UsageError
-from hrzs.models import loading
+from hrzs.models import loading, saving
 from hrzs.models.clip import ClipModel
 from hrzs.models.heads import HyperbolicHead
-from hrzs.models.loading import load_model, read_header, save_model
+from hrzs.models.loading import load_model
+from hrzs.models.saving import read_header, save_model
 
 ConfigFile = Callable[[str], Path]
 
@@ -47,7 +48,7 @@ def rewrite(folder: Path, **change: Any) -> None:
     file = folder / "model.safetensors"
     tensors, header = load_file(file), read_header(file)
     tensors |= change.pop("tensors", {})
-    loading.write_safetensors(tensors, file, header | change)
+    saving.write_safetensors(tensors, file, header | change)
 
 
 # -- what --model takes -------------------------------------------------------------------------------------------
@@ -71,7 +72,7 @@ def test_config_with_weights(suffix: str, every_config: Path, tmp_path: Path) ->
     save_file(state, weights) if suffix == "safetensors" else torch.save({"state_dict": state}, weights)
     loaded = load_model(str(every_config), str(weights))
     assert torch.equal(features(loaded), features(random))
-    assert loaded.info.digest == loading.file_digest(weights)
+    assert loaded.info.digest == saving.file_digest(weights)
     assert loaded.info.config == json.loads(every_config.read_text())
 
 
@@ -156,7 +157,7 @@ def test_run_folder_round_trip(by: str, saved: tuple[ClipModel, Path]) -> None:
     )
     assert loaded.info.run == {"method": "clean", "tree_digest": "abc"}
     assert loaded.info.source == str(spec)
-    assert loaded.info.digest == loading.file_digest(folder / "model.safetensors")
+    assert loaded.info.digest == saving.file_digest(folder / "model.safetensors")
 
 
 def test_every_architecture_makes_the_round_trip(every_config: Path, tmp_path: Path) -> None:
@@ -251,7 +252,7 @@ def test_interrupted_writing_leaves_the_old_file(
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(loading, "save_file", full)
+    monkeypatch.setattr(saving, "save_file", full)
     with pytest.raises(HrzsError, match=r"No space left.*untouched"):
         save_model(model, folder)
     assert (folder / "model.safetensors").read_bytes() == before

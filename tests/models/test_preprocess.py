@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 import hrzs
 from hrzs.errors import UsageError
-from hrzs.models import loading
+from hrzs.models import loading, saving
 from hrzs.models.clip import ClipModel
 from hrzs.models.heads import HyperbolicHead
-from hrzs.models.loading import load_model, read_header, save_model, write_safetensors
+from hrzs.models.loading import load_model
 from hrzs.models.preprocess import DEFAULTS, agreed, checked
+from hrzs.models.saving import read_header, save_model, write_safetensors
 
 ConfigFile = Callable[[str], Path]
 OTHER = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "interpolation": "bilinear", "resize_mode": "squash"}
@@ -117,7 +118,7 @@ def test_options_go_before_what_the_model_says(config_file: ConfigFile, weights:
     images = torch.rand(2, 3, 16, 16)
     assert not torch.equal(model.encode_image(images), same.encode_image(images))
     # Another model: nothing that was computed with the first is taken for it.
-    assert model.info.digest == loading.file_digest(weights) != same.info.digest
+    assert model.info.digest == saving.file_digest(weights) != same.info.digest
     assert prepared(hrzs.load("tiny", **OTHER)) == OTHER
     assert prepared(hrzs.load(model.clip, arch=model.info.arch, **OTHER)) == OTHER
 

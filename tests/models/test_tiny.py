@@ -13,7 +13,8 @@ from hrzs.evaluation.rows import rows_of
 from hrzs.evaluation.runner import Evaluation
 from hrzs.models import tiny
 from hrzs.models.clip import ClipModel
-from hrzs.models.loading import load_model, read_header
+from hrzs.models.loading import load_model
+from hrzs.models.saving import read_header
 from hrzs.results.metrics import correct
 from hrzs.tasks import open_task
 

@@ -19,7 +19,8 @@ from hrzs import load
 from hrzs.errors import UsageError
 from hrzs.models.clip import ClipModel
 from hrzs.models.heads import HyperbolicHead
-from hrzs.models.loading import file_digest, load_model, save_model
+from hrzs.models.loading import load_model
+from hrzs.models.saving import file_digest, save_model
 from hrzs.models.weights import read_tensors
 
 ConfigFile = Callable[[str], Path]

@@ -21,7 +21,8 @@ from hrzs.hierarchy.tree import Node, Tree
 from hrzs.hierarchy.yaml_form import dump_trees, load_tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.heads import HyperbolicHead
-from hrzs.models.loading import load_model, save_model
+from hrzs.models.loading import load_model
+from hrzs.models.saving import save_model
 from hrzs.sources import ClassSpec, SourceOptions, cluster
 from hrzs.sources.cluster import _Clusters, _Cosine, _Hyperbolic, grow
 from hrzs.wordnet import open_wordnet

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hrzs.errors import HrzsError, UsageError
-from hrzs.models.loading import file_digest
+from hrzs.models.saving import file_digest
 from hrzs.training.checkpoints import load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")

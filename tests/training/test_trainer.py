@@ -22,7 +22,8 @@ from hrzs.distributed import Group
 from hrzs.errors import HrzsError, UsageError
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
-from hrzs.models.loading import load_model, read_header
+from hrzs.models.loading import load_model
+from hrzs.models.saving import read_header
 from hrzs.stopping import Stopped
 from hrzs.training import trainer as trainer_module
 from hrzs.training.checkpoints import save_checkpoint

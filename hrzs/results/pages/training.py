@@ -25,7 +25,8 @@ from hrzs.files import write_text
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel
 from hrzs.models.depth import node_points
-from hrzs.models.loading import WEIGHTS_FILE, describe, file_digest, read_header
+from hrzs.models.loading import describe
+from hrzs.models.saving import WEIGHTS_FILE, file_digest, read_header
 from hrzs.results.metrics import wilson
 from hrzs.results.pages.charts import WIDTH, Curve, line_chart, smooth
 from hrzs.results.pages.disk import Disk, level_name, spread
