@@ -22,7 +22,9 @@ import typer
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-_BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>[^>]+) -->\n+)?^```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^```$", re.M | re.S)
+_BLOCK = re.compile(
+    r"(?:^<!-- not run: (?P<why>[^>]+) -->\n+)?^```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^```$", re.M | re.S
+)
 #: What a shell does with a line beyond starting a program.
 _SHELL = re.compile(r"[|<>&;$`*]")
 
@@ -75,12 +77,13 @@ class Reader:
         {"sh": self._shell, "python": self._python, "diff": self._apply}.get(block.language, lambda _: None)(block.code)
 
     def _shell(self, code: str) -> None:
-        lines = [line for line in code.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+        lines = [re.split(r"(?:^|\s)#\s", line)[0] for line in code.replace("\\\n", " ").splitlines()]
+        lines = [line for line in lines if line.strip()]
         simple = all(line.startswith("hrzs ") and not _SHELL.search(line) for line in lines)
         if self.changed or not simple:
             return self._process("bash", "-euo", "pipefail", "-c", code)
         for line in lines:
-            self._in_this_process(shlex.split(line, comments=True)[1:])
+            self._in_this_process(shlex.split(line)[1:])
         return None
 
     def _in_this_process(self, words: list[str]) -> None:
@@ -122,7 +125,15 @@ class Reader:
         path = os.pathsep.join([str(place), str(Path(sys.executable).parent), os.environ["PATH"]])
         outer = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
         env = {**outer, "PATH": path, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1", "HRZS_CACHE": "0"}
-        ended = subprocess.run(command, cwd=self.checkout if self.changed else self.folder, env=env, capture_output=True, text=True, check=False, timeout=300)
+        ended = subprocess.run(
+            command,
+            cwd=self.checkout if self.changed else self.folder,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
         assert ended.returncode == 0, f"{command[-1]}\n{ended.stdout}\n{ended.stderr}"
 
 
