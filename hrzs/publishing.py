@@ -14,9 +14,8 @@ import yaml
 from hrzs.errors import HrzsError, UsageError
 from hrzs.files import write_text
 from hrzs.models.clip import ClipModel
-from hrzs.models.loading import load_model
+from hrzs.models.loading import file_of, load_model
 from hrzs.models.repository import write_repository
-from hrzs.models.saving import WEIGHTS_FILE, is_ours
 from hrzs.models.transformers_form import config_of, write_clip_model
 from hrzs.results.pages.card import Card, render
 from hrzs.results.report import Report
@@ -75,7 +74,7 @@ def export(
         _check_report(one, loaded)
     if "transformers" in formats:
         config_of(loaded.info)  # refuses what none can be
-    source = None if isinstance(model, ClipModel) else _weights_of(Path(model))
+    source = None if isinstance(model, ClipModel) else file_of(str(model))
     settings = {} if isinstance(model, ClipModel) else _settings(Path(model), loaded)
     card = Card(name or folder.resolve().name, loaded, tuple(formats), settings, read)
     try:
@@ -96,12 +95,6 @@ def export(
         raise HrzsError(f"-o {folder}: cannot be written ({error.strerror or error}); give another folder") from error
     _say_what_is_open(loaded, read)
     return folder
-
-
-def _weights_of(path: Path) -> Path | None:
-    """The file that hrzs wrote of the model at ``path``; None if there is none."""
-    file = path / WEIGHTS_FILE if path.is_dir() else path
-    return file if file.is_file() and is_ours(file) else None
 
 
 def _report(path: Path) -> Report:
