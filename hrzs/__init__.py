@@ -1,17 +1,17 @@
 """hrzs: hierarchically robust zero-shot vision-language models.
 
-From Python: `hrzs.load`, `hrzs.build_tree`, `hrzs.attack`, `hrzs.evaluate`, `hrzs.finetune` (see `hrzs.api`). Nothing
-heavy is imported before one is used.
+From Python: `hrzs.load`, `hrzs.build_tree`, `hrzs.attack`, `hrzs.evaluate`, `hrzs.finetune`, `hrzs.export` (see
+`hrzs.api`). Nothing heavy is imported before one is used.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from hrzs._version import __version__
 
-__all__ = ["Report", "__version__", "attack", "build_tree", "evaluate", "finetune", "load"]
+__all__ = ["Report", "__version__", "attack", "build_tree", "evaluate", "export", "finetune", "load"]
 
 if TYPE_CHECKING:
-    from hrzs.api import attack, build_tree, evaluate, finetune, load
+    from hrzs.api import attack, build_tree, evaluate, export, finetune, load
     from hrzs.results.report import Report
 
 

@@ -38,6 +38,7 @@ from hrzs.models.encoder import ImageEncoder
 from hrzs.models.loading import load_model, wrap_model
 from hrzs.models.logits import LogitClassifier, LogitModel
 from hrzs.option import divide
+from hrzs.publishing import export as export
 from hrzs.results.report import Report
 from hrzs.sources import SourceOptions
 from hrzs.sources.build import build_trees

@@ -1,4 +1,4 @@
-"""`hrzs.load`, `build_tree`, `attack`, `evaluate` and `finetune` do what the command line does."""
+"""`hrzs.load`, `build_tree`, `attack`, `evaluate`, `finetune` and `export` do what the command line does."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_all_that_is_promised_is_there() -> None:
         hrzs.attak  # noqa: B018 -- asking for it is the test
 
 
-@pytest.mark.parametrize("name", ["load", "build_tree", "attack", "evaluate", "finetune"])
+@pytest.mark.parametrize("name", ["load", "build_tree", "attack", "evaluate", "finetune", "export"])
 def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the docstrings."""
     monkeypatch.chdir(tmp_path)

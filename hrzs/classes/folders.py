@@ -496,12 +496,19 @@ def _ending(path: str) -> str:
     return next((e for e in _ARCHIVES if name.endswith(e)), posixpath.splitext(name)[1])
 
 
+NO_PARQUET = (
+    "parquet is not read. Write the images to a folder for each class first, such as with the package datasets: "
+    "row['image'].save(f'DIR/{row[\"label\"]}/{i}.png') for each row of load_dataset('parquet', data_files=FILES)"
+)
+
+
 def _what_else(lone: int, others: Counter[str]) -> str:
     """What there is where no class has images."""
     if lone:
         return f"{lone} images but no folder per class"
     kinds = [f"{count} {ending} files" for ending, count in others.most_common(3) if ending]
     unpack = next((f". Unpack them first: {tool} *{e}" for e, tool in _ARCHIVES.items() if e in others and tool), "")
+    unpack = f"; {NO_PARQUET}" if ".parquet" in others else unpack
     return "no images" + (f", but {', '.join(kinds)}{unpack}" if kinds else "")
 
 

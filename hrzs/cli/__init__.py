@@ -1,4 +1,4 @@
-"""The command line: `hrzs build-tree | finetune | attack | eval`. One file per subcommand; imports stay lazy."""
+"""The command line: `hrzs build-tree | finetune | attack | eval | export`. One file per subcommand; imports stay lazy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATIENCE = 5
 
 app = typer.Typer(
     name="hrzs",
-    help="Build class trees, fine-tune, attack and evaluate CLIP-like models, at the leaves and at superclasses.",
+    help="Build class trees, fine-tune, attack, evaluate and publish CLIP-like models, at the leaves and at superclasses.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -49,12 +49,14 @@ def _register() -> None:
     from hrzs.cli.attack import attack
     from hrzs.cli.build_tree import build_tree
     from hrzs.cli.eval import evaluate
+    from hrzs.cli.export import export
     from hrzs.cli.finetune import finetune
 
     app.command("build-tree")(build_tree)
     app.command("finetune")(finetune)
     app.command("attack")(attack)
     app.command("eval")(evaluate)
+    app.command("export")(export)
 
 
 _register()

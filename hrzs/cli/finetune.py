@@ -37,6 +37,7 @@ def finetune(
     half: Annotated[bool, typer.Option("--half", help="Store the new weights as float16.")] = False,
     save_every: Annotated[int, typer.Option("--save-every", min=1, help="Steps between checkpoints.")] = 100,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Run folder.", show_default="runs/METHOD-MODEL-DATA")] = None,
+    export: Annotated[Path | None, typer.Option("--export", metavar="DIR", help="Then write the model as a folder to publish, as `hrzs export` does.")] = None,
     resume: options.Resume = False,
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
@@ -63,6 +64,10 @@ def finetune(
     resume = resume or restarts() > 0
     if not resume and not dry_run and is_first():
         check_folder(folder)
+    if export is not None and not resume:
+        from hrzs.publishing import check_export_folder
+
+        check_export_folder(export, "--export")  # before hours of work, not after
     device = options.prepare_torch(device, precision, threads)
     loaded = load_model(model, pretrained, visual=visual, tokenizer=tokenizer, mean=mean, std=std,
                         interpolation=interpolation, resize_mode=resize_mode, device=device, precision=precision,
@@ -80,6 +85,13 @@ def finetune(
         with console.progress_bar(f"finetune {settings.method}", quiet=quiet) as update:
             job.run(trainer, said, resume=resume,
                     progress=lambda done, total, log: update(done, total, f"loss {log['loss']:.3f}"))  # fmt: skip
+    if export is not None and is_first():
+        import hrzs
+
+        if resume and export.exists():
+            console.note(f"{export} is exported already")
+        else:
+            hrzs.export(folder, export)
     console.emit(str(folder))
 
 

@@ -266,6 +266,7 @@ def saved_config(context: typer.Context, *settled: DataOptions | EvalOptions) ->
         "debug",
         "quiet",
         "output",
+        "export",
         "json_out",
         "report_out",
         "csv_out",

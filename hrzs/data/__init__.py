@@ -7,13 +7,14 @@ entry in `DATASETS`.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from hrzs.classes.folders import LeftOut, warn_left_out
+from hrzs.classes.folders import NO_PARQUET, LeftOut, warn_left_out
 from hrzs.data.base import (
     Batch,
     Dataset,
@@ -122,10 +123,30 @@ def open_dataset(
     return data
 
 
+#: A scheme, by which others read images as they come: http://, s3://, pipe:.
+_STREAM = re.compile(r"[a-z][a-z0-9+.-]+://|pipe:")
+
+
+def _check_place(spec: str) -> None:
+    """
+    Raises:
+        UsageError: the images do not lie on this machine, or in a table.
+    """
+    if _STREAM.match(spec):
+        raise UsageError(
+            f"--data {spec}: images are read where they lie on this machine, in any order and more than once. Download "
+            "them first (curl -O URL, or hf download OWNER/NAME --repo-type dataset --local-dir DIR). Then give "
+            "--data DIR or --data 'DIR/{0..9}.tar'."
+        )
+    if spec.endswith(".parquet"):
+        raise UsageError(f"--data {spec}: {NO_PARQUET}.")
+
+
 def _splits(spec: str, root: Path | None) -> Splits:
     if spec in DATASETS:
         given = root or (Path(os.environ["HRZS_DATA"]) if os.environ.get("HRZS_DATA") else None)
         return DATASETS[spec].open(given)
+    _check_place(spec)
     path = Path(spec)
     if path.exists():
         return open_path(path, path.resolve().name.removesuffix(".tar"))

@@ -128,6 +128,15 @@ def load_model(
     return model.to(device)
 
 
+def file_of(spec: str) -> Path | None:
+    """The file that hrzs wrote of the model that ``--model SPEC`` names; None if it wrote none."""
+    folder = Path(spec.removeprefix("local-dir:"))
+    files = (
+        [tiny.WEIGHTS] if spec == "tiny" else [folder, *(folder / name for name in (*REPOSITORY_WEIGHTS, WEIGHTS_FILE))]
+    )
+    return next((file for file in files if file.is_file() and is_ours(file)), None)
+
+
 def _prepare(model: ClipModel, given: _Given) -> None:
     """Let images be prepared as the user says. Then it is another model, with another digest."""
     said = dict(given.preprocess) | ({"tokenizer": given.tokenizer} if given.tokenizer else {})

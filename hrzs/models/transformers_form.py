@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hrzs.errors import UsageError
 from hrzs.files import write_text
-from hrzs.models.clip import ClipModel
+from hrzs.models.clip import ClipModel, ModelInfo
 from hrzs.models.config import read_json
 from hrzs.models.saving import write_safetensors
 from hrzs.models.weights import few
@@ -202,7 +202,7 @@ def write_clip_model(model: ClipModel, folder: Path) -> None:
         UsageError: a CLIPModel cannot be this model.
         HrzsError: a file cannot be written.
     """
-    config = _config_of(model)
+    config = config_of(model.info)
     write_safetensors(to_transformers(model.clip.state_dict()), folder / WEIGHTS[0], {})
     _write_tokenizer(folder, config["text_config"]["max_position_embeddings"])
     info, size = model.info, model.image_size
@@ -218,8 +218,13 @@ def write_clip_model(model: ClipModel, folder: Path) -> None:
     _write(folder / CONFIG, config)
 
 
-def _config_of(model: ClipModel) -> dict[str, Any]:
-    config, where = model.info.config, f"--format transformers: {model.info.arch}"
+def config_of(info: ModelInfo) -> dict[str, Any]:
+    """The ``config.json`` of a CLIPModel that is this model.
+
+    Raises:
+        UsageError: none can be.
+    """
+    config, where = info.config, f"--format transformers: {info.arch}"
     vision, text = CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
     foreign = [f"{key} {config[key]!r}" for key in config.keys() - _TOP if config[key]]
     for own, kind, known in ((vision, CLIPVisionCfg(), _VISION), (text, CLIPTextCfg(), _TEXT)):

@@ -46,6 +46,9 @@ def test_train_without_val_gives_up_a_tenth(make_folder: Maker) -> None:
         ("cifar11", None, r"--data cifar11: no dataset of this name.*Did you mean cifar10"),
         ("zzz", None, r"--data zzz: no dataset of this name.*There are: shapes, cifar10"),
         ("data-{00..09}.tar", None, r"10 of 10 shards are missing: data-00.tar, data-01.tar, data-02.tar, …"),
+        ("https://example.org/{0..1}.tar", None, r"read where they lie on this machine.*Download them first \(curl -O"),
+        ("pipe:curl -s http://example.org/{0..1}.tar", None, r"read where they lie on this machine"),
+        ("train-00000.parquet", None, r"parquet is not read\. Write the images to a folder for each class"),
         ("shapes", "tset", "--split tset: shapes has no such split, it has test, train, val"),
     ],
 )

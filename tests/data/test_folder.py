@@ -262,6 +262,7 @@ def test_compressed_tar_says_how_to_unpack(make_folder: Maker) -> None:
     [
         ([], "no images"),
         (["a/readme.txt", "b/readme.txt"], "no images"),
+        (["data/train-0.parquet"], r"no images, but 1 \.parquet files; parquet is not read\. Write the images"),
         (["1.png", "2.png"], "2 images but no folder per class"),
     ],
 )
