@@ -109,7 +109,7 @@ def references() -> dict[str, set[str]]:
     group: Any = typer.main.get_command(app)
     for name, command in group.commands.items():
         expected["cli.html"].add(f"options-of-{name}")
-        expected["cli.html"] |= {p.opts[0] for p in command.params if not p.hidden}
+        expected["cli.html"] |= {p.opts[0] for p in command.params if p.param_type_name == "option" and not p.hidden}
     for page in (ROOT / "docs").rglob("*.md"):
         expected[page.relative_to(ROOT / "docs").with_suffix(".html").as_posix()] |= set()
     return dict(expected)
@@ -123,7 +123,8 @@ def main() -> int:
     found = [line for line in built.stdout.splitlines() if line.startswith("griffe:")]
     if not built.returncode:
         found += [*faults(SITE), *missing(SITE, references())]
-    print(*found, sep="\n", file=sys.stderr)
+    for line in found:
+        print(line, file=sys.stderr)
     return 1 if built.returncode or found else 0
 
 

@@ -152,6 +152,12 @@ def test_what_a_page_says_can_be_done(page: Path, reader: Reader) -> None:
             reader.do(block)
 
 
+def test_a_defence_of_ones_own_is_short() -> None:
+    (block,) = (block for block in blocks(ROOT / "docs" / "adaptive.md") if block.language == "python")
+    shown = block.code[block.code.index("@dataclass") : block.code.index("report =")].strip().splitlines()
+    assert len(shown) <= 20
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_no_block_is_overlooked(page: Path) -> None:
     fences = [line for line in page.read_text().splitlines() if line.lstrip().startswith("```")]
