@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint docs demo bench gpu soak results tiny hierarchies clean
+.PHONY: help install test lint docs demo bench gpu soak oldest results tiny hierarchies clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,16 @@ gpu: $(STAMP) ## What hrzs does on a GPU, in at most 8 minutes: runs/gpu/gpu.jso
 
 soak: $(STAMP) ## Kill every command at random moments, and watch the memory of long runs: many minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -n 0 tests -m soak
+
+OLD := build/oldest
+# Bits of bf16 (torch 2.6), a list of names (torchvision 0.21) and the order of a schema (msgspec 0.21) were others then.
+NEWER = test_weights_cast_once_are_autocasts or flowers102 or test_the_schema_in_the_docs
+oldest: ## Install the oldest versions that pyproject.toml admits, and run all tests with them: half an hour
+	$(PYTHON) -m venv --clear $(OLD)
+	$(OLD)/bin/python -m pip install --quiet uv
+	$(OLD)/bin/uv pip compile --quiet --resolution lowest-direct --python $(OLD)/bin/python pyproject.toml -o $(OLD)/lowest.txt
+	$(OLD)/bin/uv pip install --quiet --python $(OLD)/bin/python --constraint $(OLD)/lowest.txt --editable '.[test]'
+	OMP_NUM_THREADS=1 $(OLD)/bin/python -m pytest -q -n 2 --dist worksteal -W default -k 'not ($(NEWER))'
 
 IMAGES ?= tiny-imagenet
 CONFIG ?= clip-rn-64.json

@@ -25,7 +25,6 @@ app = typer.Typer(
     name="hrzs",
     help="Build class trees, fine-tune, attack, evaluate and publish CLIP-like models, at the leaves and at superclasses.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -34,13 +33,31 @@ app = typer.Typer(
 def _version(wanted: bool) -> bool:
     if wanted:
         sys.stdout.write(f"hrzs {__version__}\n")
+        sys.stdout.write(_built_on())
         raise typer.Exit
     return wanted
 
 
+def _built_on() -> str:
+    """What figures and faults may depend on, a line each."""
+    from importlib.metadata import version
+    from platform import platform, python_version
+
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    lines = (
+        f"torch {torch.__version__} ({cuda}, {', '.join(gpus) or 'no GPU'})",
+        f"open_clip {version('open_clip_torch')}",
+        f"Python {python_version()} on {platform()}",
+    )
+    return "".join(f"{line}\n" for line in lines)
+
+
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it, and those of torch, CUDA and open_clip.")] = False,
 ) -> None:
     pass
 

@@ -189,6 +189,7 @@ def _parameter(f: Field[Any], hint: Any) -> inspect.Parameter:
     about = typer.Option(
         f"--{name}/--no-{name}" if switch else f"--{name}", help=escape(said.with_default(f.default)),
         rich_help_panel=said.panel, show_default=said.shown or False,
+        autocompletion=(lambda: [*said.choices]) if said.choices else None,
     )  # fmt: skip
     if kind is bool and not switch:
         return _named(f.name, Annotated[bool, about], default=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from hrzs.errors import UsageError
@@ -51,6 +52,22 @@ def test_what_open_clip_does_not_know_comes_along(curved: ClipModel, tmp_path: P
         assert curved.geometry is not None
         assert model.geometry.values() == curved.geometry.values()
         assert (model.info.source, model.info.mean) == (spec, (0.5, 0.5, 0.5))
+
+
+def test_the_head_comes_along_from_the_hub(curved: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its cache on disk. open_clip's own loader drops the head in silence."""
+    snapshot = tmp_path / "models--owner--robust" / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--owner--robust" / "refs").mkdir()
+    (tmp_path / "models--owner--robust" / "refs" / "main").write_text("0123abc")
+    write_repository(curved, snapshot)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    model = load_model("hf-hub:owner/robust")
+    assert model.geometry is not None
+    assert curved.geometry is not None
+    assert model.geometry.values() == curved.geometry.values()
+    assert model.info.source == "hf-hub:owner/robust"
 
 
 def test_the_weights_of_a_run_are_copied_to_the_bit(curved: ClipModel, tmp_path: Path) -> None:
