@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo bench gpu soak oldest results tiny hierarchies clean
+.PHONY: help install test lint docs demo bench gpu soak oldest results tiny hierarchies clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,13 @@ lint: $(STAMP) ## Style, format and types
 # Where bytecode is not kept, each process that a test starts would compile hrzs anew.
 test: lint ## Lint, types and every test
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+docs: $(VENV)/.docs ## The documentation site, in build/site, with its references and links checked; needs Python 3.11
+	$(BIN)/python docs/make_site.py
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
 
 # One adversary before and after. PGD-10 on a fixed subset: a demonstration, not a result.
 ADVERSARY = --tree demo/tree.yaml --steps 10 --limit 192 --scoring prompt --no-matrix --no-canaries
@@ -81,4 +88,4 @@ hierarchies: $(STAMP) ## Make the published trees again that are not edited by h
 	$(BUILD_TREE) --source file --tree build/cifar100.yaml --tree hierarchies/cifar100_coarse.yaml -o hierarchies/cifar100.yaml
 
 clean: ## Remove what make made (not the virtual environment)
-	rm -rf demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo dist build .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

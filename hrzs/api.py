@@ -82,7 +82,8 @@ def load(
         arch: of a model in memory: what open_clip calls it (``ViT-B-32``).
         visual: a file with an image encoder, which takes the place of the model's own.
         tokenizer: a folder or a hub's name, which takes the place of the tokenizer that the model names.
-        mean, std: of pixels, for red, green and blue, in place of what the model says.
+        mean: of pixels, for red, green and blue, in place of what the model says.
+        std: likewise.
         interpolation: of resized images, ``bicubic`` or ``bilinear``, in place of what the model says.
         resize_mode: ``shortest`` or ``squash``, in place of what the model says.
         precision: ``fp32``, or ``bf16`` for gradients; verdicts are fp32 in either.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,18 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
     # Nothing is read from or left in the user's cache; the tests of the cache switch it on.
     os.environ["HRZS_CACHE"] = "0"
+
+
+@pytest.fixture
+def log_as_it_was() -> Iterator[None]:
+    """The command line routes the log for its whole process; other tests share this one."""
+    loggers = [logging.getLogger(name) for name in ("", "hrzs", "py.warnings")]
+    before = [(log, log.level, log.handlers[:], log.propagate) for log in loggers]
+    yield
+    logging.captureWarnings(False)
+    for log, level, handlers, propagate in before:
+        log.setLevel(level)
+        log.handlers, log.propagate = handlers, propagate
 
 
 @pytest.fixture(scope="session")

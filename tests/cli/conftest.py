@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,12 +53,5 @@ def small(config_file: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture(autouse=True)
-def _process_as_it_was() -> Iterator[None]:
-    """The command line routes the log for its whole process; other tests share this one."""
-    loggers = [logging.getLogger(name) for name in ("", "hrzs", "py.warnings")]
-    before = [(log, log.level, log.handlers[:], log.propagate) for log in loggers]
-    yield
-    logging.captureWarnings(False)
-    for log, level, handlers, propagate in before:
-        log.setLevel(level)
-        log.handlers, log.propagate = handlers, propagate
+def _process_as_it_was(log_as_it_was: None) -> None:
+    """Every test here may run a command."""
