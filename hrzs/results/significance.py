@@ -16,6 +16,7 @@ from hrzs.errors import UsageError
 from hrzs.results.certificates import certified_images
 from hrzs.results.export import certified_row
 from hrzs.results.metrics import balanced, from_bits, node_weights, to_bits, weights_over_levels, wilson
+from hrzs.results.protocol import first_difference, of_images, other_effort
 from hrzs.results.report import Certificate, Compared, Comparison, Report, Row
 
 #: What makes two rows the same measurement of two models.
@@ -33,16 +34,20 @@ def compare(report: Report, other: Report) -> Comparison:
     level's nodes, with its interval (`balanced_difference`); None where neither report has the nodes of the images. p
     is always of the difference per image.
 
-    Any-level figures of different suites and certificates of another σ, N or α are not compared: ``left_out`` says so.
+    Attacks of other norms or steps, any-level figures of different suites and certificates of another σ, N or α are not
+    compared: ``left_out`` says so.
 
     Raises:
         UsageError: other images, no measurement in common, or a report without the result of each image.
     """
     check_same_images(report, other)
     nodes = _nodes(other) | _nodes(report)
-    any_level, left_out = _any_level_pairs(report, other, nodes)
-    certified, unlike = _certified_pairs(report, other, nodes)
-    pairs, left_out = [*_row_pairs(report.results, other.results, nodes), *any_level, *certified], left_out + unlike
+    parts = (
+        _row_pairs(report.results, other.results, nodes),
+        _any_level_pairs(report, other, nodes),
+        _certified_pairs(report, other, nodes),
+    )
+    pairs, left_out = ([one for part in parts for one in part[i]] for i in (0, 1))
     if not pairs:
         raise UsageError(
             "--against: the two reports share no measurement; evaluate both with the same data, attacks, levels and ε"
@@ -118,14 +123,21 @@ def _measured(row: Row) -> tuple[object, ...]:
     return tuple(getattr(row, name) for name in SAME)
 
 
-def _row_pairs(rows: Sequence[Row], others: Sequence[Row], nodes: Nodes) -> list[_Pair]:
+def _matched(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Rows that measure the same (`SAME`), however many steps their attacks took."""
     theirs = {(row.adversary, *_measured(row)): row for row in others}
-    pairs = []
-    for row in rows:
-        like = theirs.get((row.adversary, *_measured(row)), theirs.get((None, *_measured(row))))
-        if like is not None:
+    found = [(row, theirs.get((row.adversary, *_measured(row)), theirs.get((None, *_measured(row))))) for row in rows]
+    return [(row, like) for row, like in found if like is not None]
+
+
+def _row_pairs(rows: Sequence[Row], others: Sequence[Row], nodes: Nodes) -> tuple[list[_Pair], list[str]]:
+    pairs, left_out = list[_Pair](), dict[str, None]()
+    for row, like in _matched(rows, others):
+        if (effort := other_effort(row, like)) is None:
             pairs.append(_pair(row, like, nodes))
-    return pairs
+        else:
+            left_out[f"{row.attack} @ {row.attack_level} on {row.dataset}: there with {effort} as here"] = None
+    return pairs, [*left_out]
 
 
 def _pair(row: Row, like: Row, nodes: Nodes) -> _Pair:
@@ -159,7 +171,7 @@ def _certified_pairs(report: Report, other: Report, nodes: Nodes) -> tuple[list[
             for point in one.every_sigma
         ]
 
-    return _row_pairs(rows(report), rows(other), nodes), left_out
+    return _row_pairs(rows(report), rows(other), nodes)[0], left_out
 
 
 def _kind(one: Certificate) -> str:
@@ -183,6 +195,11 @@ def _any_level_pairs(report: Report, other: Report, nodes: Nodes) -> tuple[list[
                 f"any-level robust accuracy on {dataset} at ε {mine.eps}: of different suites "
                 f"({', '.join(suites[0])}; there {', '.join(suites[1])}); evaluate that model again"
             )
+            continue
+        here, there = ([row for row in one.results if (row.dataset, row.eps) == (dataset, mine.eps)
+                        and row.attack in suites[0]] for one in (report, other))  # fmt: skip
+        if effort := next((found for pair in _matched(here, there) if (found := other_effort(*pair))), None):
+            left_out.append(f"any-level robust accuracy on {dataset} at ε {mine.eps}: there with {effort} as here")
             continue
         said = {"dataset": dataset, "eps": mine.eps, "attack": "any-level"}
         weights = weights_over_levels(nodes[dataset]) if dataset in nodes else None
@@ -216,18 +233,12 @@ def check_same_images(report: Report, other: Report) -> None:
     if not mine.keys() & theirs.keys():
         raise UsageError(f"--against: that report is about {', '.join(theirs)}, this one about {', '.join(mine)}")
     for name in sorted(mine.keys() & theirs.keys()):
-        for key, what in (
-            ("image_ids", "other images"),
-            ("tree_digest", "another tree"),
-            ("resize", "another resizing"),
-        ):
-            here, there = (getattr(tasks[name], key) for tasks in (mine, theirs))
-            if here != there:
-                raise UsageError(
-                    f"--against: that report is about {what} of {name} ({there}, here {here}); "
-                    "a paired test needs the same: repeat it with the same --data, --split, --limit, --skip, --classes,"
-                    " --tree and --resize"
-                )
+        if (differs := first_difference(of_images(mine[name]), of_images(theirs[name]))) is not None:
+            raise UsageError(
+                f"--against: that report is not about the same {name}: {differs} as here; "
+                "a paired test needs the same: repeat it with the same --data, --split, --limit, --skip, --classes,"
+                " --tree and --resize"
+            )
 
 
 def balanced_difference(
