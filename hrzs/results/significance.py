@@ -198,7 +198,7 @@ def _any_level_pairs(report: Report, other: Report, nodes: Nodes) -> tuple[list[
             continue
         here, there = ([row for row in one.results if (row.dataset, row.eps) == (dataset, mine.eps)
                         and row.attack in suites[0]] for one in (report, other))  # fmt: skip
-        if effort := next((found for pair in _matched(here, there) if (found := other_effort(*pair))), None):
+        if effort := next(filter(None, (other_effort(*pair) for pair in _matched(here, there))), None):
             left_out.append(f"any-level robust accuracy on {dataset} at ε {mine.eps}: there with {effort} as here")
             continue
         said = {"dataset": dataset, "eps": mine.eps, "attack": "any-level"}
