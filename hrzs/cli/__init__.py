@@ -1,4 +1,4 @@
-"""The command line: `hrzs build-tree | finetune | attack | eval`. One file per subcommand; imports stay lazy."""
+"""The command line: `hrzs build-tree | finetune | attack | eval | leaderboard`. One file per subcommand; imports stay lazy."""
 
 from __future__ import annotations
 
@@ -50,11 +50,13 @@ def _register() -> None:
     from hrzs.cli.build_tree import build_tree
     from hrzs.cli.eval import evaluate
     from hrzs.cli.finetune import finetune
+    from hrzs.cli.leaderboard import leaderboard
 
     app.command("build-tree")(build_tree)
     app.command("finetune")(finetune)
     app.command("attack")(attack)
     app.command("eval")(evaluate)
+    app.command("leaderboard")(leaderboard)
 
 
 _register()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 import warnings
@@ -103,6 +104,11 @@ class _Printable(logging.Formatter):
 def printable(text: str) -> str:
     """``text`` with its control characters escaped, but for line breaks and tabs: no file can command a terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def width() -> int:
+    """The characters that a line of a table may have: those of the terminal, and 80 where there is none."""
+    return max(80, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 80
 
 
 def emit(text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from hrzs.results.report import Data, Report, Row
+from hrzs.results.report import Data, Overall, Report, Row
 
 #: What was agreed, by what it is called; two protocols are alike if they are equal.
 Protocol: TypeAlias = Mapping[str, str]
@@ -31,6 +31,11 @@ def aims_here(row: Row) -> bool:
     return aimed and row.attacked_through in (None, row.scoring)
 
 
+def suite_of(overall: Overall) -> tuple[str, ...]:
+    """The attacks under which any-level accuracy counts an image; older reports do not name theirs."""
+    return overall.any_level_suite or ("leaf-pgd", "superclass-pgd", "hierarchical-pgd")
+
+
 def protocol(report: Report, task: Data, eps: str | None) -> Protocol:
     """How the figures of one dataset at one ε (None: clean only) were measured.
 
@@ -44,8 +49,11 @@ def protocol(report: Report, task: Data, eps: str | None) -> Protocol:
     rows = [row for row in report.results if row.dataset == task.dataset and row.eps == eps and row.eps is not None]
     for row in sorted(rows, key=lambda row: (str(row.attack_level), row.attack, row.scoring)):
         if aims_here(row):
-            effort = ", ".join(f"{name} {value}" for name, value in (shared | of_row(row)).items())
+            effort = ", ".join(f"{name} {value}" for name, value in {**shared, **of_row(row)}.items())
             found[f"{row.attack} @ {row.attack_level}, scored at level {row.level} by {row.scoring}"] = effort
+    for one in report.summary.levels:
+        if (one.dataset, one.eps) == (task.dataset, eps) and one.any_level_robust is not None:
+            found["any level"] = f"under {', '.join(suite_of(one))}"
     return found
 
 

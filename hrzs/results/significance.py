@@ -16,7 +16,7 @@ from hrzs.errors import UsageError
 from hrzs.results.certificates import certified_images
 from hrzs.results.export import certified_row
 from hrzs.results.metrics import balanced, from_bits, node_weights, to_bits, weights_over_levels, wilson
-from hrzs.results.protocol import first_difference, of_images, other_effort
+from hrzs.results.protocol import first_difference, of_images, other_effort, suite_of
 from hrzs.results.report import Certificate, Compared, Comparison, Report, Row
 
 #: What makes two rows the same measurement of two models.
@@ -41,25 +41,21 @@ def compare(report: Report, other: Report) -> Comparison:
         UsageError: other images, no measurement in common, or a report without the result of each image.
     """
     check_same_images(report, other)
-    nodes = _nodes(other) | _nodes(report)
-    parts = (
-        _row_pairs(report.results, other.results, nodes),
-        _any_level_pairs(report, other, nodes),
-        _certified_pairs(report, other, nodes),
-    )
-    pairs, left_out = ([one for part in parts for one in part[i]] for i in (0, 1))
+    nodes = nodes_of(other) | nodes_of(report)
+    rows, unlike = _row_pairs(report.results, other.results, nodes)
+    any_level, other_suite = _any_level_pairs(report, other, nodes)
+    certified, other_kind = _certified_pairs(report, other, nodes)
+    pairs, left_out = [*rows, *any_level, *certified], (*unlike, *other_suite, *other_kind)
     if not pairs:
         raise UsageError(
             "--against: the two reports share no measurement; evaluate both with the same data, attacks, levels and ε"
         )
-    return Comparison(
-        model=other.model.source, digest=other.model.digest, rows=_compared(pairs), left_out=tuple(left_out)
-    )
+    return Comparison(model=other.model.source, digest=other.model.digest, rows=_compared(pairs), left_out=left_out)
 
 
 def gaps(report: Report) -> tuple[Compared, ...]:
     """The adaptive less the static figures of a model behind defences, for each attack at the level it aims at."""
-    nodes = _nodes(report)
+    nodes = nodes_of(report)
     static = {_measured(row): row for row in report.results if row.adversary == "static"}
     adaptive = [row for row in report.results if row.adversary == "adaptive" and row.transfer is False]
     return _compared([_pair(row, static[_measured(row)], nodes) for row in adaptive if _measured(row) in static])
@@ -72,9 +68,6 @@ def _compared(pairs: Sequence[_Pair]) -> tuple[Compared, ...]:
 
 # The node of each image at every level, (levels, n), in the order of ids, by dataset.
 Nodes = Mapping[str, Tensor]
-
-#: The suite of reports that do not name theirs: it had no margin loss.
-_FORMER_SUITE = ("leaf-pgd", "superclass-pgd", "hierarchical-pgd")
 
 
 @dataclass(frozen=True)
@@ -109,7 +102,7 @@ class _Pair:
         return msgspec.convert(found | dict(zip(SAME, self.name, strict=True)), Compared)
 
 
-def _nodes(report: Report) -> dict[str, Int[Tensor, "levels n"]]:
+def nodes_of(report: Report) -> dict[str, Int[Tensor, "levels n"]]:
     """The nodes of a report's images (`Evaluation.truth`), by dataset; empty if an older hrzs wrote it."""
     found = {}
     for dataset, truth in report.summary.truth.items():
@@ -189,7 +182,7 @@ def _any_level_pairs(report: Report, other: Report, nodes: Nodes) -> tuple[list[
         like = theirs.get((dataset, mine.eps, mine.adversary), theirs.get((dataset, mine.eps, None)))
         if like is None or mine.any_level_robust is None or like.any_level_robust is None:
             continue
-        suites = [one.any_level_suite or _FORMER_SUITE for one in (mine, like)]
+        suites = [suite_of(one) for one in (mine, like)]
         if set(suites[0]) != set(suites[1]):
             left_out.append(
                 f"any-level robust accuracy on {dataset} at ε {mine.eps}: of different suites "
@@ -239,6 +232,16 @@ def check_same_images(report: Report, other: Report) -> None:
                 "a paired test needs the same: repeat it with the same --data, --split, --limit, --skip, --classes,"
                 " --tree and --resize"
             )
+
+
+def paired_difference(
+    a: Bool[Tensor, "n"], b: Bool[Tensor, "n"], weights: Float[Tensor, "n"] | None = None
+) -> tuple[float, tuple[float, float]]:
+    """The difference of two paired accuracies with its 95% interval: per image, or by weight where there are any."""
+    if weights is not None:
+        return balanced_difference(a, b, weights)
+    only_a, only_b, n = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
+    return (only_a - only_b) / n, paired_interval(int(a.sum()), int(b.sum()), only_a, only_b, n)
 
 
 def balanced_difference(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
@@ -48,6 +49,41 @@ def render(report: Report) -> str:
     else:
         lines += map(_masking, summary.masking)
     return "\n".join(lines) + "\n"
+
+
+def grid(header: Sequence[str], body: Sequence[Sequence[str]], *, words: int, width: int) -> list[str]:
+    """The lines of a table within ``width`` characters: ``words`` columns to the left, then numbers.
+
+    What does not fit beside comes below: the next numbers in a table of their own, after the same words.
+    """
+    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
+    room = width - sum(widths[:words]) - 2 * words
+    parts: list[list[int]] = [[]]
+    for i in range(words, len(header)):
+        if parts[-1] and sum(widths[k] + 2 for k in [*parts[-1], i]) - 2 > room:
+            parts.append([])
+        parts[-1].append(i)
+    lines: list[str] = []
+    for part in parts:
+        columns = [*range(words), *part]
+        shown = [
+            "  ".join(f"{line[i]:<{widths[i]}}" if i < words else f"{line[i]:>{widths[i]}}" for i in columns).rstrip()
+            for line in [header, *body]
+        ]
+        ruler = "-" * (sum(widths[i] + 2 for i in columns) - 2)
+        lines += [*([""] if lines else []), shown[0], ruler, *shown[1:]]
+    return lines
+
+
+def fitted(text: str, width: int) -> str:
+    """``text`` with its long lines broken between words, the rest below the first word and indented further."""
+    return "\n".join(line if len(line) <= width else _broken(line, width) for line in text.split("\n"))
+
+
+def _broken(line: str, width: int) -> str:
+    indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False,
+                         replace_whitespace=False)  # fmt: skip
 
 
 def _canary(canary: Canary) -> str:
@@ -121,15 +157,15 @@ def _certificates(found: Sequence[Certificate]) -> str:
     for one in found:
         points = radii_of_table(one)
         body.append([
-            f"level {one.level} ({one.classes})", _percent(one.constant), _percent(one.abstained),
-            _percent(one.clean) + _half(one.clean_ci95), f"{one.average_radius:.3f}",
-            *(_percent(point.value) + _half(point.ci95) for point in points),
+            f"level {one.level} ({one.classes})", percent(one.constant), percent(one.abstained),
+            percent(one.clean) + _half(one.clean_ci95), f"{one.average_radius:.3f}",
+            *(percent(point.value) + _half(point.ci95) for point in points),
         ])  # fmt: skip
         if one.constant != one.constant_balanced:
             body.append([
-                _BALANCED, _percent(one.constant_balanced), _percent(one.abstained_balanced),
-                _percent(one.clean_balanced) + _half(one.clean_balanced_ci95), f"{one.average_radius_balanced:.3f}",
-                *(_percent(point.balanced) + _half(point.balanced_ci95) for point in points),
+                _BALANCED, percent(one.constant_balanced), percent(one.abstained_balanced),
+                percent(one.clean_balanced) + _half(one.clean_balanced_ci95), f"{one.average_radius_balanced:.3f}",
+                *(percent(point.balanced) + _half(point.balanced_ci95) for point in points),
             ])  # fmt: skip
     widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
     shown = [
@@ -169,8 +205,8 @@ def _any_level(s: Overall) -> list[str]:
          s.any_level_clean_balanced, s.any_level_constant_balanced),
     ):  # fmt: skip
         if robust is not None:
-            answer = "unknown" if constant is None else f"{_percent(constant)}%"
-            lines.append(f"{before}: {_percent(robust)}% {_interval(interval)}  ({after}: {_percent(clean)}%; "
+            answer = "unknown" if constant is None else f"{percent(constant)}%"
+            lines.append(f"{before}: {percent(robust)}% {_interval(interval)}  ({after}: {percent(clean)}%; "
                          f"a constant answer: {answer})")  # fmt: skip
     return lines
 
@@ -196,7 +232,8 @@ def lopsided_levels(rows: Iterable[Row]) -> set[int]:
     return {row.level for row in rows if row.constant != row.constant_balanced}
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A share in percent; a dash where there is none."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
@@ -209,9 +246,9 @@ def _constant(rows: Sequence[Row], levels: Sequence[int]) -> list[list[str]]:
     lopsided, by_level = lopsided_levels(rows), {row.level: row for row in rows}
     if any(row.constant is None for row in rows):
         return []
-    lines = [["constant answer", "", "", "", *(_percent(by_level[level].constant) for level in levels)]]
+    lines = [["constant answer", "", "", "", *(percent(by_level[level].constant) for level in levels)]]
     if lopsided:
-        balanced = (_percent(by_level[level].constant_balanced) if level in lopsided else "" for level in levels)
+        balanced = (percent(by_level[level].constant_balanced) if level in lopsided else "" for level in levels)
         lines.append([_BALANCED, "", "", "", *balanced])
     return lines
 
@@ -223,9 +260,9 @@ def _mean(mean: Mean) -> str:
         value, balanced = ((row.clean, row.clean_balanced) if row.robust is None
                            else (row.robust, row.robust_balanced))  # fmt: skip
         lines.append(
-            f"  {row.title}: {_percent(value)}"
-            + ("" if balanced is None else f", balanced {_percent(balanced)}")
-            + ("" if row.constant is None else f"; a constant answer: {_percent(row.constant)}")
+            f"  {row.title}: {percent(value)}"
+            + ("" if balanced is None else f", balanced {percent(balanced)}")
+            + ("" if row.constant is None else f"; a constant answer: {percent(row.constant)}")
         )
     return "\n".join(lines)
 
@@ -251,13 +288,13 @@ def _against(against: Comparison) -> str:
 
 def _difference(row: Compared) -> list[str]:
     lines = [
-        f"  {row.dataset}, {row.title}: {_percent(row.this)} against {_percent(row.other)}, "
+        f"  {row.dataset}, {row.title}: {percent(row.this)} against {percent(row.other)}, "
         f"difference {100 * row.difference:+.1f} {_interval(row.difference_ci95, '+')}, "
         f"p {row.p:.2g}, corrected {row.p_holm:.2g}"
     ]
     if row.difference_balanced is not None:
         lines.append(
-            f"    balanced: {_percent(row.this_balanced)} against {_percent(row.other_balanced)}, "
+            f"    balanced: {percent(row.this_balanced)} against {percent(row.other_balanced)}, "
             f"difference {100 * row.difference_balanced:+.1f} {_interval(row.difference_balanced_ci95, '+')}"
         )
     return lines
@@ -295,5 +332,5 @@ def _line(group: Sequence[Row], levels: Sequence[int], *, balanced: bool = False
             continue
         value, ci95 = row.figure[2:] if balanced else row.figure[:2]
         half = "" if ci95 is None else f" ±{50 * (ci95[1] - ci95[0]):.1f}"
-        cells.append(f"{'*' if row.transfer is False else ''}{_percent(value)}{half}")
+        cells.append(f"{'*' if row.transfer is False else ''}{percent(value)}{half}")
     return cells

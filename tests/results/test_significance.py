@@ -189,7 +189,11 @@ def test_against_a_report_from_before_balanced_figures(report: dict[str, Any], o
 
 @pytest.mark.parametrize(
     ("key", "message"),
-    [("image_ids", "not about the same shapes: images: something else, not"), ("tree_digest", "tree: "), ("resize", "resizing: ")],
+    [
+        ("image_ids", "not about the same shapes: images: something else, not"),
+        ("tree_digest", "tree: "),
+        ("resize", "resizing: "),
+    ],
 )
 def test_refuses_what_is_no_pair(report: dict[str, Any], other: dict[str, Any], key: str, message: str) -> None:
     other["tasks"][0][key] = "something else"
