@@ -45,7 +45,8 @@ def _row(option: Any) -> str:
         text += " " + ", ".join(f"`{choice}`" for choice in choices.split(" | "))
     if default is None:
         default = option.show_default if isinstance(option.show_default, str) else _shown(option)
-    flags = " ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts))
+    names = (option.metavar,) if option.param_type_name == "argument" else (*option.opts, *option.secondary_opts)
+    flags = " ".join(f"`{name}`" for name in names)
     return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in (flags, text, default)) + " |"
 
 

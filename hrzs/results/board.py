@@ -1,7 +1,7 @@
 """Reports of several models side by side: a board for each way of measuring, with a row for each model.
 
-Figures stand on one board only if their protocols are equal (`hrzs.results.protocol`): they are of the same images under
-the same attacks, so they can be compared image by image.
+Figures stand on one board only if their protocols are equal (`hrzs.results.protocol`): of the same images, under the same
+attacks. So they can be compared image by image.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ _ADVERSARIES = ("adaptive", None, "static")
 
 @dataclass(frozen=True)
 class Board:
-    """Models that were measured alike, the best in the column ``ranked_by`` first; ``robust`` are the headline columns."""
+    """Models that were measured alike, the best in ``ranked_by`` first; ``robust`` has the columns of headlines."""
 
     entries: Sequence[Entry]
     columns: Sequence[Column]
@@ -269,7 +269,7 @@ def _scoring(rows: Sequence[Row]) -> str:
 
 
 def _attacks(rows: Sequence[Row]) -> list[str]:
-    """Those that aim at the level of these rows, the strongest first; at all levels at once only if there is no other."""
+    """Those that aim at the level of these rows, the strongest first; at all levels only if there is no other."""
     aimed = [row for row in rows if row.eps is not None and aims_here(row)]
     aimed = [row for row in aimed if row.attack_level != "all"] or aimed
     rank = {name: i for i, name in enumerate(STRONGEST)}

@@ -66,10 +66,10 @@ def interval(ends: Sequence[float] | None) -> str:
     return "" if ends is None else f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
 
 
-def points(tenths: Sequence[int]) -> str:
+def points(tenths: Sequence[int]) -> Markup:
     """A difference and below it its interval, given in tenths of a percentage point."""
     value, low, high = (f"{one / 10:+.1f}" for one in tenths)
-    return f"{value}\n[{low}, {high}]"
+    return Markup(f"{value}\n[{low}, {high}]")
 
 
 def number(value: float) -> str:
