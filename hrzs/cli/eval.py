@@ -92,6 +92,7 @@ def evaluate(
     from hrzs.evaluation.shards import WHOLE, begun, kept_file
     from hrzs.models.loading import load_model
     from hrzs.results.significance import check_same_images
+    from hrzs.results.table import render
 
     if adversarial is not None:
         _refuse_attacks(context)
@@ -161,7 +162,11 @@ def evaluate(
         if target is not None:
             write_text(target, report.to_json(), f"--json {target}")
         # Shown before anything else can fail.
-        console.emit(report.to_json() if json_out == "-" and finished is None else console.printable(str(report)))
+        console.emit(
+            report.to_json()
+            if json_out == "-" and finished is None
+            else console.printable(render(report, console.width()))
+        )
         for file, name, text in (
             (csv_out, "csv", report.to_csv), (latex_out, "latex", report.to_latex),
             (report_out, "report", lambda: report.to_html(job.pictures())),

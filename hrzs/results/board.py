@@ -1,7 +1,7 @@
 """Reports of several models side by side: a board for each way of measuring, with a row for each model.
 
-Figures stand on one board only if their protocols are equal (`hrzs.results.protocol`): of the same images and attacks. So
-they can be compared image by image.
+Figures stand on one board only if their protocols are equal (`hrzs.results.protocol`): of the same images and attacks.
+So they can be compared image by image.
 """
 
 from __future__ import annotations
