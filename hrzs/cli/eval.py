@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hrzs.cli import console, options, shards
+from hrzs.cli.next_step import after_eval
 from hrzs.data_options import DataOptions
 from hrzs.errors import HrzsError, UsageError
 from hrzs.evaluation.options import OF_CERTIFICATES, EvalOptions
-from hrzs.files import dump_yaml, write_text
+from hrzs.files import write_text
 from hrzs.option import divide
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def evaluate(
     job = Job(loaded, settings, data, adversarial=adversarial, canaries=canaries, store=store, votes=votes,
               config=options.saved_config(context, data, settings))  # fmt: skip
     if dry_run:
-        console.emit(dump_yaml(job.estimate(role.shard or WHOLE)))
+        console.emit_estimate(job.estimate(role.shard or WHOLE))
         return
     report = job.head()
     if other is not None:
@@ -176,6 +177,7 @@ def evaluate(
         job.store.remove()
     if report_out is not None:
         console.note(f"report: {report_out}")
+    console.suggest(after_eval(context, report, target))
 
 
 def _check_outputs(**files: Path | None) -> None:

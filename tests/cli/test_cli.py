@@ -244,6 +244,27 @@ WRONG: list[tuple[Options, str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [(("evall",), "Did you mean 'eval'?"), (("leaderbord",), "Did you mean 'leaderboard'?"),
+     (("eval", "--atack", "cw"), "did you mean --attack?"), (("eval", "--modle=tiny"), "did you mean --model?"),
+     (("finetune", "--metod", "x"), "did you mean --method?"), (("--versio",), "did you mean --version?")],
+)  # fmt: skip
+def test_what_is_mistyped_is_recognised(hrzs: Hrzs, typed: Options, meant: str) -> None:
+    ended = hrzs(*typed)
+    assert (ended.status, ended.out) == (2, "")
+    assert meant in ended.err
+
+
+@pytest.mark.parametrize("command", [(), ("build-tree",), ("finetune",), ("attack",), ("eval",), ("leaderboard",)])
+def test_a_short_option_helps_everywhere(hrzs: Hrzs, command: Options) -> None:
+    ended = hrzs(*command, "-h")
+    assert ended.status == 0
+    assert (command or ("leaderboard",))[0] in ended.out
+    assert "Usage: " in ended.out
+    assert ended.out == hrzs(*command, "--help").out
+
+
 @pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[" ".join(a) for a, _ in WRONG])
 def test_wrong_calls_exit_2_and_name_the_culprit(
     hrzs: Hrzs, small: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Options, message: str
