@@ -236,8 +236,8 @@ def _mistakes(s: Overall) -> list[str]:
         agreement = " / ".join("-" if c is None else f"{100 * c:.0f}" for c in s.consistency[title])
         lines.append(
             f"  {title}: mean LCA height {shown['lca_height_mistakes']} over mistakes, {shown['lca_height_all']} over "
-            f"all; {', '.join(f'{k.upper()} {v}' for k, v in shown.items() if k.startswith('hd@'))}; "
-            f"leaf and superclass predictions agree on {agreement or '-'}%"
+            f"all; {', '.join(f'{k.upper()} {v}' for k, v in shown.items() if k.startswith('hd@'))}"
+            + (f"; leaf and superclass predictions agree on {agreement}%" if agreement else "")
         )
     return lines
 
