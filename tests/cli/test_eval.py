@@ -84,7 +84,11 @@ def test_several_datasets(hrzs: Hrzs, small: Options, two_folders: str, tmp_path
 
 @pytest.mark.parametrize(
     "options",
-    [("--defence", "quantise"), ("--certify", "0.25", "--samples", "8", "--selection", "4"), ("--eps", "1/255,2/255", "--level", "all")],
+    [
+        ("--defence", "quantise"),
+        ("--certify", "0.25", "--samples", "8", "--selection", "4"),
+        ("--eps", "1/255,2/255", "--level", "all"),
+    ],
     ids=lambda options: options[0],
 )
 def test_every_table_fits_80_columns(hrzs: Hrzs, small: Options, options: Options) -> None:
