@@ -98,3 +98,9 @@ def test_boards_of_one_title_say_what_sets_them_apart() -> None:
     one, other = saved("tecoa-s0-seen", "hierarchical-s0-seen")
     other["config"]["tasks"][0]["tree_digest"] = "another"
     assert "above: tree: another, not " in html.unescape(page(one, other))
+
+
+def test_masked_gradients_are_said_beside_the_name() -> None:
+    one, other = saved("tecoa-s0-seen", "hierarchical-s0-seen")
+    one["summary"]["masking"] = [{"dataset": "tiny-imagenet", "verdict": "suspected", "reasons": []}]
+    assert page(one, other).count("✗ masked gradients suspected") == 1
