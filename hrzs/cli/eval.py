@@ -16,6 +16,7 @@ from hrzs.errors import HrzsError, UsageError
 from hrzs.evaluation.options import OF_CERTIFICATES, EvalOptions
 from hrzs.files import write_text
 from hrzs.option import divide
+from hrzs.progress import in_words
 
 if TYPE_CHECKING:
     from hrzs.evaluation.job import Job
@@ -177,6 +178,7 @@ def evaluate(
         job.store.remove()
     if report_out is not None:
         console.note(f"report: {report_out}")
+    console.note(f"measured in {in_words(report.seconds)}, canaries aside")
     console.suggest(after_eval(context, report, target))
 
 

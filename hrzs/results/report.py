@@ -437,6 +437,16 @@ class Report(Struct, frozen=True, kw_only=True):
             raise UsageError(f"{name}: no report of `hrzs eval --json`: {error}") from error
 
     @property
+    def seconds(self) -> float:
+        """What the attacks and the certificates took, as far as the rows say."""
+        units = {
+            (row.dataset, row.eps, row.attack, row.attack_level, row.attacked_through, row.adversary): row.seconds
+            for row in self.results
+        }
+        certificates = {one.dataset: one.seconds for one in self.certificates}
+        return sum((one for one in (*units.values(), *certificates.values()) if one is not None), 0.0)
+
+    @property
     def call(self) -> dict[str, Any]:
         """What the figures depend on, as JSON has it: model, data and options, but for those of speed alone."""
         tasks = [msgspec.structs.replace(task, left_out={}) for task in self.tasks]

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
-from hrzs.progress import in_words
 from hrzs.results.export import radii_of_table, sources_of
 from hrzs.results.masking import Canary, Masking
 from hrzs.results.report import (
@@ -49,17 +48,7 @@ def render(report: Report, width: int = 80) -> str:
         lines.append(f"\ngradient masking: {summary.masking}")
     else:
         lines += map(_masking, summary.masking)
-    if (seconds := _seconds(report)) is not None:
-        lines.append(f"\nthe rows took {in_words(seconds)} to measure")
     return fitted("\n".join(lines), width) + "\n"
-
-
-def _seconds(report: Report) -> float | None:
-    """What all attacks and certificates took; None if an older hrzs did not say."""
-    units = {(row.dataset, row.eps, row.attack, row.attack_level, row.attacked_through, row.adversary): row.seconds
-             for row in report.results}  # fmt: skip
-    taken = [*units.values(), *{one.dataset: one.seconds for one in report.certificates}.values()]
-    return sum(one for one in taken if one is not None) if any(one is not None for one in taken) else None
 
 
 def grid(header: Sequence[str], body: Sequence[Sequence[str]], *, words: int, width: int) -> list[str]:

@@ -191,3 +191,20 @@ def test_one_line_of_pandas_reads_the_rows(report: Report) -> None:
         assert pandas.api.types.is_numeric_dtype(rows[name]), name
     assert rows[rows.attack == "none"].robust.isna().all()
     assert rows[rows.eps.notna()].robust.between(0, 1).all()
+
+
+def test_the_rows_of_one_attack_took_their_time_together() -> None:
+    shared = {
+        "dataset": "d",
+        "eps": None,
+        "attack": "none",
+        "attack_level": None,
+        "scoring": "prompt",
+        "clean": 0.5,
+        "robust": None,
+    }
+    rows = [Row(**shared, level=level, seconds=61.0) for level in (0, 1)]
+    rows += [replace(row, attack="cw", attack_level=0, eps="1/255", seconds=4.0) for row in rows]
+    found = Report(hrzs="0", model=Model(source="m"), config={}, results=tuple(rows))
+    assert found.seconds == 65.0
+    assert replace(found, results=(Row(**shared, level=0),)).seconds == 0

@@ -160,12 +160,3 @@ def test_table_names_what_stood_in_and_what_differs(evaluate: Callable[..., Eval
     assert text.count("    balanced: ") == 2
     assert "scored at level 2" in text  # apart when balanced
     assert "  not compared: another suite" in text
-
-
-def test_the_footer_says_how_long_it_took() -> None:
-    """The rows of one attack took their time together."""
-    rows = [flat_row(level, 6, 0.5) | {"seconds": 61.0} for level in (0, 1)]
-    rows += [row | {"attack": "cw", "attack_level": 0, "eps": "1/255", "seconds": 4.0} for row in rows]
-    summary = {"levels": [], "canaries": []}
-    assert "the rows took 1 min 5 s to measure" in render(typed({"results": rows, "summary": summary}))
-    assert "took" not in render(typed({"results": [flat_row(0, 6, 0.5)], "summary": summary}))
