@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -38,6 +39,7 @@ from hrzs.models.encoder import ImageEncoder
 from hrzs.models.loading import load_model, wrap_model
 from hrzs.models.logits import LogitClassifier, LogitModel
 from hrzs.option import divide
+from hrzs.progress import one_line
 from hrzs.publishing import export as export
 from hrzs.results.report import Report
 from hrzs.sources import SourceOptions
@@ -45,7 +47,7 @@ from hrzs.sources.build import build_trees
 from hrzs.sources.classes import read_classes
 from hrzs.sources.file import classes_of
 from hrzs.torchrun import restarts
-from hrzs.training.job import LOOKS, open_run, run, settle
+from hrzs.training.job import LOOKS, open_run, run, settle, with_loss
 from hrzs.training.options import TrainOptions
 from hrzs.training.trainer import Progress as StepProgress
 
@@ -206,7 +208,7 @@ def evaluate(
     canaries: bool = True,
     store: str | Path | None = None,
     votes: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Any,
 ) -> Report:
     """Clean and robust accuracy at every level: what ``hrzs eval`` finds, with canaries and the verdict on masking.
@@ -220,7 +222,7 @@ def evaluate(
         canaries: check the set-up on 64 images, and say whether gradients are masked.
         store: a file for finished batches; the same call goes on from it, after whatever stopped it.
         votes: a file for the votes of certificates (``certify``). It stays: a call with more ``samples`` adds to it.
-        progress: called with (work done, work in all, what is being done).
+        progress: called with (work done, work in all, what is being done). True: one line on stderr, written over.
         options: fields of `hrzs.data_options.DataOptions`, such as ``data`` (one or several of what ``--data`` takes),
             ``tree`` or ``limit``; and of `hrzs.evaluation.options.EvalOptions`, such as ``attack`` (names with commas
             or in a list), ``eps`` (one radius or several), ``level``, ``steps``, ``norm`` or ``batch_size``.
@@ -236,8 +238,8 @@ def evaluate(
               "adversarial": None if adversarial is None else str(adversarial)}  # fmt: skip
     job = Job(model, settled, data, adversarial=_path(adversarial), canaries=canaries, store=_path(store),
               votes=_path(votes), config=config)  # fmt: skip
-    with job.store.opened():
-        report = job.run(progress)
+    with job.store.opened(), one_line("eval") if progress is True else nullcontext() as line:
+        report = job.run(line or (progress if callable(progress) else None))
         job.store.remove()
     return report
 
@@ -253,7 +255,7 @@ def finetune(
     save_every: int = 100,
     resume: bool = False,
     workers: int | None = None,
-    progress: StepProgress | None = None,
+    progress: StepProgress | bool | None = None,
     **options: Any,
 ) -> Path:
     """Fine-tune ``model`` itself, and return its run folder, which `load` reads.
@@ -266,7 +268,8 @@ def finetune(
         output: the run folder: weights, log, checkpoints and a report.
         recipe: what a paper sets; ``options`` go before it.
         resume: go on from the last checkpoint in ``output``, if there is one.
-        progress: called after each step with (steps done, steps in all, the log of the step).
+        progress: called after each step with (steps done, steps in all, the log of the step). True: one line on stderr
+            that is written over.
         options: fields of `hrzs.data_options.DataOptions`, such as ``data``, ``classes`` or ``tree`` (several make a
             forest); and of `hrzs.training.options.TrainOptions`, such as ``method``, ``lr``, ``max_steps`` or ``eps``.
 
@@ -292,7 +295,9 @@ def finetune(
             insist=bool({*given} & LOOKS), licence=licence, half=half, save_every=save_every, workers=workers,
             group=group,
         )  # fmt: skip
-        run(trainer, config, resume=resume, progress=progress)
+        with one_line(f"finetune {settled.method}") if progress is True and group.is_first else nullcontext() as line:
+            step = with_loss(line) if line else progress if callable(progress) else None
+            run(trainer, config, resume=resume, progress=step)
     return folder
 
 

@@ -11,3 +11,7 @@ class UsageError(HrzsError):
 
 class DataMissingError(UsageError):
     """A dataset that hrzs knows, but whose files are not here or not whole. The message says what to put where."""
+
+
+class NoReportError(UsageError):
+    """A file that no hrzs wrote as a report, unlike one that is broken or too new."""

@@ -207,6 +207,20 @@ def test_the_report_is_that_of_the_command(
         assert here.config[name] == there.config[name]
 
 
+def test_progress_is_silence_or_one_line(small: ClipModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A notebook is not flooded."""
+    for progress, lines in ((None, 0), (True, 1)):
+        hrzs.evaluate(small, limit=12, attack="none", batch_size=2, canaries=False, progress=progress)
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", lines)
+    run = {"max_steps": 2, "batch_size": 8, "limit": 24, "validate_every": 0}
+    hrzs.finetune(small, tmp_path / "run", method="clean", progress=True, **run)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "2/2, " in err
+    assert "loss " in err
+
+
 def test_an_evaluation_has_its_verdict_and_progress(small: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hrzs.evaluation.canaries.QUERIES", 1)
     seen: list[tuple[int, int]] = []

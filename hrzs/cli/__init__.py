@@ -1,17 +1,19 @@
-"""The command line: `hrzs build-tree | finetune | attack | eval | export`. One file per subcommand; imports stay lazy."""
+"""The command line: one file per subcommand; imports stay lazy."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from signal import Signals
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from hrzs._version import __version__
 from hrzs.errors import HrzsError, UsageError
@@ -21,8 +23,34 @@ from hrzs.torchrun import is_first, is_watched, place, tell
 #: Seconds that other processes give the first one to name what is wrong.
 PATIENCE = 5
 
+
+class _Group(typer.core.TyperGroup):
+    """Names the one option that a mistyped one is nearest to."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with _near_miss():
+            return super().invoke(ctx)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _near_miss():
+            return super().parse_args(ctx, args)
+
+
+@contextmanager
+def _near_miss() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # by what it has, not by its class: typer carries a click of its own
+        if possible := getattr(error, "possibilities", None):
+            wrong = str(getattr(error, "option_name", ""))
+            near = difflib.get_close_matches(wrong, possible, 1, 0) or possible
+            vars(error).update(message=f"No such option: {wrong}; did you mean {near[0]}?", possibilities=None)
+        raise
+
+
 app = typer.Typer(
     name="hrzs",
+    cls=_Group,
     help="Build class trees, fine-tune, attack, evaluate and publish CLIP-like models, at the leaves and at superclasses.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -57,7 +85,12 @@ def _built_on() -> str:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it, and those of torch, CUDA and open_clip.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print it, and those of torch, CUDA and open_clip."
+        ),
+    ] = False,
 ) -> None:
     pass
 
@@ -68,12 +101,14 @@ def _register() -> None:
     from hrzs.cli.eval import evaluate
     from hrzs.cli.export import export
     from hrzs.cli.finetune import finetune
+    from hrzs.cli.leaderboard import leaderboard
 
     app.command("build-tree")(build_tree)
     app.command("finetune")(finetune)
     app.command("attack")(attack)
     app.command("eval")(evaluate)
     app.command("export")(export)
+    app.command("leaderboard")(leaderboard)
 
 
 _register()

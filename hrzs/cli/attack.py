@@ -12,7 +12,7 @@ from hrzs.cli import console, options, shards
 from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
 from hrzs.evaluation.options import OF_CERTIFICATES, OF_DEFENCES, EvalOptions
-from hrzs.files import check_folder, dump_yaml, output_folder, write_config
+from hrzs.files import check_folder, output_folder, write_config
 from hrzs.option import divide
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def attack(
         images = [sum(map(len, evaluation.blocks(role.shard or WHOLE, first))) for first in firsts]
         passes = sum(n * evaluation.cost(unit) for n, unit in zip(images, evaluation.units[1:], strict=True))
         share = {} if role.shard is None else {"shard": str(role.shard), "images_of_shard": sum(images)}
-        console.emit(dump_yaml({"data": task.describe(), "units": [u.title for u in units], "output": str(folder),
-                                **share, **_estimate(loaded, task, sum(images), passes, settings.batch_size, png=png)}))  # fmt: skip
+        console.emit_estimate({"data": task.describe(), "units": [u.title for u in units], "output": str(folder),
+                               **share, **_estimate(loaded, task, sum(images), passes, settings.batch_size, png=png)})  # fmt: skip
         return
     if resume and len(units) > 1 and is_finished(folder):
         raise UsageError(

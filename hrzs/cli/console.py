@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
 from hrzs.errors import HrzsError
+from hrzs.files import dump_yaml
+from hrzs.progress import Pace, Update, in_words
 from hrzs.torchrun import is_first
 
 stderr = Console(stderr=True)
 
 #: What a listing option is given to print the names it takes.
 LIST = "list"
-
-
-class Update(Protocol):
-    """Moves a progress bar."""
-
-    def __call__(self, done: int, total: int, note: str) -> None: ...
 
 
 def set_up(*, quiet: bool, debug: bool) -> None:
@@ -61,8 +58,7 @@ def progress_bar(title: str, *, quiet: bool) -> Iterator[Update]:
     if quiet or not is_first():
         yield lambda *_: None
     elif stderr.is_terminal:
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-                   TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Times(),
                    TextColumn("{task.fields[note]}", markup=False))  # fmt: skip
         with Progress(*columns, console=stderr, transient=True) as bar:
             task = bar.add_task(printable(title), total=None, note="")
@@ -71,28 +67,23 @@ def progress_bar(title: str, *, quiet: bool) -> Iterator[Update]:
         yield _PlainProgress(title)
 
 
-# What comes so soon after what came before it, in seconds, was done by a run that this one resumes.
-_AT_ONCE = 0.005
+class _Times(ProgressColumn):
+    """How long it has taken, and how long it will."""
+
+    def render(self, task: Task) -> Text:
+        left = "" if task.time_remaining is None else f", {in_words(round(task.time_remaining))} left"
+        return Text(f"{in_words(round(task.elapsed or 0))}{left}", "progress.elapsed")
 
 
 class _PlainProgress:
     def __init__(self, title: str) -> None:
-        self.title, self.tenth, self.started, self.before = title, -1, time.monotonic(), 0
-        self.last = self.started
+        self.title, self.tenth, self.pace = title, -1, Pace()
 
     def __call__(self, done: int, total: int, note: str) -> None:
-        tenth = 10 * done // max(total, 1)
-        now = time.monotonic()
-        if now - self.last < _AT_ONCE:
-            self.started, self.before = now, done
-        self.last = now
+        tenth, said = 10 * done // max(total, 1), self.pace(done, total)
         if tenth > self.tenth:
             self.tenth = tenth
-            elapsed = now - self.started
-            new = done - self.before
-            left = f", {elapsed * (total - done) / new:.0f} s left" if new else ""
-            line = f"{self.title}: {done}/{total}, {elapsed:.0f} s{left}  {note}"
-            print(printable(line), file=sys.stderr, flush=True)  # noqa: T201
+            print(printable(f"{self.title}: {said}  {note}"), file=sys.stderr, flush=True)  # noqa: T201
 
 
 class _Printable(logging.Formatter):
@@ -103,6 +94,11 @@ class _Printable(logging.Formatter):
 def printable(text: str) -> str:
     """``text`` with its control characters escaped, but for line breaks and tabs: no file can command a terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def width() -> int:
+    """The characters that a line of a table may have: those of the terminal, and 80 where there is none."""
+    return max(80, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 80
 
 
 def emit(text: str) -> None:
@@ -127,6 +123,13 @@ def emit(text: str) -> None:
         raise HrzsError(f"the result cannot be written to standard output: {error.strerror or error}") from error
 
 
+def emit_estimate(found: dict[str, Any]) -> None:
+    """What ``--dry-run`` found, as YAML; the time that it would take also in words, for people."""
+    emit(dump_yaml(found))
+    seconds = 60 * found["estimated_minutes"]
+    note(f"would take {f'about {in_words(seconds)}' if seconds else 'a few seconds'}")
+
+
 def print_names(pairs: list[tuple[str, str]]) -> None:
     """Names with one line each: what ``--attack list`` and its like print."""
     width = min(24, max(len(name) for name, _ in pairs))
@@ -136,6 +139,12 @@ def print_names(pairs: list[tuple[str, str]]) -> None:
 def warn(text: str) -> None:
     """One line that ``--quiet`` does not silence."""
     logging.getLogger("hrzs.cli").warning(text)
+
+
+def suggest(command: str | None) -> None:
+    """The command to run next, on a line of stderr, which no terminal's width breaks; ``--quiet`` silences it."""
+    if command is not None and is_first() and logging.getLogger("hrzs.cli").isEnabledFor(logging.INFO):
+        print(printable(f"next: {command}"), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def note(text: str) -> None:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hrzs.cli import console, options, shards
+from hrzs.cli.next_step import after_eval
 from hrzs.data_options import DataOptions
 from hrzs.errors import HrzsError, UsageError
 from hrzs.evaluation.options import OF_CERTIFICATES, EvalOptions
-from hrzs.files import dump_yaml, write_text
+from hrzs.files import write_text
 from hrzs.option import divide
+from hrzs.progress import in_words
 
 if TYPE_CHECKING:
     from hrzs.evaluation.job import Job
@@ -92,6 +94,7 @@ def evaluate(
     from hrzs.evaluation.shards import WHOLE, begun, kept_file
     from hrzs.models.loading import load_model
     from hrzs.results.significance import check_same_images
+    from hrzs.results.table import render
 
     if adversarial is not None:
         _refuse_attacks(context)
@@ -122,7 +125,7 @@ def evaluate(
     job = Job(loaded, settings, data, adversarial=adversarial, canaries=canaries, store=store, votes=votes,
               config=options.saved_config(context, data, settings))  # fmt: skip
     if dry_run:
-        console.emit(dump_yaml(job.estimate(role.shard or WHOLE)))
+        console.emit_estimate(job.estimate(role.shard or WHOLE))
         return
     report = job.head()
     if other is not None:
@@ -161,7 +164,11 @@ def evaluate(
         if target is not None:
             write_text(target, report.to_json(), f"--json {target}")
         # Shown before anything else can fail.
-        console.emit(report.to_json() if json_out == "-" and finished is None else console.printable(str(report)))
+        console.emit(
+            report.to_json()
+            if json_out == "-" and finished is None
+            else console.printable(render(report, console.width()))
+        )
         for file, name, text in (
             (csv_out, "csv", report.to_csv), (latex_out, "latex", report.to_latex),
             (report_out, "report", lambda: report.to_html(job.pictures())),
@@ -171,6 +178,8 @@ def evaluate(
         job.store.remove()
     if report_out is not None:
         console.note(f"report: {report_out}")
+    console.note(f"measured in {in_words(report.seconds)}, canaries aside")
+    console.suggest(after_eval(context, report, target))
 
 
 def _check_outputs(**files: Path | None) -> None:

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from hrzs.cli import console, options
+from hrzs.cli.next_step import after_finetune
 from hrzs.data_options import DataOptions
 from hrzs.errors import UsageError
-from hrzs.files import check_folder, dump_yaml
+from hrzs.files import check_folder
 from hrzs.option import divide
 from hrzs.torchrun import is_first, restarts
 from hrzs.training.options import METHOD, VALIDATION, TrainOptions
@@ -79,12 +80,11 @@ def finetune(
             group=group,
         )  # fmt: skip
         if dry_run:
-            console.emit(dump_yaml(job.estimate(trainer, task)))
+            console.emit_estimate(job.estimate(trainer, task))
             return
         said = options.saved_config(context, data)
         with console.progress_bar(f"finetune {settings.method}", quiet=quiet) as update:
-            job.run(trainer, said, resume=resume,
-                    progress=lambda done, total, log: update(done, total, f"loss {log['loss']:.3f}"))  # fmt: skip
+            job.run(trainer, said, resume=resume, progress=job.with_loss(update))
     if export is not None and is_first():
         import hrzs
 
@@ -93,6 +93,7 @@ def finetune(
         else:
             hrzs.export(folder, export)
     console.emit(str(folder))
+    console.suggest(after_finetune(context, folder))
 
 
 def _listed(model: str, data: str | None, method: str | None, recipe: str, template: str | None) -> bool:

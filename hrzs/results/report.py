@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from hrzs.attacks import Level
-from hrzs.errors import UsageError
+from hrzs.errors import NoReportError, UsageError
 from hrzs.results.masking import Canary, Masking
 
 if TYPE_CHECKING:
@@ -365,6 +365,11 @@ class Model(Struct, frozen=True, kw_only=True):
     embed_dim: int | None = None
     geometry: dict[str, Any] | None = None
 
+    @property
+    def name(self) -> str:
+        """What it was loaded as, without folders."""
+        return model_name(self.source)
+
 
 class Data(Struct, frozen=True, kw_only=True):
     """The images, known by the digest of their ids, and the tree over their classes; ``levels`` counts its nodes.
@@ -411,7 +416,7 @@ class Report(Struct, frozen=True, kw_only=True):
             source: the text, or the path of a file with it.
 
         Raises:
-            UsageError: it cannot be read, is no report, or a newer hrzs wrote it.
+            UsageError: it cannot be read, is no report (`NoReportError`), or a newer hrzs wrote it.
         """
         name = str(source) if isinstance(source, Path) else "this text"
         try:
@@ -422,7 +427,7 @@ class Report(Struct, frozen=True, kw_only=True):
                 f"{name}: not a readable report ({error}); give the FILE of `hrzs eval --json FILE`"
             ) from error
         if not isinstance(found, dict) or not {"model", "results", "summary", "config"} <= found.keys():
-            raise UsageError(f"{name}: no report of `hrzs eval --json`")
+            raise NoReportError(f"{name}: no report of `hrzs eval --json`")
         schema = found.get("schema", 1)
         if not isinstance(schema, int) or schema > SCHEMA:
             raise UsageError(f"{name}: schema {schema} of a newer hrzs, this one reads up to {SCHEMA}; update hrzs")
@@ -430,6 +435,16 @@ class Report(Struct, frozen=True, kw_only=True):
             return msgspec.convert(_upgraded(found), cls)
         except msgspec.ValidationError as error:
             raise UsageError(f"{name}: no report of `hrzs eval --json`: {error}") from error
+
+    @property
+    def seconds(self) -> float:
+        """What the attacks and the certificates took, as far as the rows say."""
+        units = {
+            (row.dataset, row.eps, row.attack, row.attack_level, row.attacked_through, row.adversary): row.seconds
+            for row in self.results
+        }
+        certificates = {one.dataset: one.seconds for one in self.certificates}
+        return sum((one for one in (*units.values(), *certificates.values()) if one is not None), 0.0)
 
     @property
     def call(self) -> dict[str, Any]:
@@ -494,6 +509,37 @@ class Report(Struct, frozen=True, kw_only=True):
         from hrzs.results.pages.evaluation import short
 
         return short(self)
+
+
+# Files that are called the same in every model's folder.
+_OF_ANY_MODEL = ("model", "best", "open_clip_model", "open_clip_pytorch_model", "open_clip_config", "pytorch_model")
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".json")
+
+
+def model_name(source: str) -> str:
+    """The name of a model in what it was loaded as (`Model.source`), without folders and endings of files.
+
+    >>> model_name("models/small.json:runs/mine/model.safetensors")
+    'mine'
+    """
+    return " + ".join(map(_named, source.split(" + ")))
+
+
+def _named(source: str) -> str:
+    if source.startswith("hf-hub:"):
+        return source.removeprefix("hf-hub:")
+    model, _, weights = source.partition(":")
+    if not weights or (model.endswith(".json") and weights != "none"):
+        return _without_folders(weights or model)
+    return f"{_without_folders(model)} ({_without_folders(weights)})"
+
+
+def _without_folders(path: str) -> str:
+    *folders, last = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")] or [path]
+    stem = next((last.removesuffix(end) for end in _SUFFIXES if last.endswith(end)), last)
+    if stem in _OF_ANY_MODEL and folders:
+        return f"{folders[-1]}/{stem}" if stem == "best" else folders[-1]
+    return stem
 
 
 def _upgraded(found: dict[str, Any]) -> dict[str, Any]:

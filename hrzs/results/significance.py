@@ -16,6 +16,7 @@ from hrzs.errors import UsageError
 from hrzs.results.certificates import certified_images
 from hrzs.results.export import certified_row
 from hrzs.results.metrics import balanced, from_bits, node_weights, to_bits, weights_over_levels, wilson
+from hrzs.results.protocol import first_difference, of_images, other_effort, suite_of
 from hrzs.results.report import Certificate, Compared, Comparison, Report, Row
 
 #: What makes two rows the same measurement of two models.
@@ -33,28 +34,28 @@ def compare(report: Report, other: Report) -> Comparison:
     level's nodes, with its interval (`balanced_difference`); None where neither report has the nodes of the images. p
     is always of the difference per image.
 
-    Any-level figures of different suites and certificates of another σ, N or α are not compared: ``left_out`` says so.
+    Attacks of other norms or steps, any-level figures of different suites and certificates of another σ, N or α are not
+    compared: ``left_out`` says so.
 
     Raises:
         UsageError: other images, no measurement in common, or a report without the result of each image.
     """
     check_same_images(report, other)
-    nodes = _nodes(other) | _nodes(report)
-    any_level, left_out = _any_level_pairs(report, other, nodes)
-    certified, unlike = _certified_pairs(report, other, nodes)
-    pairs, left_out = [*_row_pairs(report.results, other.results, nodes), *any_level, *certified], left_out + unlike
+    nodes = nodes_of(other) | nodes_of(report)
+    rows, unlike = _row_pairs(report.results, other.results, nodes)
+    any_level, other_suite = _any_level_pairs(report, other, nodes)
+    certified, other_kind = _certified_pairs(report, other, nodes)
+    pairs, left_out = [*rows, *any_level, *certified], (*unlike, *other_suite, *other_kind)
     if not pairs:
         raise UsageError(
             "--against: the two reports share no measurement; evaluate both with the same data, attacks, levels and ε"
         )
-    return Comparison(
-        model=other.model.source, digest=other.model.digest, rows=_compared(pairs), left_out=tuple(left_out)
-    )
+    return Comparison(model=other.model.source, digest=other.model.digest, rows=_compared(pairs), left_out=left_out)
 
 
 def gaps(report: Report) -> tuple[Compared, ...]:
     """The adaptive less the static figures of a model behind defences, for each attack at the level it aims at."""
-    nodes = _nodes(report)
+    nodes = nodes_of(report)
     static = {_measured(row): row for row in report.results if row.adversary == "static"}
     adaptive = [row for row in report.results if row.adversary == "adaptive" and row.transfer is False]
     return _compared([_pair(row, static[_measured(row)], nodes) for row in adaptive if _measured(row) in static])
@@ -67,9 +68,6 @@ def _compared(pairs: Sequence[_Pair]) -> tuple[Compared, ...]:
 
 # The node of each image at every level, (levels, n), in the order of ids, by dataset.
 Nodes = Mapping[str, Tensor]
-
-#: The suite of reports that do not name theirs: it had no margin loss.
-_FORMER_SUITE = ("leaf-pgd", "superclass-pgd", "hierarchical-pgd")
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class _Pair:
         return msgspec.convert(found | dict(zip(SAME, self.name, strict=True)), Compared)
 
 
-def _nodes(report: Report) -> dict[str, Int[Tensor, "levels n"]]:
+def nodes_of(report: Report) -> dict[str, Int[Tensor, "levels n"]]:
     """The nodes of a report's images (`Evaluation.truth`), by dataset; empty if an older hrzs wrote it."""
     found = {}
     for dataset, truth in report.summary.truth.items():
@@ -118,14 +116,21 @@ def _measured(row: Row) -> tuple[object, ...]:
     return tuple(getattr(row, name) for name in SAME)
 
 
-def _row_pairs(rows: Sequence[Row], others: Sequence[Row], nodes: Nodes) -> list[_Pair]:
+def _matched(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Rows that measure the same (`SAME`), however many steps their attacks took."""
     theirs = {(row.adversary, *_measured(row)): row for row in others}
-    pairs = []
-    for row in rows:
-        like = theirs.get((row.adversary, *_measured(row)), theirs.get((None, *_measured(row))))
-        if like is not None:
+    found = [(row, theirs.get((row.adversary, *_measured(row)), theirs.get((None, *_measured(row))))) for row in rows]
+    return [(row, like) for row, like in found if like is not None]
+
+
+def _row_pairs(rows: Sequence[Row], others: Sequence[Row], nodes: Nodes) -> tuple[list[_Pair], list[str]]:
+    pairs, left_out = list[_Pair](), dict[str, None]()
+    for row, like in _matched(rows, others):
+        if (effort := other_effort(row, like)) is None:
             pairs.append(_pair(row, like, nodes))
-    return pairs
+        else:
+            left_out[f"{row.attack} @ {row.attack_level} on {row.dataset}: there with {effort} as here"] = None
+    return pairs, [*left_out]
 
 
 def _pair(row: Row, like: Row, nodes: Nodes) -> _Pair:
@@ -159,7 +164,7 @@ def _certified_pairs(report: Report, other: Report, nodes: Nodes) -> tuple[list[
             for point in one.every_sigma
         ]
 
-    return _row_pairs(rows(report), rows(other), nodes), left_out
+    return _row_pairs(rows(report), rows(other), nodes)[0], left_out
 
 
 def _kind(one: Certificate) -> str:
@@ -177,12 +182,17 @@ def _any_level_pairs(report: Report, other: Report, nodes: Nodes) -> tuple[list[
         like = theirs.get((dataset, mine.eps, mine.adversary), theirs.get((dataset, mine.eps, None)))
         if like is None or mine.any_level_robust is None or like.any_level_robust is None:
             continue
-        suites = [one.any_level_suite or _FORMER_SUITE for one in (mine, like)]
+        suites = [suite_of(one) for one in (mine, like)]
         if set(suites[0]) != set(suites[1]):
             left_out.append(
                 f"any-level robust accuracy on {dataset} at ε {mine.eps}: of different suites "
                 f"({', '.join(suites[0])}; there {', '.join(suites[1])}); evaluate that model again"
             )
+            continue
+        here, there = ([row for row in one.results if (row.dataset, row.eps) == (dataset, mine.eps)
+                        and row.attack in suites[0]] for one in (report, other))  # fmt: skip
+        if effort := next(filter(None, (other_effort(*pair) for pair in _matched(here, there))), None):
+            left_out.append(f"any-level robust accuracy on {dataset} at ε {mine.eps}: there with {effort} as here")
             continue
         said = {"dataset": dataset, "eps": mine.eps, "attack": "any-level"}
         weights = weights_over_levels(nodes[dataset]) if dataset in nodes else None
@@ -216,18 +226,22 @@ def check_same_images(report: Report, other: Report) -> None:
     if not mine.keys() & theirs.keys():
         raise UsageError(f"--against: that report is about {', '.join(theirs)}, this one about {', '.join(mine)}")
     for name in sorted(mine.keys() & theirs.keys()):
-        for key, what in (
-            ("image_ids", "other images"),
-            ("tree_digest", "another tree"),
-            ("resize", "another resizing"),
-        ):
-            here, there = (getattr(tasks[name], key) for tasks in (mine, theirs))
-            if here != there:
-                raise UsageError(
-                    f"--against: that report is about {what} of {name} ({there}, here {here}); "
-                    "a paired test needs the same: repeat it with the same --data, --split, --limit, --skip, --classes,"
-                    " --tree and --resize"
-                )
+        if (differs := first_difference(of_images(mine[name]), of_images(theirs[name]))) is not None:
+            raise UsageError(
+                f"--against: that report is not about the same {name}: {differs} as here; "
+                "a paired test needs the same: repeat it with the same --data, --split, --limit, --skip, --classes,"
+                " --tree and --resize"
+            )
+
+
+def paired_difference(
+    a: Bool[Tensor, "n"], b: Bool[Tensor, "n"], weights: Float[Tensor, "n"] | None = None
+) -> tuple[float, tuple[float, float]]:
+    """The difference of two paired accuracies with its 95% interval: per image, or by weight where there are any."""
+    if weights is not None:
+        return balanced_difference(a, b, weights)
+    only_a, only_b, n = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
+    return (only_a - only_b) / n, paired_interval(int(a.sum()), int(b.sum()), only_a, only_b, n)
 
 
 def balanced_difference(

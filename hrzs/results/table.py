@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
@@ -22,20 +23,20 @@ from hrzs.results.report import (
 )
 
 
-def render(report: Report) -> str:
-    """A report for a terminal.
+def render(report: Report, width: int = 80) -> str:
+    """A report for a terminal of ``width`` characters.
 
     Percentages with the half-width of their 95% interval; ``*`` marks what was attacked directly. Where a level's nodes
     have unequally many images, the accuracy balanced over the nodes stands below the one per image. The first row is
-    what the best constant answer scores.
+    what the best constant answer scores. Levels that do not fit beside each other come below.
     """
     summary, blocks = report.summary, []
     for dataset in dict.fromkeys(row.dataset for row in report.results):
         rows = [row for row in report.results if row.dataset == dataset]
-        block = _block(rows, [s for s in summary.levels if s.dataset == dataset])
+        block = _block(rows, [s for s in summary.levels if s.dataset == dataset], width)
         blocks.append("\n".join([block, *(f"  note: {note}" for note in summary.stand_ins.get(dataset, ()))]))
     lines = ["\n\n".join(blocks)]
-    lines += ["\n" + _certificates([c for c in report.certificates if c.dataset == dataset])
+    lines += ["\n" + _certificates([c for c in report.certificates if c.dataset == dataset], width)
               for dataset in dict.fromkeys(c.dataset for c in report.certificates)]  # fmt: skip
     lines += [_defending(summary.defending)] if summary.defending else []
     lines += [f"\nmissing: {reason}" for reason in summary.missing.values()]
@@ -47,7 +48,42 @@ def render(report: Report) -> str:
         lines.append(f"\ngradient masking: {summary.masking}")
     else:
         lines += map(_masking, summary.masking)
-    return "\n".join(lines) + "\n"
+    return fitted("\n".join(lines), width) + "\n"
+
+
+def grid(header: Sequence[str], body: Sequence[Sequence[str]], *, words: int, width: int) -> list[str]:
+    """The lines of a table within ``width`` characters: ``words`` columns to the left, then numbers.
+
+    What does not fit beside comes below: the next numbers in a table of their own, after the same words.
+    """
+    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
+    room = width - sum(widths[:words]) - 2 * words
+    parts: list[list[int]] = [[]]
+    for i in range(words, len(header)):
+        if parts[-1] and sum(widths[k] + 2 for k in [*parts[-1], i]) - 2 > room:
+            parts.append([])
+        parts[-1].append(i)
+    lines: list[str] = []
+    for part in parts:
+        columns = [*range(words), *part]
+        shown = [
+            "  ".join(f"{line[i]:<{widths[i]}}" if i < words else f"{line[i]:>{widths[i]}}" for i in columns).rstrip()
+            for line in [header, *body]
+        ]
+        ruler = "-" * (sum(widths[i] + 2 for i in columns) - 2)
+        lines += [*([""] if lines else []), shown[0], ruler, *shown[1:]]
+    return lines
+
+
+def fitted(text: str, width: int) -> str:
+    """``text`` with its long lines broken between words, the rest below the first word and indented further."""
+    return "\n".join(line if len(line) <= width else _broken(line, width) for line in text.split("\n"))
+
+
+def _broken(line: str, width: int) -> str:
+    indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False,
+                         replace_whitespace=False)  # fmt: skip
 
 
 def _canary(canary: Canary) -> str:
@@ -81,39 +117,52 @@ def _defending(found: Defending) -> str:
     return "\n".join(lines)
 
 
-def _block(rows: Sequence[Row], summary: Sequence[Overall]) -> str:
-    classes = {row.level: row.classes for row in rows}
-    header = ["attack", "ε", "through", "scored by"] + [f"level {k} ({n})" for k, n in sorted(classes.items())]
-    lopsided = lopsided_levels(rows)
-    body = _constant(rows, sorted(classes))
-    for group in _groups(rows):
-        body.append(_line(group, sorted(classes)))
-        if below := [row for row in group if row.level in lopsided]:
-            body.append(_line(below, sorted(classes), balanced=True))
-    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
-
-    def format_line(cells: list[str]) -> str:
-        return "  ".join(
-            f"{c:<{w}}" if i < 4 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-        ).rstrip()
-
-    first = rows[0]
+def _block(rows: Sequence[Row], summary: Sequence[Overall], width: int) -> str:
+    """One dataset: a table for each scoring, of which the first has the leaves."""
+    first, radii = rows[0], list(dict.fromkeys(row.eps for row in rows if row.eps is not None))
+    at = f", ε {radii[0]}" if len(radii) == 1 else ""
     lines = [
         f"{first.dataset} ({first.split}), {first.n} images, accuracy in % ± half of the 95% interval, "
-        f"{first.precision}; * attacked at this level through this scoring, else transfer",
-        *([_BOTH] if lopsided else []),
+        f"{first.precision}{at}; * attacked at this level through this scoring, else transfer",
+        *([_BOTH] if lopsided_levels(rows) else []),
         *(f"saved images, made against {source}" for source in sources_of(rows)),
         *([f"behind {first.defence}; static: made against the model without"] if first.defence else []),
-        format_line(header),
-        "-" * (sum(widths) + 2 * (len(widths) - 1)),
-        *map(format_line, body),
     ]
+    scorings = list(dict.fromkeys(row.scoring for row in rows))
+    for scoring in scorings:
+        scored = [row for row in rows if row.scoring == scoring]
+        lines += ["", *([_SCORED.get(scoring, scoring)] if scorings != ["prompt"] else []),
+                  *_table(scored, width, with_eps=len(radii) > 1)]  # fmt: skip
     for s in summary:
-        lines += [*_any_level(s), *_mistakes(s)]
+        lines += ["", *_any_level(s), *_mistakes(s)]
     return "\n".join(lines)
 
 
-def _certificates(found: Sequence[Certificate]) -> str:
+_SCORED = {"prompt": "scored by the nodes' own prompts", "leaves": "scored by the sum of their leaves"}
+
+
+def _table(rows: Sequence[Row], width: int, *, with_eps: bool) -> list[str]:
+    """What was scored in one way: attacks down, levels across."""
+    classes = {row.level: row.classes for row in rows}
+    levels, lopsided = sorted(classes), lopsided_levels(rows)
+    body = _constant(rows, levels)
+    for group in _groups(rows):
+        body.append(_line(group, levels))
+        if below := [row for row in group if row.level in lopsided]:
+            body.append(_line(below, levels, balanced=True))
+    table = [["attack", "ε", *(f"level {k} ({classes[k]})" for k in levels)], *body]
+    header, *body = table if with_eps else [[line[0], *line[2:]] for line in table]
+    lines = grid(header, body, words=len(header) - len(levels), width=width)
+    if any(_is_through_another(row) for row in rows):
+        lines.append("° attacked through the nodes' own prompts")
+    return lines
+
+
+def _is_through_another(row: Row) -> bool:
+    return row.attacked_through not in (None, row.scoring)
+
+
+def _certificates(found: Sequence[Certificate], width: int) -> str:
     """The certificates of one dataset, level by level; below a lopsided level the figures balanced over its nodes."""
     first, radii = found[0], radii_of_table(found[0])
     header = ["", "constant", "abstained", "clean", "mean r", *(f"r {point.radius:g}" for point in radii)]
@@ -121,26 +170,20 @@ def _certificates(found: Sequence[Certificate]) -> str:
     for one in found:
         points = radii_of_table(one)
         body.append([
-            f"level {one.level} ({one.classes})", _percent(one.constant), _percent(one.abstained),
-            _percent(one.clean) + _half(one.clean_ci95), f"{one.average_radius:.3f}",
-            *(_percent(point.value) + _half(point.ci95) for point in points),
+            f"level {one.level} ({one.classes})", percent(one.constant), percent(one.abstained),
+            percent(one.clean) + _half(one.clean_ci95), f"{one.average_radius:.3f}",
+            *(percent(point.value) + _half(point.ci95) for point in points),
         ])  # fmt: skip
         if one.constant != one.constant_balanced:
             body.append([
-                _BALANCED, _percent(one.constant_balanced), _percent(one.abstained_balanced),
-                _percent(one.clean_balanced) + _half(one.clean_balanced_ci95), f"{one.average_radius_balanced:.3f}",
-                *(_percent(point.balanced) + _half(point.balanced_ci95) for point in points),
+                _BALANCED, percent(one.constant_balanced), percent(one.abstained_balanced),
+                percent(one.clean_balanced) + _half(one.clean_balanced_ci95), f"{one.average_radius_balanced:.3f}",
+                *(percent(point.balanced) + _half(point.balanced_ci95) for point in points),
             ])  # fmt: skip
-    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
-    shown = [
-        "  ".join(f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        for line in (header, *body)
-    ]
     return "\n".join([
         f"{first.dataset} ({first.split}), {first.n} images, certified accuracy in % within an ℓ2 radius r, by "
         f"randomised smoothing at σ {first.sigma:g}",
-        said_of(first),
-        shown[0], "-" * len(shown[0]), *(line.rstrip() for line in shown[1:]),
+        said_of(first), *grid(header, body, words=1, width=width),
     ])  # fmt: skip
 
 
@@ -169,8 +212,8 @@ def _any_level(s: Overall) -> list[str]:
          s.any_level_clean_balanced, s.any_level_constant_balanced),
     ):  # fmt: skip
         if robust is not None:
-            answer = "unknown" if constant is None else f"{_percent(constant)}%"
-            lines.append(f"{before}: {_percent(robust)}% {_interval(interval)}  ({after}: {_percent(clean)}%; "
+            answer = "unknown" if constant is None else f"{percent(constant)}%"
+            lines.append(f"{before}: {percent(robust)}% {_interval(interval)}  ({after}: {percent(clean)}%; "
                          f"a constant answer: {answer})")  # fmt: skip
     return lines
 
@@ -182,8 +225,8 @@ def _mistakes(s: Overall) -> list[str]:
         agreement = " / ".join("-" if c is None else f"{100 * c:.0f}" for c in s.consistency[title])
         lines.append(
             f"  {title}: mean LCA height {shown['lca_height_mistakes']} over mistakes, {shown['lca_height_all']} over "
-            f"all; {', '.join(f'{k.upper()} {v}' for k, v in shown.items() if k.startswith('hd@'))}; "
-            f"leaf and superclass predictions agree on {agreement or '-'}%"
+            f"all; {', '.join(f'{k.upper()} {v}' for k, v in shown.items() if k.startswith('hd@'))}"
+            + (f"; leaf and superclass predictions agree on {agreement}%" if agreement else "")
         )
     return lines
 
@@ -196,7 +239,8 @@ def lopsided_levels(rows: Iterable[Row]) -> set[int]:
     return {row.level for row in rows if row.constant != row.constant_balanced}
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A share in percent; a dash where there is none."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
@@ -209,10 +253,10 @@ def _constant(rows: Sequence[Row], levels: Sequence[int]) -> list[list[str]]:
     lopsided, by_level = lopsided_levels(rows), {row.level: row for row in rows}
     if any(row.constant is None for row in rows):
         return []
-    lines = [["constant answer", "", "", "", *(_percent(by_level[level].constant) for level in levels)]]
+    lines = [["constant answer", "", *(percent(by_level[level].constant) for level in levels)]]
     if lopsided:
-        balanced = (_percent(by_level[level].constant_balanced) if level in lopsided else "" for level in levels)
-        lines.append([_BALANCED, "", "", "", *balanced])
+        balanced = (percent(by_level[level].constant_balanced) if level in lopsided else "" for level in levels)
+        lines.append([_BALANCED, "", *balanced])
     return lines
 
 
@@ -223,9 +267,9 @@ def _mean(mean: Mean) -> str:
         value, balanced = ((row.clean, row.clean_balanced) if row.robust is None
                            else (row.robust, row.robust_balanced))  # fmt: skip
         lines.append(
-            f"  {row.title}: {_percent(value)}"
-            + ("" if balanced is None else f", balanced {_percent(balanced)}")
-            + ("" if row.constant is None else f"; a constant answer: {_percent(row.constant)}")
+            f"  {row.title}: {percent(value)}"
+            + ("" if balanced is None else f", balanced {percent(balanced)}")
+            + ("" if row.constant is None else f"; a constant answer: {percent(row.constant)}")
         )
     return "\n".join(lines)
 
@@ -251,13 +295,13 @@ def _against(against: Comparison) -> str:
 
 def _difference(row: Compared) -> list[str]:
     lines = [
-        f"  {row.dataset}, {row.title}: {_percent(row.this)} against {_percent(row.other)}, "
+        f"  {row.dataset}, {row.title}: {percent(row.this)} against {percent(row.other)}, "
         f"difference {100 * row.difference:+.1f} {_interval(row.difference_ci95, '+')}, "
         f"p {row.p:.2g}, corrected {row.p_holm:.2g}"
     ]
     if row.difference_balanced is not None:
         lines.append(
-            f"    balanced: {_percent(row.this_balanced)} against {_percent(row.other_balanced)}, "
+            f"    balanced: {percent(row.this_balanced)} against {percent(row.other_balanced)}, "
             f"difference {100 * row.difference_balanced:+.1f} {_interval(row.difference_balanced_ci95, '+')}"
         )
     return lines
@@ -285,8 +329,8 @@ def _line(group: Sequence[Row], levels: Sequence[int], *, balanced: bool = False
     clean = first.attack == "none"
     name = "none (clean)" if clean else f"{first.attack} @ {first.attack_level}"
     name += "" if first.adversary is None else f", {first.adversary}"
-    cells = [name, first.eps or "", "" if clean else first.attacked_through or "", first.scoring]
-    cells = [_BALANCED, "", "", ""] if balanced else cells
+    name += " °" if _is_through_another(first) else ""
+    cells = [_BALANCED, ""] if balanced else [name, first.eps or ""]
     by_level = {row.level: row for row in group}
     for level in levels:
         row = by_level.get(level)
@@ -295,5 +339,5 @@ def _line(group: Sequence[Row], levels: Sequence[int], *, balanced: bool = False
             continue
         value, ci95 = row.figure[2:] if balanced else row.figure[:2]
         half = "" if ci95 is None else f" ±{50 * (ci95[1] - ci95[0]):.1f}"
-        cells.append(f"{'*' if row.transfer is False else ''}{_percent(value)}{half}")
+        cells.append(f"{'*' if row.transfer is False else ''}{percent(value)}{half}")
     return cells

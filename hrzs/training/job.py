@@ -19,6 +19,7 @@ from hrzs.estimate import seconds_per_image
 from hrzs.files import output_folder, write_config
 from hrzs.models.clip import ClipModel
 from hrzs.models.templates import template_for
+from hrzs.progress import Update
 from hrzs.tasks import Task, open_task, open_validation
 from hrzs.training.checkpoints import has_checkpoint
 from hrzs.training.methods import check_options, method_class
@@ -127,6 +128,11 @@ def run(trainer: Trainer, config: Mapping[str, Any], *, resume: bool = False, pr
         if group.is_first:
             write_config(folder, {**config, **settled})
         trainer.run(progress)
+
+
+def with_loss(update: Update) -> Progress:
+    """The progress of a run for what shows any progress."""
+    return lambda done, total, log: update(done, total, f"loss {log['loss']:.3f}")
 
 
 def _check_config(file: Path, settled: Mapping[str, Any]) -> None:

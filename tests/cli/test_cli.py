@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -133,6 +134,7 @@ def test_eval_prints_a_table_and_writes_json_beside_it(hrzs: Hrzs, small: Option
     summary = json.loads(target.read_text())["summary"]
     assert summary["canaries"] == summary["masking"] == "switched off (--no-canaries)"
     assert ended.out.endswith("gradient masking: switched off (--no-canaries)\n")
+    assert re.search(r"measured in [\d.]+ s, canaries aside\n", ended.err)  # the table is the same at every call
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
 
 
@@ -242,6 +244,27 @@ WRONG: list[tuple[Options, str]] = [
     (("eval", "--batch-size", "0"), "--batch-size"),
     (("eval", "--no-such-option"), "--no-such-option"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [(("evall",), "Did you mean 'eval'?"), (("leaderbord",), "Did you mean 'leaderboard'?"),
+     (("eval", "--atack", "cw"), "did you mean --attack?"), (("eval", "--modle=tiny"), "did you mean --model?"),
+     (("finetune", "--metod", "x"), "did you mean --method?"), (("--versio",), "did you mean --version?")],
+)  # fmt: skip
+def test_what_is_mistyped_is_recognised(hrzs: Hrzs, typed: Options, meant: str) -> None:
+    ended = hrzs(*typed)
+    assert (ended.status, ended.out) == (2, "")
+    assert meant in ended.err
+
+
+@pytest.mark.parametrize("command", [(), ("build-tree",), ("finetune",), ("attack",), ("eval",), ("leaderboard",)])
+def test_a_short_option_helps_everywhere(hrzs: Hrzs, command: Options) -> None:
+    ended = hrzs(*command, "-h")
+    assert ended.status == 0
+    assert (command or ("leaderboard",))[0] in ended.out
+    assert "Usage: " in ended.out
+    assert ended.out == hrzs(*command, "--help").out
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[" ".join(a) for a, _ in WRONG])

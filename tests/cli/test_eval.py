@@ -82,6 +82,23 @@ def test_several_datasets(hrzs: Hrzs, small: Options, two_folders: str, tmp_path
     assert "no dataset of this name" in ended.err
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--defence", "quantise"),
+        ("--certify", "0.25", "--samples", "8", "--selection", "4"),
+        ("--eps", "1/255,2/255", "--level", "all"),
+    ],
+    ids=lambda options: options[0],
+)
+def test_every_table_fits_80_columns(hrzs: Hrzs, small: Options, options: Options) -> None:
+    attack = ("--no-canaries",) if "--certify" in options else QUICK
+    ended = hrzs("eval", *small, *attack, *options)
+    assert ended.status == 0
+    assert max(map(len, ended.out.splitlines())) <= 80
+    assert "…" not in ended.out
+
+
 def test_one_bar_for_the_whole_job(hrzs: Hrzs, small: Options, two_folders: str, tmp_path: Path) -> None:
     from hrzs.evaluation.job import Job
 
@@ -132,7 +149,7 @@ def test_against_another_report(hrzs: Hrzs, small: Options, tmp_path: Path) -> N
     assert hrzs("eval", *quick, "--json", one).status == 0
     ended = hrzs("eval", *quick, "--seed", "1", "--against", one, "--json", two)
     assert ended.status == 0, ended.err
-    assert "paired on the same images" in ended.out
+    assert "paired on the same images" in " ".join(ended.out.split())
     against = json.loads(two.read_text())["summary"]["against"]
     assert {row["attack"] for row in against["rows"]} == {"none", "leaf-pgd"}
     assert against["digest"] == "random:0"

@@ -10,6 +10,7 @@ from typing import Any
 
 import jsonschema
 import msgspec
+import pandas
 import pytest
 from msgspec.structs import replace
 
@@ -17,7 +18,7 @@ import hrzs
 from hrzs.errors import UsageError
 from hrzs.models.clip import ClipModel
 from hrzs.results.masking import Canary, Masking
-from hrzs.results.report import SCHEMA, Model, Overall, Report, Row, Summary
+from hrzs.results.report import SCHEMA, Model, Overall, Report, Row, Summary, model_name
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -152,3 +153,58 @@ def test_the_page_has_pictures_only_where_they_are_given(report: Report, evaluat
     pictures = {report.tasks[0].dataset: pictures_of(evaluation)}
     assert "The tree" not in report.to_html()
     assert "The tree" in report.to_html(pictures)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("tiny", "tiny"),
+        ("ViT-B-32:openai", "ViT-B-32 (openai)"),
+        ("hf-hub:laion/CLIP-ViT-B-32", "laion/CLIP-ViT-B-32"),
+        ("runs/mine", "mine"),
+        ("/data/runs/mine/model.safetensors", "mine"),
+        ("runs/mine/best", "mine/best"),
+        ("clip-rn-64.safetensors", "clip-rn-64"),
+        ("/models/clip-rn-64.json:/weights/robust.pt", "robust"),
+        ("/models/clip-rn-64.json:none", "clip-rn-64 (none)"),
+        ("ViT-B-32:/weights/my.v2.pt", "ViT-B-32 (my.v2)"),
+        ("ViT-L-14:openai + /weights/fare_eps_2.pt", "ViT-L-14 (openai) + fare_eps_2"),
+        ("ViT-B-32 in memory", "ViT-B-32 in memory"),
+        (".", "."),
+    ],
+)
+def test_the_name_of_a_model_has_no_folders(source: str, name: str) -> None:
+    assert model_name(source) == name
+
+
+def test_a_notebook_shows_a_report_without_a_style_or_a_script_for_the_rest_of_it(report: Report) -> None:
+    shown = report._repr_html_()
+    assert "<table>" in shown
+    assert not any(part in shown for part in ("<style", "<script", "<link", "style=", "<html"))
+
+
+def test_one_line_of_pandas_reads_the_rows(report: Report) -> None:
+    """As docs/evaluation.md says."""
+    rows = pandas.DataFrame(json.loads(report.to_json())["results"])
+    assert len(rows) == len(report.results)
+    for name in ("n", "level", "clean", "robust", "clean_balanced", "robust_balanced", "constant", "steps"):
+        assert pandas.api.types.is_numeric_dtype(rows[name]), name
+    assert rows[rows.attack == "none"].robust.isna().all()
+    assert rows[rows.eps.notna()].robust.between(0, 1).all()
+
+
+def test_the_rows_of_one_attack_took_their_time_together() -> None:
+    shared = {
+        "dataset": "d",
+        "eps": None,
+        "attack": "none",
+        "attack_level": None,
+        "scoring": "prompt",
+        "clean": 0.5,
+        "robust": None,
+    }
+    rows = [Row(**shared, level=level, seconds=61.0) for level in (0, 1)]
+    rows += [replace(row, attack="cw", attack_level=0, eps="1/255", seconds=4.0) for row in rows]
+    found = Report(hrzs="0", model=Model(source="m"), config={}, results=tuple(rows))
+    assert found.seconds == 65.0
+    assert replace(found, results=(Row(**shared, level=0),)).seconds == 0

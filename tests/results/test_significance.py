@@ -189,12 +189,34 @@ def test_against_a_report_from_before_balanced_figures(report: dict[str, Any], o
 
 @pytest.mark.parametrize(
     ("key", "message"),
-    [("image_ids", "other images of shapes"), ("tree_digest", "another tree"), ("resize", "another resizing")],
+    [
+        ("image_ids", "not about the same shapes: images: something else, not"),
+        ("tree_digest", "tree: "),
+        ("resize", "resizing: "),
+    ],
 )
 def test_refuses_what_is_no_pair(report: dict[str, Any], other: dict[str, Any], key: str, message: str) -> None:
     other["tasks"][0][key] = "something else"
     with pytest.raises(UsageError, match=message):
         compare(report, other)
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 99), ("norm", "l2"), ("step_size", "9/255")])
+def test_attacks_of_other_effort_are_left_out(
+    report: dict[str, Any], other: dict[str, Any], name: str, value: object
+) -> None:
+    """The same ε in another norm, or another number of steps, was compared without a word."""
+    for row in other["results"]:
+        if row["eps"] is not None:
+            row[name] = value
+    found = compare(report, other)
+    assert {row.attack for row in found.rows} == {"none"}
+    attacks = {(row["attack"], row["attack_level"]) for row in report["results"] if row["eps"]}
+    assert len(found.left_out) == len(attacks) + 1  # any-level
+    assert all(f"there with {name.replace('_', ' ')}: {value}, not " in reason for reason in found.left_out)
+    for row in other["results"]:  # as an older hrzs wrote it
+        row[name] = None
+    assert len(compare(report, other).rows) == len(report["results"]) + 1
 
 
 def test_refuses_where_nothing_is_alike(report: dict[str, Any], other: dict[str, Any]) -> None:

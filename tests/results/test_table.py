@@ -3,14 +3,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import msgspec
+import pytest
 
 from hrzs.evaluation.rows import overall_of, rows_of
 from hrzs.evaluation.runner import Evaluation
 from hrzs.results.report import Report
-from hrzs.results.table import render
+from hrzs.results.table import grid, render
 
 
 def report(evaluation: Evaluation, canaries: list[dict[str, Any]], **summary: Any) -> Report:
@@ -42,12 +44,12 @@ def test_table_shows_every_row_once(evaluate: Callable[..., Evaluation]) -> None
         {"dataset": "d", "name": "x", "value": None, "expected": "y", "ok": None, "note": "z", "applicable": False},
     ]
     masking = [{"dataset": "d", "verdict": "suspected", "reasons": ["9 of 60 images hold"]}]
-    text = render(report(evaluation, canaries, masking=masking))
+    text = render(report(evaluation, canaries, masking=masking), 999)
     lopsided = [row for row in rows if row.constant != row.constant_balanced]
     assert lopsided
     assert text.count("±") - 1 == len(rows) + len(lopsided)  # one more in the heading
-    assert [*map(str.split, re.findall(r"level \d \(\d\)", text))] == [["level", "0", "(6)"], ["level", "1", "(4)"],
-                                                                      ["level", "2", "(2)"]]  # fmt: skip
+    heads = re.findall(r"level (\d) \((\d)\)", text)
+    assert heads == [("0", "6"), ("1", "4"), ("2", "2")] * 2  # scored by prompts, and by leaves
     for row in rows:
         value = row.clean if row.robust is None else row.robust
         mark = "*" if row.transfer is False else " "
@@ -61,6 +63,26 @@ def test_table_shows_every_row_once(evaluate: Callable[..., Evaluation]) -> None
     assert "not run    d, untouched-model: expected at most 0.25. not to be had." in text
     assert "n/a        d, x: expected y. z." in text
     assert "gradient masking on d: suspected\n  - 9 of 60 images hold\n  Do not trust" in text
+
+
+@pytest.mark.parametrize(
+    "evaluated", [{"level": "all"}, {"attack": ("leaf-pgd",), "eps": (Fraction(1, 255), Fraction(2, 255))}]
+)
+def test_everything_fits_80_columns(evaluate: Callable[..., Evaluation], evaluated: dict[str, Any]) -> None:
+    evaluation = evaluate(steps=1, **evaluated)
+    evaluation.run()
+    canary = {"dataset": "d", "name": "huge-eps", "value": 0.5, "expected": "x " * 60, "ok": False, "note": "y " * 60}
+    found = report(evaluation, [canary], masking="switched off " * 9)
+    narrow, wide = render(found), render(found, 999)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "…" not in narrow
+    assert sorted(narrow.split()) == sorted(wide.split())  # only broken otherwise
+
+
+def test_levels_that_do_not_fit_come_below() -> None:
+    lines = grid(["a", "one", "two", "three"], [["row", "1", "2", "3"]], words=1, width=13)
+    assert lines == ["a    one  two", "-------------", "row    1    2", "", "a    three", "----------", "row      3"]
+    assert grid(["a", "b"], [["c", "wider than the terminal"]], words=1, width=5)[2] == "c  wider than the terminal"
 
 
 def flat_row(level: int, nodes: int, constant: float) -> dict[str, Any]:
@@ -80,7 +102,7 @@ def test_table_shows_what_a_constant_answer_scores() -> None:
     ]
     assert ["constant", "answer", "0.7", "58.7"] in lines
     assert ["balanced", "16.7"] in lines
-    assert ["none", "(clean)", "prompt", "55.0", "±5.0", "55.0", "±5.0"] in lines
+    assert ["none", "(clean)", "55.0", "±5.0", "55.0", "±5.0"] in lines
     # The leaves have one image each: balanced and per image are one there.
     assert ["balanced", "25.0", "±10.0"] in lines
 
@@ -127,7 +149,7 @@ def test_table_names_what_stood_in_and_what_differs(evaluate: Callable[..., Eval
     rows = [row, row | {"level": 1, "p_holm": 0.2}, row | balanced | {"attack": "any-level", "p_holm": 1.0},
             row | apart | {"level": 2, "p_holm": 0.2}]  # fmt: skip
     against = {"model": "other.json", "rows": rows, "left_out": ["another suite"]}
-    text = render(report(evaluation, [], stand_ins={"shapes": stand_ins}, against=against))
+    text = render(report(evaluation, [], stand_ins={"shapes": stand_ins}, against=against), 999)
     assert f"  note: {stand_ins[0]}" in text
     assert "against other.json, paired on the same images: 1 of 4 differences are significant" in text
     assert "balanced over nodes: 1 of 4 intervals (95%, each by itself) hold no 0" in text

@@ -23,6 +23,13 @@ def render(name: str, **data: object) -> Markup:
     return Markup(_environment().get_template(name).render(data))
 
 
+def source(name: str) -> str:
+    """The text of a template of this name, as it is."""
+    loader = _environment().loader
+    assert loader is not None
+    return loader.get_source(_environment(), name)[0]
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -33,7 +40,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_legible,
     )
-    filters = (fixed, percent, interval, number, plain, leaves, ink)
+    filters = (fixed, percent, interval, points, number, plain, leaves, ink)
     environment.filters |= {filter_.__name__: filter_ for filter_ in filters}
     return environment
 
@@ -57,6 +64,12 @@ def percent(value: float | None) -> str:
 def interval(ends: Sequence[float] | None) -> str:
     """Of a share, in percent; nothing where there is none."""
     return "" if ends is None else f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+
+
+def points(tenths: Sequence[int]) -> Markup:
+    """A difference and below it its interval, given in tenths of a percentage point."""
+    value, low, high = (f"{one / 10:+.1f}" for one in tenths)
+    return Markup(f"{value}\n[{low}, {high}]")
 
 
 def number(value: float) -> str:

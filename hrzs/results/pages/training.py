@@ -27,10 +27,12 @@ from hrzs.models.clip import ClipModel
 from hrzs.models.depth import node_points
 from hrzs.models.loading import describe
 from hrzs.models.saving import WEIGHTS_FILE, file_digest, read_header
+from hrzs.progress import in_words
 from hrzs.results.metrics import wilson
 from hrzs.results.pages.charts import WIDTH, Curve, line_chart, smooth
 from hrzs.results.pages.disk import Disk, level_name, spread
 from hrzs.results.pages.templates import render
+from hrzs.results.report import model_name
 
 FILE = "report.html"
 # What the trainer and the command line call theirs; not imported, so that either may call this module.
@@ -102,11 +104,13 @@ class _Run:
         base = self.about.get("base") or {}
         name = self.config.get("model") or base.get("model") or self.model.info.arch
         pretrained = self.config.get("pretrained") or base.get("pretrained")
-        return f"{name} ({pretrained})" if pretrained else str(name)
+        return model_name(f"{name}:{pretrained}" if pretrained else str(name))
 
     @property
     def data_name(self) -> str:
-        return str(self.config.get("data") or self.header.get("training_data") or self.model.info.training_data)
+        if data := self.config.get("data"):
+            return Path(str(data)).name
+        return str(self.header.get("training_data") or self.model.info.training_data)
 
     @property
     def criterion(self) -> str:
@@ -128,9 +132,7 @@ class _Run:
             if math.isfinite(value):
                 total += value if value < last else value - last
                 last = value
-        if total < 60:
-            return "less than a second" if total < 1 else f"{total:.0f} seconds"
-        return f"{total / 60:.1f} minutes" if total < 5400 else f"{total / 3600:.1f} hours"
+        return in_words(total)
 
     @property
     def reach(self) -> int:
