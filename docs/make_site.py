@@ -7,6 +7,7 @@ command and option. Zensical's strict mode checks the links of the Markdown; thi
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -120,6 +121,10 @@ def main() -> int:
     built = subprocess.run(command, cwd=ROOT, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True, check=False)
     print(built.stdout, end="")
     # What mkdocstrings cannot make sense of is no fault to Zensical.
+    if not built.returncode:
+        shutil.copytree(ROOT / "docs" / "results", SITE / "results")
+        board = [sys.executable, "-m", "hrzs", "leaderboard", SITE / "results", "-o", SITE / "leaderboard.html"]
+        subprocess.run(board, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
     found = [line for line in built.stdout.splitlines() if line.startswith("griffe:")]
     if not built.returncode:
         found += [*faults(SITE), *missing(SITE, references())]
