@@ -12,10 +12,11 @@ help: ## Show this list
 
 install: $(STAMP) ## Make .venv with hrzs and what its tests need
 
+# Without --no-compile, pip compiles every module of torch and others for a minute, most of which nobody imports.
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test]'
 	@touch $(STAMP)
 
 lint: $(STAMP) ## Style, format and types
@@ -32,7 +33,7 @@ docs: $(VENV)/.docs ## The documentation site, in build/site, with its reference
 	$(BIN)/python docs/make_site.py
 
 $(VENV)/.docs: $(STAMP)
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[docs]'
 	@touch $@
 
 # One adversary before and after. PGD-10 on a fixed subset: a demonstration, not a result.

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from hrzs.tasks import Task
 
 
+#: Where transformers cannot be imported; see there.
+WITHOUT_TRANSFORMERS = Path(__file__).parent / "without_transformers"
+
 # A busy machine is no fault of the code under test. `pytest --hypothesis-profile thorough` looks longer.
 settings.register_profile(
     "hrzs", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
@@ -37,10 +40,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
     # Nothing is read from or left in the user's cache; the tests of the cache switch it on.
     os.environ["HRZS_CACHE"] = "0"
+    # For the processes that tests start, not for this one, which has its path already.
+    os.environ["PYTHONPATH"] = str(WITHOUT_TRANSFORMERS)
 
 
-@pytest.fixture
-def log_as_it_was() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def _log_as_it_was() -> Iterator[None]:
     """The command line routes the log for its whole process; other tests share this one."""
     loggers = [logging.getLogger(name) for name in ("", "hrzs", "py.warnings")]
     before = [(log, log.level, log.handlers[:], log.propagate) for log in loggers]

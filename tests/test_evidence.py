@@ -40,7 +40,12 @@ def load(name: str) -> ModuleType:
 
 def script(name: str, *arguments: object) -> str:
     """What a script prints."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HRZS_CACHE": "0"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]]),
+        "OMP_NUM_THREADS": "1",
+        "HRZS_CACHE": "0",
+    }
     command = [sys.executable, str(ROOT / "docs" / f"{name}.py"), *map(str, arguments)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr

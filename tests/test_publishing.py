@@ -133,7 +133,7 @@ def test_clip_benchmark_finds_the_same_accuracy(exported: Path, tmp_path: Path) 
     call = ["eval", "--dataset", "wds/shapes", "--dataset_root", data, "--model", f"local-dir:{exported}",
             "--pretrained", "", "--output", tmp_path / "theirs.json", "--num_workers", "0", "--no_amp"]  # fmt: skip
     ended = subprocess.run([sys.executable, "-c", _CLIP_BENCHMARK, *map(str, call)], capture_output=True, text=True,
-                           env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False)  # fmt: skip
+                           env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}, check=False)  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     theirs = json.loads((tmp_path / "theirs.json").read_text())["metrics"]["acc1"]
     ours = hrzs.evaluate(hrzs.load(exported), data=str(data), tree="hierarchies/shapes.yaml", attack="none",

@@ -50,8 +50,3 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(config_file: Path) -> tuple[str, ...]:
     """The options of an untrained model on a few shapes."""
     return ("--model", str(config_file), "--pretrained", "none", "--limit", "24", "--device", "cpu")
-
-
-@pytest.fixture(autouse=True)
-def _process_as_it_was(log_as_it_was: None) -> None:
-    """Every test here may run a command."""

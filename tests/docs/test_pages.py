@@ -124,7 +124,13 @@ class Reader:
         code = self.checkout if self.changed else ROOT
         path = os.pathsep.join([str(place), str(Path(sys.executable).parent), os.environ["PATH"]])
         outer = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-        env = {**outer, "PATH": path, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1", "HRZS_CACHE": "0"}
+        env = {
+            **outer,
+            "PATH": path,
+            "PYTHONPATH": os.pathsep.join([str(code), os.environ["PYTHONPATH"]]),
+            "OMP_NUM_THREADS": "1",
+            "HRZS_CACHE": "0",
+        }
         ended = subprocess.run(
             command,
             cwd=self.checkout if self.changed else self.folder,
@@ -138,7 +144,7 @@ class Reader:
 
 
 @pytest.fixture
-def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_as_it_was: None) -> Reader:
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reader:
     folder = tmp_path / "folder"
     folder.mkdir()
     monkeypatch.chdir(folder)
