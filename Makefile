@@ -10,13 +10,13 @@ STAMP := $(VENV)/.installed
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-install: $(STAMP) ## Make .venv with hrzs and what its tests need
+install: $(STAMP) ## Make .venv with hrzs and what its tests and its documentation need
 
 # Without --no-compile, pip compiles every module of torch and others for a minute, most of which nobody imports.
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test,docs]'
 	@touch $(STAMP)
 
 lint: $(STAMP) ## Style, format and types
@@ -29,12 +29,8 @@ lint: $(STAMP) ## Style, format and types
 test: lint ## Lint, types and every test
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-docs: $(VENV)/.docs ## The documentation site, in build/site, with its references and links checked; needs Python 3.11
+docs: $(STAMP) ## The documentation site, in build/site, with its references and links checked; needs Python 3.11
 	$(BIN)/python docs/make_site.py
-
-$(VENV)/.docs: $(STAMP)
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[docs]'
-	@touch $@
 
 # One adversary before and after. PGD-10 on a fixed subset: a demonstration, not a result.
 ADVERSARY = --tree demo/tree.yaml --steps 10 --limit 192 --scoring prompt --no-matrix --no-canaries

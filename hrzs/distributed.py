@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from hrzs import stopping
-from hrzs.errors import HrzsError
+from hrzs.errors import HrzsError, ProcessLostError
 from hrzs.torchrun import place, restarts
 
 Value = TypeVar("Value")
@@ -30,10 +30,6 @@ Value = TypeVar("Value")
 PACKET = 2**24
 # What `Group.agree` tells the others where it is no signal.
 _FAULT = 1000
-
-
-class ProcessLostError(HrzsError):
-    """Another process of the job has ended, or cannot be reached."""
 
 
 @dataclass(frozen=True)

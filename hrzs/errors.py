@@ -15,3 +15,7 @@ class DataMissingError(UsageError):
 
 class NoReportError(UsageError):
     """A file that no hrzs wrote as a report, unlike one that is broken or too new."""
+
+
+class ProcessLostError(HrzsError):
+    """Another process of the job has ended, or cannot be reached."""

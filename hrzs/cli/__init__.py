@@ -16,7 +16,7 @@ import typer
 import typer.core
 
 from hrzs._version import __version__
-from hrzs.errors import HrzsError, UsageError
+from hrzs.errors import HrzsError, ProcessLostError, UsageError
 from hrzs.stopping import Stopped, is_ended, listen
 from hrzs.torchrun import is_first, is_watched, place, tell
 
@@ -145,17 +145,23 @@ def _fail(error: Exception, status: int, given: Sequence[str]) -> Any:
         fault = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         fault = f"{type(error).__name__}: {error} (a fault of hrzs? --debug shows where)"
-    who = "Error"
     if is_watched():
-        tell(fault)
-        if rank := place().rank:
-            # Most faults are those of all processes. When the first has named it, torchrun ends the others.
-            if is_ended(PATIENCE):
+        rank, is_lost = place().rank, isinstance(error, ProcessLostError)
+        if not is_lost:
+            tell(fault)
+        elif rank == 0:
+            _say(f"Error: {fault}")
+        # Most faults are those of all processes: when the first has named it, torchrun ends the others. And a process
+        # that was lost is for torchrun to name, which notices it a little later than those who were talking to it.
+        if (rank or is_lost) and is_ended(PATIENCE):
+            sys.exit(status)
+        if is_lost:
+            tell(fault)
+            if rank == 0:  # has said it
                 sys.exit(status)
-            who = f"Error of process {rank}"
     if "--debug" in given:
         raise error
-    _say(f"{who}: {fault}")
+    _say(f"Error of process {place().rank}: {fault}" if place().rank else f"Error: {fault}")
     sys.exit(status)
 
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from hrzs.attacks.base import sample_seeds
 from hrzs.attacks.counter import standard_normal
 from hrzs.data import Batch, Dataset, ImageError, digest, read
-from hrzs.distributed import ALONE, Group, ProcessLostError
-from hrzs.errors import HrzsError, UsageError
+from hrzs.distributed import ALONE, Group
+from hrzs.errors import HrzsError, ProcessLostError, UsageError
 from hrzs.files import whole_lines
 from hrzs.hierarchy.tree import Tree
 from hrzs.models.clip import ClipModel

@@ -34,7 +34,7 @@ EXPECTED = {
 def test_all_parts_on_the_cpu(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(Path(gpu.__file__)), "--small", "--device", "cpu", "--output", str(tmp_path)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": gpu.paths()}, cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([gpu.paths(), os.environ["PYTHONPATH"]])}, cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
