@@ -54,10 +54,10 @@ soak: $(STAMP) ## Kill every command at random moments, and watch the memory of 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -n 0 tests -m soak
 
 OLD := build/oldest
-# What these tests look at was otherwise then: bits of bf16, devices and compilation (torch 2.6), a list of names
+# What these tests look at was otherwise then: last bits, devices and compilation (torch 2.6), a list of names
 # (torchvision 0.21), the order of a schema (msgspec 0.21), how help is drawn (typer 0.15), metadata (packaging).
 NEWER = test_weights_cast_once_are_autocasts or test_devices or test_a_compiled_encoder or flowers102 \
-	or test_the_schema_in_the_docs or test_a_command_takes_them or test_every_option_is_there or test_the_archives
+	or test_the_schema_in_the_docs or test_a_command_takes_them or test_every_option_is_there or test_the_archives or pmg-aft-3
 oldest: ## Install the oldest versions that pyproject.toml admits, and run all tests with them: half an hour
 	$(PYTHON) -m venv --clear $(OLD)
 	$(OLD)/bin/python -m pip install --quiet uv

@@ -145,6 +145,7 @@ def _fail(error: Exception, status: int, given: Sequence[str]) -> Any:
         fault = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         fault = f"{type(error).__name__}: {error} (a fault of hrzs? --debug shows where)"
+    who = "Error"
     if is_watched():
         rank, is_lost = place().rank, isinstance(error, ProcessLostError)
         if not is_lost:
@@ -159,9 +160,10 @@ def _fail(error: Exception, status: int, given: Sequence[str]) -> Any:
             tell(fault)
             if rank == 0:  # has said it
                 sys.exit(status)
+        who = f"Error of process {rank}" if rank else who
     if "--debug" in given:
         raise error
-    _say(f"Error of process {place().rank}: {fault}" if place().rank else f"Error: {fault}")
+    _say(f"{who}: {fault}")
     sys.exit(status)
 
 

@@ -51,6 +51,8 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
             continue
         if isinstance(value, dict):
             raise UsageError(f"--config {path}: {key}: a value is needed, not a mapping")
+        if not isinstance(value, str | int | float | list):  # a date, say
+            value = str(value)
         if isinstance(value, bool) and not getattr(parameter, "is_flag", False):
             raise UsageError(f"--config {path}: {key}: {str(value).lower()} is no value of --{key}")
         if parameter.multiple and not isinstance(value, list):
