@@ -9,8 +9,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hrzs.errors import HrzsError, UsageError
 from hrzs.files import write_text
 from hrzs.models.clip import ClipModel
@@ -18,6 +16,7 @@ from hrzs.models.loading import file_of, load_model
 from hrzs.models.repository import write_repository
 from hrzs.models.transformers_form import config_of, write_clip_model
 from hrzs.results.pages.card import Card, render
+from hrzs.results.pages.training import run_config
 from hrzs.results.report import Report
 from hrzs.training.methods import METHODS
 from hrzs.training.options import TrainOptions
@@ -114,11 +113,10 @@ def _check_report(report: Report, model: ClipModel) -> None:
 
 def _settings(run: Path, model: ClipModel) -> dict[str, Any]:
     """What of the configuration of a run its method read: data, and no folder of the machine but in their names."""
-    file = run / "config.yaml"
     method = METHODS.get(model.info.run.get("method", ""))
-    if method is None or not file.is_file():
+    config = run_config(run) if run.is_dir() else {}
+    if method is None or not config:
         return {}
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
     of_others = set().union(*(one.reads for one in METHODS.values())) - method.reads
     names = ["data", "split", *(f.name for f in fields(TrainOptions) if f.name not in of_others)]
     found = {name.replace("_", "-"): config.get(name.replace("_", "-")) for name in names}

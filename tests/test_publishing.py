@@ -46,7 +46,7 @@ def exported(run: Path, report: Report, tmp_path_factory: pytest.TempPathFactory
 
 
 def metadata(folder: Path) -> dict[str, Any]:
-    return yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])  # type: ignore[no-any-return]
+    return yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
 
 
 def test_it_has_what_the_hub_asks_for_and_nothing_of_the_run(exported: Path) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import hrzs as package
 from hrzs.cli import main
-from hrzs.errors import UsageError
+from hrzs.errors import ProcessLostError, UsageError
 
 Hrzs = Callable[..., Any]
 Options = tuple[str, ...]
@@ -693,6 +693,24 @@ def test_help_needs_no_torch() -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert "--method" in ended.stdout
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_lost_process_is_for_torchrun_to_name(
+    ended: bool, hrzs: Hrzs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A survivor notices the loss first. It tells torchrun only if torchrun does not end it meanwhile."""
+
+    def lost(*_: object, **__: object) -> None:
+        raise ProcessLostError("another process of this job has ended")
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setattr("hrzs.cli.is_ended", lambda _: ended)
+    monkeypatch.setattr("hrzs.cli.console.set_up", lost)
+    found = hrzs("leaderboard", tmp_path)
+    assert (found.status, found.err) == (1, "Error: another process of this job has ended\n")
+    assert (tmp_path / "error.json").exists() is not ended
 
 
 def test_module_runs_as_a_command() -> None:

@@ -23,10 +23,11 @@ def test_export(hrzs: Hrzs, tmp_path: Path) -> None:
 
 
 def test_export_of_what_needs_options(hrzs: Hrzs, config_file: Path, tmp_path: Path) -> None:
-    ended = hrzs("export", config_file, "--pretrained", "none", "-o", tmp_path / "out", "--quiet")
+    ended = hrzs("export", config_file, "--pretrained", "none", "--mean", "0.5", "-o", tmp_path / "out", "--quiet")
     assert (ended.status, ended.out) == (0, f"{tmp_path / 'out'}\n")
     assert "licence of the weights is not known" in ended.err
-    assert package.load(tmp_path / "out").info.arch == "cli-small"
+    info = package.load(tmp_path / "out").info
+    assert (info.arch, info.mean) == ("cli-small", (0.5, 0.5, 0.5))
 
 
 def test_finetune_exports(hrzs: Hrzs, small: Options, tmp_path: Path) -> None:

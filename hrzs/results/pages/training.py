@@ -298,7 +298,7 @@ def write_report(folder: Path, model: ClipModel, tree: Tree, *, template: str, d
     placed = None if model.ball is None else node_points(model, tree, template)
     run = _Run(
         rows=_rows(folder / _METRICS),
-        config=_config(folder / _CONFIG),
+        config=run_config(folder),
         header=read_header(weights) if weights.is_file() else {},
         model=model,
         tree=tree,
@@ -338,7 +338,13 @@ def _rows(path: Path) -> list[Row]:
     return rows
 
 
-def _config(path: Path) -> dict[str, Any]:
+def run_config(folder: Path) -> dict[str, Any]:
+    """The options that a run was made with; empty where its ``config.yaml`` is missing.
+
+    Raises:
+        HrzsError: the file cannot be read.
+    """
+    path = folder / _CONFIG
     text = _read(path)
     if text is None:
         return {}
