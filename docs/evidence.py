@@ -160,14 +160,15 @@ class Unit:
     stage: str
     images: str
     options: tuple[str, ...]
+    #: In bf16 on machines where that is fast. Everything else is in fp32.
+    half: bool = False
 
 
 def units(name: str, sizes: Sizes) -> Iterator[Unit]:
     """What is measured of a run."""
     quick = ("--no-canaries", "--no-matrix")
-    bf16 = ("--precision", "bf16")
     pgd = ("--level", "all", "--steps", str(sizes.pgd))
-    suite = ("--attack", "leaf-pgd,superclass-pgd,hierarchical-pgd,cw", *pgd, *quick, *bf16)
+    suite = ("--attack", "leaf-pgd,superclass-pgd,hierarchical-pgd,cw", *pgd, *quick)
     if name in CERTIFIED:
         certify = ("--certify", SIGMA, "--samples", str(sizes.samples))
         yield Unit("certified", "certificates", "certified", certify)
@@ -175,17 +176,17 @@ def units(name: str, sizes: Sizes) -> Iterator[Unit]:
         return
     if "-new" in name:
         for images in ("new-seen", "new-unseen"):
-            yield Unit(images, "new", images, suite)
+            yield Unit(images, "new", images, suite, half=True)
             yield Unit(f"{images}-corrupted", "new", images, ("--attack", "none", *quick))
         return
     stage = "ablations" if name in ABLATIONS else "main"
     for images in ("seen", "unseen"):
-        yield Unit(images, stage, images, suite)
+        yield Unit(images, stage, images, suite, half=True)
     if name == "untouched" or name.endswith("-s0"):
-        both = ("--attack", "leaf-pgd,superclass-pgd", *pgd, *bf16)
-        yield Unit("matrix", "canaries", "matrix", both)
+        both = ("--attack", "leaf-pgd,superclass-pgd", *pgd)
+        yield Unit("matrix", "canaries", "matrix", both, half=True)
         if name in CURVES:
-            yield Unit("curve", "canaries", "curve", (*both, *quick, "--eps", "2/255,4/255"))
+            yield Unit("curve", "canaries", "curve", (*both, *quick, "--eps", "2/255,4/255"), half=True)
         if name in DEFENDED:
             # No defence takes more than five gradients. In the miniature there is no time for canaries.
             margin = ("--attack", "cw", "--level", "all", "--steps", str(max(sizes.pgd, 5)), "--no-matrix")

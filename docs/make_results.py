@@ -80,6 +80,7 @@ class Place:
     weights: str = ""
     device: str = "auto"
     threads: int = 1
+    precision: str = "bf16"
     sizes: Sizes = field(default_factory=Sizes)
 
     @property
@@ -287,7 +288,7 @@ def train(place: Place, job: Job) -> None:
         "finetune", *place.untouched, "--data", str(place.images), *source,
         "--classes", str(place.classes("seen")), "--tree", str(place.tree(1)), *filled,
         "--epochs", "1000", "--max-steps", str(sizes.steps), "--batch-size", str(sizes.batch), "--lr", job.rate,
-        "--seed", str(job.seed), "--eps", "1/255", "--steps", "3", "--precision", "bf16",
+        "--seed", str(job.seed), "--eps", "1/255", "--steps", "3", "--precision", place.precision,
         "--save-every", str(max(1, sizes.steps // (1 if on_gpu(place) else 3))), "--device", place.device,
         *(look if job.run.startswith("tune-") or job.run in ABLATIONS else ("--validate-every", "0")),
         "--threads", str(place.threads), "--quiet", "--resume", "-o", str(folder),
@@ -298,7 +299,7 @@ def train(place: Place, job: Job) -> None:
     took = [b["seconds"] - a["seconds"] for a, b in pairwise(log) if b["seconds"] > a["seconds"]]
     summary = {"name": job.run, "options": list(job.options), "lr": job.rate, "seed": job.seed, "steps": sizes.steps,
                "batch": sizes.batch, "step_seconds": round(median(took), 3) if took else None,
-               "device": device_name(), "first": log[0], "last": log[-1]}  # fmt: skip
+               "precision": place.precision, "device": device_name(), "first": log[0], "last": log[-1]}  # fmt: skip
     # A run made again for its model, on another machine, leaves the record that its rate was chosen by.
     if not training(job.run, place.results).exists():
         write(training(job.run, place.results), summary)
@@ -316,7 +317,8 @@ def evaluate(place: Place, job: Job) -> None:
     hrzs(
         "eval", *model, "--data", data, "--split", "val", "--classes", str(place.classes(part)),
         "--tree", str(place.tree(1)), "--skip", str(skip), "--limit", str(limit), "--scoring", "prompt",
-        *unit.options, "--batch-size", "512" if on_gpu(place) else "128", "--device", place.device,
+        *unit.options, *(("--precision", place.precision) if unit.half else ()),
+        "--batch-size", "512" if on_gpu(place) else "128", "--device", place.device,
         "--threads", str(place.threads), "--quiet", "--json", str(aside), "--resume",
     )  # fmt: skip
     write(evaluation(job.run, unit.part, place.results), slim(without_folders(read(aside))))
@@ -524,6 +526,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--jobs", type=int, default=1, help="processes that work side by side")
     parser.add_argument("--threads", type=int, default=1, help="of each")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), help="otherwise bf16 where that is faster than fp32")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no job is begun")
     parser.add_argument("--stages", default=",".join(STAGES), help="any of these, in their order")
     everything = ("untouched", *ROWS, *ABLATIONS, "noise")
@@ -542,7 +545,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = {"steps": options.steps, "autoattack": options.autoattack}
     sizes = replace(sizes, **{name: value for name, value in given.items() if value})
     place = Place(options.work, options.results, options.images, options.config, options.weights or "", options.device,
-                  options.threads, sizes)  # fmt: skip
+                  options.threads, options.precision or "bf16", sizes)  # fmt: skip
     if options.plan:
         todo = list(jobs(place, stages, rows))
         for job in todo:
@@ -556,6 +559,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
 
     torch.set_num_threads(1)  # threads of the parent would not survive the fork
+    from hrzs.models.bf16 import bf16_speed
+
+    on_cpu = options.device == "cpu" or (options.device == "auto" and not gpu_is_here())
+    if options.precision is None and on_cpu and bf16_speed() < 1:
+        place = replace(place, precision="fp32")
     prepare(place)
     keep_decoded(place, corrupted="new" in stages)
     write_nodes(place)
