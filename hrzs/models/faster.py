@@ -9,6 +9,9 @@
 - `channels_last`: the layout that other convolutions prefer on CPUs and tensor cores.
 - `PooledByToken`: nobody reads the patch tokens behind the last block of a ViT that pools by its class token, so that
   block computes the class token alone. Its MLP and two of its four projections cost nearly nothing.
+- `OneQueryPool`: a ResNet of CLIP ends in attention, of which only the query of the mean is read. open_clip computes
+  all queries. For one, the matrices of keys and values need not act on every position: they act on the query, and on
+  the mixture of positions.
 
 Only an attack may fold batch norms into convolutions: see `hrzs.models.folding`.
 """
@@ -21,6 +24,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from open_clip.modified_resnet import AttentionPool2d
 from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -32,6 +36,7 @@ def make_faster(module: nn.Module) -> None:
     embed_by_product(module)
     channels_last(module)
     end_at_the_first_token(module)
+    pool_by_one_query(module)
 
 
 # -- attention --------------------------------------------------------------------------------------------------------
@@ -142,6 +147,37 @@ def end_at_the_first_token(module: nn.Module) -> None:
         plain = type(blocks) is Transformer and blocks.batch_first and len(blocks.resblocks) > 0
         if part.pool_type == "tok" and plain and type(blocks.resblocks[-1]) is ResidualAttentionBlock:
             part.__class__, blocks.__class__ = PooledByToken, FirstToken
+
+
+# -- the last pooling of a ResNet ------------------------------------------------------------------------------------
+
+
+class OneQueryPool(AttentionPool2d):  # type: ignore[misc]
+    """The same parameters and results."""
+
+    def forward(self, x: Float[Tensor, "B W h w"]) -> Float[Tensor, "B D"]:
+        """What the mean of all positions finds among itself and them."""
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat([x.mean(1, keepdim=True), x], 1)
+        x = x + self.positional_embedding.to(x.dtype)
+        batch, _, width = x.shape
+        heads = (self.num_heads, width // self.num_heads)
+        query = self.q_proj(x[:, 0]).view(batch, *heads) * heads[1] ** -0.5
+        # q · (K x + b) = (Kᵀ q) · x + q · b. The second term changes no weight; it is here for the gradient of b.
+        toward = torch.einsum("bhd,hdw->bhw", query, self.k_proj.weight.view(*heads, width))
+        scores = toward @ x.transpose(1, 2) + (query * self.k_proj.bias.view(*heads)).sum(2, keepdim=True)
+        # The weights add up to 1: their mean of V x + b is V of their mean, and b.
+        mixed = scores.softmax(2).to(x.dtype) @ x
+        values = torch.einsum("bhw,hdw->bhd", mixed, self.v_proj.weight.view(*heads, width)).flatten(1)
+        pooled: Tensor = self.c_proj(values + self.v_proj.bias)
+        return pooled
+
+
+def pool_by_one_query(module: nn.Module) -> None:
+    """Make every `AttentionPool2d` inside ``module`` a `OneQueryPool`; parameters stay as they are."""
+    for part in module.modules():
+        if type(part) is AttentionPool2d:
+            part.__class__ = OneQueryPool
 
 
 # -- convolutions -----------------------------------------------------------------------------------------------------

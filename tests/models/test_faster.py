@@ -8,17 +8,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from open_clip.modified_resnet import AttentionPool2d
 from open_clip.transformer import Transformer, VisionTransformer
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hrzs.models.faster import (
     FirstToken,
+    OneQueryPool,
     PatchConv,
     SelfAttention,
     channels_last,
     embed_by_product,
     end_at_the_first_token,
     make_faster,
+    pool_by_one_query,
     straighten,
 )
 
@@ -110,6 +114,44 @@ def test_other_vits_go_on_to_the_end(options: dict[str, Any]) -> None:
     encoder = vit(**options)
     end_at_the_first_token(encoder)
     assert type(encoder.transformer) is Transformer
+
+
+def pools(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
+    """open_clip's, with biases that are not zero, and ours with the same weights."""
+    torch.manual_seed(0)
+    theirs = AttentionPool2d(3, 32, 4, 12)
+    for bias in (p for p in theirs.parameters() if p.ndim == 1):
+        nn.init.normal_(bias)
+    theirs = theirs.to(dtype).eval()
+    ours = copy.deepcopy(theirs)
+    pool_by_one_query(ours)
+    assert type(ours) is OneQueryPool
+    return theirs, ours
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_pool_by_one_query_and_its_gradients_are_open_clips(layout: torch.memory_format) -> None:
+    outputs = []
+    for module in pools(torch.float64):
+        x = torch.randn(5, 32, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        x = x.contiguous(memory_format=layout).requires_grad_(True)
+        with sdpa_kernel(SDPBackend.MATH):  # open_clip's has no second derivative elsewhere
+            out = module(x)
+            first = torch.autograd.grad(out.sin().sum(), (x, *module.parameters()), create_graph=True)
+            (second,) = torch.autograd.grad(first[0].square().sum(), x)
+        outputs.append((out, *first, second))
+    assert outputs[0][0].shape == (5, 12)
+    for theirs, ours in zip(*outputs, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
+
+
+def test_a_pool_by_one_query_in_bf16_is_as_near_to_the_truth_as_open_clips() -> None:
+    theirs, ours = pools()
+    x = torch.randn(64, 32, 3, 3, generator=torch.Generator().manual_seed(1))
+    truth = theirs(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        errors = [(module(x).float() - truth).square().mean().sqrt() for module in (theirs, ours)]
+    assert errors[1] < 1.2 * errors[0]
 
 
 def test_other_calls_go_to_torch() -> None:
