@@ -85,6 +85,13 @@ class Defence:
         """How many gradients of the model the defence itself takes for an image: an adversary must have as many."""
         return 0
 
+    def prompts(self, undefended: Undefended) -> float:  # noqa: ARG002
+        """How many prompts the text encoder reads for an image, to judge it and for each gradient of an adversary.
+
+        A forward and backward pass counts three.
+        """
+        return 0.0
+
     @property
     def expansion(self) -> int:
         """How many images go through the model at once for each image that comes in."""
@@ -168,6 +175,9 @@ class Defended(ImageEncoder):
         self.classifier: Classifier = classifier
         if isinstance(self.defences[-1], Predictor):
             self.classifier = ScoreClassifier(classifier)
+        # By defence, what its prompts cost, in forward passes of an image.
+        prompts = [defence.prompts(self.undefended) for defence in self.defences]
+        self.reading = tuple(n * model.passes_of_a_prompt(classifier.tokens) if n else 0.0 for n in prompts)
         self.eot = eot if any(defence.needs_eot for defence in self.defences) else 1
         self.seeds: tuple[int, ...] = ()
         self._clock, self._draw, self._stays = [0], 0, False
@@ -183,12 +193,18 @@ class Defended(ImageEncoder):
     @property
     def passes(self) -> float:
         """What the defences cost to judge an image, in forward passes beyond the one that classifies it."""
-        return sum(defence.passes for defence in self.defences)
+        return sum(self.passes_of_each)
+
+    @property
+    def passes_of_each(self) -> tuple[float, ...]:
+        """The same of each defence, with the prompts that it reads."""
+        return tuple(d.passes + reading for d, reading in zip(self.defences, self.reading, strict=True))
 
     @property
     def attack_passes(self) -> float:
         """What a gradient costs, in forward and backward passes of the model alone."""
-        return self.eot * (1 + sum(defence.attack_passes for defence in self.defences))
+        own = sum(defence.attack_passes for defence in self.defences)
+        return self.eot * (1 + own + sum(self.reading) / 3)
 
     @property
     def gradients(self) -> int:

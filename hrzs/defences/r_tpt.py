@@ -22,8 +22,7 @@ from hrzs.defences.base import Predictor, Undefended
 from hrzs.errors import UsageError
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel
-from hrzs.models.exact import at_least_fp32, exact_fp32
-from hrzs.models.text import NodeIndex
+from hrzs.models.exact import exact_fp32
 
 #: Area of a crop as a share of the image, and its width by its height: torchvision's RandomResizedCrop.
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -71,12 +70,16 @@ class RTPT(Predictor):
 
     @property
     def passes(self) -> float:
-        # The text encoder, which reads all prompts anew for each image, comes on top.
         return self.views - 1.0
 
     @property
     def attack_passes(self) -> float:
         return self.attack_views - 1.0
+
+    def prompts(self, undefended: Undefended) -> float:
+        classifier = undefended.classifier
+        assert isinstance(classifier, ZeroShotClassifier)
+        return 3.0 * self.steps * _leaf_prompts(classifier) + len(classifier.prompts.texts)
 
     @property
     def expansion(self) -> int:
@@ -91,7 +94,7 @@ class RTPT(Predictor):
         if not (isinstance(model, ClipModel) and isinstance(classifier, ZeroShotClassifier)):
             raise UsageError("--defence r-tpt: tunes prompts, and this model has none; take ttc or et3")
         embedding_of(model)
-        context_length(model.tokenize(classifier.prompts.texts))
+        context_length(classifier.tokens)
 
     def scores(
         self, images: Float[Tensor, "B 3 H W"], undefended: Undefended, seeds: Sequence[int]
@@ -160,9 +163,7 @@ def tune(settings: RTPT, features: Float[Tensor, "B V D"], undefended: Undefende
     model, classifier = undefended.model, undefended.classifier
     assert isinstance(model, ClipModel)
     assert isinstance(classifier, ZeroShotClassifier)
-    prompts, index = classifier.prompts, NodeIndex.of(classifier.tree).to(model.device)
-    tokens = model.tokenize(prompts.texts)
-    leaves = int((prompts.owner < len(classifier.tree.classes)).sum())  # nodes, and so prompts, have the leaves first
+    tokens, leaves = classifier.tokens, _leaf_prompts(classifier)
     length = context_length(tokens)
     words = embedding_of(model)(tokens[0, 1 : 1 + length]).detach()
     surest = max(1, int(settings.surest * features.shape[1]))
@@ -174,14 +175,14 @@ def tune(settings: RTPT, features: Float[Tensor, "B V D"], undefended: Undefende
         for _ in range(settings.steps):
             texts = encode(model, tokens[:leaves], context).unbind()
             loss = sum(
-                entropy(classifier.head.logits(f, _prepared(classifier, index, t, leaves))).mean()
+                entropy(classifier.head.logits(f, _prepared(classifier, t, leaves))).mean()
                 for f, t in zip(chosen, texts, strict=True)
             )
             (context.grad,) = torch.autograd.grad(cast(Tensor, loss), context)
             optimizer.step()
         with torch.no_grad():
             texts = encode(model, tokens, context).unbind()
-            found += [_prepared(classifier, index, t, len(tokens)) for t in texts]
+            found += [_prepared(classifier, t, len(tokens)) for t in texts]
     return torch.stack(found).detach()
 
 
@@ -191,11 +192,16 @@ def entropy(logits: Float[Tensor, "V N"]) -> Float[Tensor, "V"]:
     return -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
 
 
+def _leaf_prompts(classifier: ZeroShotClassifier) -> int:
+    """How many prompts the leaves have: the first ones, for nodes have the leaves first, and so have prompts."""
+    return int((classifier.prompts.owner < len(classifier.tree.classes)).sum())
+
+
 def _prepared(
-    classifier: ZeroShotClassifier, index: NodeIndex, features: Float[Tensor, "P D"], prompts: int
+    classifier: ZeroShotClassifier, features: Float[Tensor, "P D"], prompts: int
 ) -> Float[Tensor, "columns D"]:
     """The texts of the first ``prompts`` prompts, of all levels or of the leaves alone, as the head takes them."""
-    own, normalise = classifier.prompts, classifier.head.name == "cosine"
+    own, index, normalise = classifier.prompts, classifier.index, classifier.head.name == "cosine"
     if prompts < len(own.texts):
         count = len(classifier.tree.classes)
         nodes = type(own)(own.texts[:prompts], own.owner[:prompts], count).gather(features, normalise=normalise)
@@ -207,7 +213,7 @@ def _prepared(
 def encode(model: ClipModel, tokens: Int[Tensor, "P T"], context: Float[Tensor, "B words W"]) -> Float[Tensor, "B P D"]:
     """Projected features of the prompts of each image, whose first words are its ``context``."""
     with _replaced(embedding_of(model), context.repeat_interleave(len(tokens), 0)):
-        features = at_least_fp32(cast(Any, model.clip).encode_text(tokens.repeat(len(context), 1)))
+        features = model.encode_tokens(tokens.repeat(len(context), 1))
     return features.view(len(context), len(tokens), -1)
 
 

@@ -226,7 +226,10 @@ class Job:
         share: dict[str, Any] = {} if shard == WHOLE else {"shard": str(shard), "images_of_shard": images}
         defended = self.evaluations[0].defended
         if defended is not None:
-            each = {str(d): {"forward_passes_to_judge": d.passes, "adversary": d.adversary} for d in defended.defences}
+            each = {
+                str(d): {"forward_passes_to_judge": round(passes, 1), "adversary": d.adversary}
+                for d, passes in zip(defended.defences, defended.passes_of_each, strict=True)
+            }
             share |= {"defences": each, "gradients_per_adaptive_gradient": round(defended.attack_passes, 1)}
         return {
             "tasks": [e.task.describe() for e in self.evaluations],
@@ -245,7 +248,10 @@ def _named(evaluations: Sequence[Evaluation], of: Callable[[Evaluation], Any]) -
 def _defending(defended: Defended | None, draw: str) -> Defending | None:
     if defended is None:
         return None
-    stack = tuple(DefenceNote(defence=str(d), adversary=d.adversary, passes=d.passes) for d in defended.defences)
+    stack = tuple(
+        DefenceNote(defence=str(d), adversary=d.adversary, passes=round(passes, 1))
+        for d, passes in zip(defended.defences, defended.passes_of_each, strict=True)
+    )
     return Defending(stack=stack, draw=draw, eot=defended.eot, attack_passes=defended.attack_passes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -64,13 +65,19 @@ class ZeroShotClassifier(Classifier):
     def __init__(self, model: ClipModel, tree: Tree, template: str = "photo", head: str | None = None) -> None:
         self.tree = tree
         self.head: Head = model.head(head)
+        self._tokenize = model.tokenize
         with torch.no_grad():
             texts = frozen_texts(model, tree, template, normalise=self.head.name == "cosine")
             self.prompts = texts.prompts
-            index = texts.index.to(model.device)
-            self.prepared = self.head.prepare(texts.features[index.owner], index.level)
-        self.columns = index.columns
+            self.index = texts.index.to(model.device)
+            self.prepared = self.head.prepare(texts.features[self.index.owner], self.index.level)
+        self.columns = self.index.columns
         self.ancestors = tree.ancestors.to(self.prepared.device)
+
+    @cached_property
+    def tokens(self) -> Int[Tensor, "P T"]:
+        """The tokens of all prompts, for who encodes them anew."""
+        return self._tokenize(self.prompts.texts)
 
     def logits(
         self, features: Float[Tensor, "B D"], level: int = 0, scoring: str = "prompt"

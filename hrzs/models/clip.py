@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -22,6 +22,7 @@ from hrzs.models.exact import at_least_fp32, exact_fp32
 from hrzs.models.faster import make_faster
 from hrzs.models.folding import folded, make_foldable
 from hrzs.models.heads import CosineHead, Head, HyperbolicHead
+from hrzs.models.padding import encode_tokens, needed
 
 
 @dataclass(frozen=True)
@@ -160,13 +161,33 @@ class ClipModel(ImageEncoder):
             return []
         return [projection] if isinstance(projection, nn.Parameter) else list(projection.parameters())
 
+    def passes_of_a_prompt(self, tokens: Int[Tensor, "P T"]) -> float:
+        """What the longest of these costs, in forward passes of one image: a ratio of FLOPs, alike on all machines."""
+        from torch.utils.flop_counter import FlopCounterMode  # a quarter of a second, for one defence
+
+        text = getattr(self.clip, "text", self.clip)
+        longest = max(tokens, key=lambda own: needed(text, own[None]))
+        image = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
+        found: list[int] = []
+        with torch.no_grad():
+            for encode in (partial(self.encode_tokens, longest[None]), partial(self.encode_image, image)):
+                counter: Any = cast(Any, FlopCounterMode)(display=False)
+                with counter:
+                    encode()
+                found.append(counter.get_total_flops())
+        return found[0] / found[1]
+
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         return cast(Tensor, self.tokenizer(list(prompts))).to(self.device)
 
     @exact_fp32()
     def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "N D"]:
         """``g(t)``: projected text features before L2 normalisation, with gradients to the whole text encoder."""
-        return at_least_fp32(cast(Tensor, cast(Any, self.clip).encode_text(self.tokenize(prompts))))
+        return self.encode_tokens(self.tokenize(prompts))
+
+    def encode_tokens(self, tokens: Int[Tensor, "P T"]) -> Float[Tensor, "P D"]:
+        """The same of tokens."""
+        return at_least_fp32(encode_tokens(self.clip, tokens))
 
     @exact_fp32()
     @torch.no_grad()
@@ -177,7 +198,7 @@ class ClipModel(ImageEncoder):
         setattr(owner, slot, nn.Identity() if slot == "proj" else None)
         try:
             tokens = self.tokenize(prompts)
-            parts = [at_least_fp32(cast(Any, self.clip).encode_text(part)) for part in torch.split(tokens, batch_size)]
+            parts = [self.encode_tokens(part) for part in torch.split(tokens, batch_size)]
         finally:
             setattr(owner, slot, projection)
         return torch.cat(parts)

@@ -18,7 +18,7 @@ from hrzs.attacks.ball import Ball
 from hrzs.attacks.base import Search, features_of
 from hrzs.attacks.objectives import LevelObjective
 from hrzs.attacks.pgd import PGD
-from hrzs.defences import DEFENCES, Defence, Defended, Predictor, Purifier, Undefended, defences
+from hrzs.defences import DEFENCES, Defence, Defended, Predictor, Purifier, Undefended, defences, r_tpt
 from hrzs.errors import UsageError
 from hrzs.models.classifier import ZeroShotClassifier, sum_leaves
 from hrzs.models.clip import ClipModel
@@ -307,9 +307,9 @@ def test_scores_of_a_predictor_are_logits_of_every_level(
 def test_passes_are_those_made(
     behind: Callable[..., Defended], pixels: Tensor, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A forward pass counts one, and a gradient of the image, which needs a backward pass too, three."""
-    model, made = behind(names), [0, 0]
-    encode, differentiate = ClipModel.encode_image, torch.autograd.grad
+    """A forward pass counts one, and a gradient, which needs a backward pass too, three. So do prompts."""
+    model, made, read = behind(names), [0, 0], [0]
+    encode, differentiate, encode_texts = ClipModel.encode_image, torch.autograd.grad, r_tpt.encode
 
     def counted(self: ClipModel, images: Tensor, precision: str | None = None) -> Tensor:
         made[0] += len(images)
@@ -319,14 +319,24 @@ def test_passes_are_those_made(
         made[1] += 2 * len(x) if x.ndim == 4 else 0  # images, and no words of a prompt
         return differentiate(loss, x, **options)
 
+    def reading(encoder: ClipModel, tokens: Tensor, context: Tensor) -> Tensor:
+        read[0] += len(tokens) * len(context) * (3 if context.requires_grad and torch.is_grad_enabled() else 1)
+        return encode_texts(encoder, tokens, context)
+
+    a_prompt = model.model.passes_of_a_prompt(model.undefended.classifier.tokens)
     monkeypatch.setattr(ClipModel, "encode_image", counted)
     monkeypatch.setattr(torch.autograd, "grad", backward)
+    monkeypatch.setattr(r_tpt, "encode", reading)
     features_of(model, pixels)
-    assert sum(made) == 6 * (1 + model.passes)
+    assert sum(made) + a_prompt * read[0] == pytest.approx(6 * (1 + model.passes))
+    assert sum(made) == pytest.approx(6 * (1 + model.passes - sum(model.reading)))
 
 
 def test_costs_of_a_stack(behind: Callable[..., Defended]) -> None:
     model = behind(["ttc", "et3", "r-tpt"], eot=4)
-    assert model.passes == 7 + 15 + 63
-    assert model.attack_passes == pytest.approx(4 * (1 + 7 / 3 + 3.75 * 5 + 15))
+    # Words are tuned on the 7 names of the 6 leaves, forward and backward. In the end all 11 prompts are read.
+    prompts = (3 * 7 + 11) * model.model.passes_of_a_prompt(model.undefended.classifier.tokens)
+    assert model.passes_of_each == pytest.approx((7, 15, 63 + prompts))
+    assert model.passes == pytest.approx(7 + 15 + 63 + prompts)
+    assert model.attack_passes == pytest.approx(4 * (1 + 7 / 3 + 3.75 * 5 + 15 + prompts / 3))
     assert model.gradients == 2 + 5 + 1
