@@ -65,7 +65,10 @@ PER_IMAGE = {
     "curve": 0.2,
     "autoattack": 3.6,
     "certified": 12.0,
-    "behind": 20.0,
+    "behind-none": 1.0,
+    "behind-ttc": 11.0,
+    "behind-et3": 12.0,
+    "behind-r-tpt": 30.0,
 }
 
 
@@ -199,7 +202,7 @@ def _evaluations(place: Place, run: str, model: str, stages: tuple[str, ...], *,
     for unit in place.missing(run, stages):
         _, limit, _ = chosen(unit.images.removesuffix("-corrupted"), place.sizes, place.count("seen"))
         one_by_one = unit.stage in ("canaries", "autoattack", "certificates", "defences")
-        kind = unit.part.split("-")[0] if one_by_one else "suite"
+        kind = unit.part if unit.stage == "defences" else unit.part.split("-")[0] if one_by_one else "suite"
         cost = PER_IMAGE["none"] * len(CORRUPTIONS) if "corrupted" in unit.part else PER_IMAGE[kind]
         yield Job(f"{run} {unit.part}", cost * limit, ready, run, model, unit=unit)
 

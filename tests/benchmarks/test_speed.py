@@ -14,12 +14,13 @@ import torch
 from measures import ratio, training_step, wordnet_ids
 from open_clip.modified_resnet import AttentionPool2d
 from open_clip.transformer import Transformer
+from torch import nn
 
 from hrzs.attacks import ATTACKS, Budget
 from hrzs.attacks.base import features_of
 from hrzs.models.bf16 import bf16_speed
 from hrzs.models.classifier import ZeroShotClassifier
-from hrzs.models.clip import ClipModel, frozen
+from hrzs.models.clip import frozen
 from hrzs.models.faster import FirstToken, OneQueryPool
 from hrzs.models.loading import load_model
 
@@ -101,22 +102,30 @@ def test_the_class_token_alone_is_faster_than_the_last_block(model, batch) -> No
         assert measured >= 1
 
 
-def test_a_resnet_is_faster_with_one_query_in_its_last_attention() -> None:
-    ours = load_model("RN50", "none")
+def test_the_last_attention_of_a_resnet_is_faster_for_one_query() -> None:
+    ours = load_model("RN50", "none").clip.visual.attnpool.requires_grad_(False)
     usual = copy.deepcopy(ours)
-    assert type(usual.clip.visual.attnpool) is OneQueryPool
-    usual.clip.visual.attnpool.__class__ = AttentionPool2d
-    images = torch.rand(8, 3, 224, 224)
+    assert type(usual) is OneQueryPool
+    usual.__class__ = AttentionPool2d
+    found = torch.rand(8, 2048, 7, 7)
 
-    def gradient(model: ClipModel) -> None:
-        with frozen(model):
-            x = images.clone().requires_grad_(True)
-            torch.autograd.grad(model.encode_image(x).sum(), x)
+    def gradient(pool: nn.Module) -> None:
+        x = found.clone().requires_grad_(True)
+        torch.autograd.grad(pool(x).sum(), x)
 
-    for what, work, bound in (("forward pass", lambda m: features_of(m, images), 1.05), ("gradient", gradient, 1.03)):
-        measured = ratio(lambda: work(usual), lambda: work(ours), rounds=3)  # noqa: B023 -- called at once
-        print(f"\nall queries / the one that is read, {what} of RN50, fp32: {measured:.2f} (bound {bound})")
-        assert measured >= bound
+    for what, work in (("forward pass", lambda pool: pool(found)), ("gradient", gradient)):
+        measured = ratio(lambda: work(usual), lambda: work(ours), rounds=5)  # noqa: B023 -- called at once
+        print(f"\nall queries / the one that is read, last attention of RN50, {what}, fp32: {measured:.1f} (bound 3)")
+        assert measured >= 3
+
+
+def test_texts_are_faster_without_their_padding() -> None:
+    model = load_model("ViT-B-32", "none")
+    tokens = model.tokenize([f"a photo of a thing called {i}." for i in range(32)])
+    with torch.no_grad():
+        measured = ratio(lambda: model.clip.encode_text(tokens), lambda: model.encode_tokens(tokens), rounds=3)
+    print(f"\nopen_clip's 77 tokens / those that are needed, 32 prompts, ViT-B-32: {measured:.2f} (bound 4)")
+    assert measured >= 4
 
 
 def test_an_attack_on_a_resnet_is_faster_with_its_norms_folded(monkeypatch) -> None:
