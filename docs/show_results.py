@@ -43,6 +43,7 @@ from matplotlib.figure import Figure
 from paired import Difference, holm, paired
 from torch import Tensor
 
+from hrzs.results.certificates import certified_images
 from hrzs.results.metrics import constant_answer, from_bits, node_weights, weights_over_levels
 from hrzs.results.report import Report, Row
 
@@ -318,20 +319,34 @@ def points(value: float | None, interval: tuple[float, float] | None) -> str:
 
 
 def certified(store: Store) -> None:
-    """Certified accuracy, level by level, at every radius that was looked at."""
+    """Certified accuracy, level by level, at the radii 0, σ, 2σ, …; and the difference of the two models."""
+    found = {name: report for name in CERTIFIED for report in store.reports([name], "certified")}
     lines: list[list[str]] = []
     radii: list[float] = []
-    for name in CERTIFIED:
-        for report in store.reports([name], "certified"):
-            for one in report.certificates:
-                radii = [point.radius for point in one.certified]
-                lines.append([
-                    name, str(one.level), cell([[one.constant_balanced]]), cell([[one.abstained_balanced]]),
-                    cell([[one.clean_balanced]]), *(cell([[point.balanced]]) for point in one.certified),
-                ])  # fmt: skip
-    if lines:
-        head = ["level", "a constant answer", "abstained", "clean", *(f"r {radius:.3g}" for radius in radii)]
-        table("Certified accuracy within an ℓ2 radius r, balanced", head, lines)
+    for name, report in found.items():
+        for one in report.certificates:
+            radii = [point.radius for point in one.every_sigma]
+            lines.append([
+                name, str(one.level), cell([[one.constant_balanced]]), cell([[one.abstained_balanced]]),
+                cell([[one.clean_balanced]]), *(cell([[point.balanced]]) for point in one.every_sigma),
+                f"{one.average_radius_balanced:.3f}",
+            ])  # fmt: skip
+    if not lines:
+        return
+    radius_of = [f"r {radius:g}" for radius in radii]
+    head = ["level", "a constant answer", "abstained", "smoothed, clean", *radius_of, "average radius"]
+    table("Certified accuracy within an ℓ2 radius r, balanced", head, lines)
+    if len(found) < 2:
+        return
+    (first, one), (second, other) = found.items()
+
+    def less(level: int, radius: float) -> Difference:
+        truth = store.every_node(one)[level]
+        ours, theirs = ([certified_images(r.certificates[level], truth, radius)] for r in (other, one))
+        return paired(ours, theirs, store.weights(one, level))
+
+    compared = [(f"level {level}", [less(level, radius) for radius in radii]) for level in store.levels(one)]
+    differences(f"Certified accuracy, {second} less {first}; intervals hold images alone", radius_of, compared)
 
 
 # -- differences ----------------------------------------------------------------------------------------------------
@@ -576,6 +591,30 @@ def draw_tradeoff(store: Store, images: Path) -> None:
     save(figure, images / "tradeoff.svg")
 
 
+def draw_certified(store: Store, images: Path) -> None:
+    """Certified accuracy over the radius, a panel for each level."""
+    found = {name: report for name in CERTIFIED for report in store.reports([name], "certified")}
+    if not found:
+        return
+    levels = store.levels(next(iter(found.values())))
+    figure = Figure(figsize=(2.6 * len(levels), 2.9), layout="constrained")
+    panels = figure.subplots(1, len(levels), sharex=True, sharey=True, squeeze=False)[0]
+    for level, axes in zip(levels, panels, strict=True):
+        for name, report in found.items():
+            one = report.certificates[level]
+            radii = [point.radius for point in one.certified]
+            held = [100 * point.balanced for point in one.certified]
+            axes.plot([*radii, radii[-1]], [*held, 0], label=name)  # beyond it nothing can be certified
+        axes.axhline(100 * one.constant_balanced, color="black", lw=0.5, label="a constant answer")
+        axes.set_title("leaves" if level == 0 else f"level {level}", fontsize="medium")
+        axes.set(ylim=(0, 100))
+        axes.grid(alpha=0.3)
+    figure.supxlabel("radius in ℓ2, of pixels in [0, 1]")
+    figure.supylabel("certified, balanced, in %")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize="small")
+    save(figure, images / "certified.svg")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON lies")
@@ -607,6 +646,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.figures.mkdir(exist_ok=True)
     draw_collapse(store, options.figures)
     draw_tradeoff(store, options.figures)
+    draw_certified(store, options.figures)
 
 
 if __name__ == "__main__":

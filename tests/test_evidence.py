@@ -92,6 +92,26 @@ def test_results_are_made_resumed_and_shown(place: Path, capsys: pytest.CaptureF
     assert "| tecoa | 3 |" in shown
 
 
+def test_certificates_are_made_and_shown(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = place / "certified"
+    results.mkdir()
+    for rate in ("1e-4", "2e-4", "4e-4", "8e-4"):  # the rate of `noise` is that of `clean`
+        look = {"criterion": float(rate == "2e-4"), "clean": [0.0], "robust": [0.0]}
+        record = {"first": {}, "last": {"validation": look}}
+        (results / f"training-tune-clean-{rate}.json").write_text(json.dumps(record))
+    rows = ["--rows", "untouched;noise", "--stages", "certificates", "--results", results]
+    made = script("make_results", *common(place), *rows, "--work", place / "noisy")
+    assert "0 failed, 0 left to do" in made
+    assert json.loads((results / "training-noise.json").read_text())["lr"] == "2e-4"
+    load("evidence"), load("paired")
+    load("show_results").main([*map(str, ("--results", results, "--figures", place / "figures"))])
+    shown = capsys.readouterr().out
+    assert "**Certified accuracy within an ℓ2 radius r, balanced**" in shown
+    assert "| untouched | 0 |" in shown
+    assert "Certified accuracy, noise less untouched" in shown
+    assert "<svg" in (place / "figures" / "certified.svg").read_text()
+
+
 def test_a_row_that_fails_is_named_and_the_rest_goes_on(place: Path) -> None:
     evidence, make = load("evidence"), load("make_results")
     done: list[str] = []
