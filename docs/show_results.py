@@ -75,6 +75,10 @@ class Store:
         """Row: the report of its seed 0."""
         return {row: seeds[0] for row in rows if (seeds := self.reports(runs(row)[:1], part))}
 
+    def certified(self) -> dict[str, Report]:
+        """The reports with certificates, by model."""
+        return {name: report for name in CERTIFIED for report in self.reports([name], "certified")}
+
     def weights(self, report: Report, level: int) -> Tensor:
         """What each image counts in a balanced figure, in the order of their ids; together 1."""
         return node_weights(self.every_node(report)[level])
@@ -320,7 +324,7 @@ def points(value: float | None, interval: tuple[float, float] | None) -> str:
 
 def certified(store: Store) -> None:
     """Certified accuracy, level by level, at the radii 0, σ, 2σ, …; and the difference of the two models."""
-    found = {name: report for name in CERTIFIED for report in store.reports([name], "certified")}
+    found = store.certified()
     lines: list[list[str]] = []
     radii: list[float] = []
     for name, report in found.items():
@@ -593,7 +597,7 @@ def draw_tradeoff(store: Store, images: Path) -> None:
 
 def draw_certified(store: Store, images: Path) -> None:
     """Certified accuracy over the radius, a panel for each level."""
-    found = {name: report for name in CERTIFIED for report in store.reports([name], "certified")}
+    found = store.certified()
     if not found:
         return
     levels = store.levels(next(iter(found.values())))

@@ -23,6 +23,7 @@ from hrzs.errors import UsageError
 from hrzs.models.classifier import ZeroShotClassifier
 from hrzs.models.clip import ClipModel
 from hrzs.models.exact import exact_fp32
+from hrzs.models.padding import text_encoder
 
 #: Area of a crop as a share of the image, and its width by its height: torchvision's RandomResizedCrop.
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -237,7 +238,7 @@ def embedding_of(model: ClipModel) -> nn.Embedding:
     Raises:
         UsageError: it has none of its own.
     """
-    found = getattr(getattr(model.clip, "text", model.clip), "token_embedding", None)
+    found = getattr(text_encoder(model.clip), "token_embedding", None)
     if not isinstance(found, nn.Embedding):
         raise UsageError(
             f"--defence r-tpt: tunes the words of prompts, and the text encoder of {model.info.arch} takes none as "

@@ -165,8 +165,7 @@ class ClipModel(ImageEncoder):
         """What the longest of these costs, in forward passes of one image: a ratio of FLOPs, alike on all machines."""
         from torch.utils.flop_counter import FlopCounterMode  # a quarter of a second, for one defence
 
-        text = getattr(self.clip, "text", self.clip)
-        longest = max(tokens, key=lambda own: needed(text, own[None]))
+        longest = max(tokens, key=lambda own: needed(self.clip, own[None]))
         image = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
         found: list[int] = []
         with torch.no_grad():

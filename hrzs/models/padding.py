@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 def encode_tokens(clip: nn.Module, tokens: Int[Tensor, "P T"]) -> Float[Tensor, "P D"]:
     """What ``clip.encode_text(tokens)`` gives, but for rounding; text encoders of other kinds get all tokens."""
-    text = cast(nn.Module, getattr(clip, "text", clip))
-    length = needed(text, tokens)
+    text, length = text_encoder(clip), needed(clip, tokens)
     if length == tokens.shape[1]:
         return cast(Tensor, cast(Any, clip).encode_text(tokens))
     # An entry of __dict__ hides a parameter or buffer of the same name, and leaves the module's own as they are.
@@ -32,8 +31,14 @@ def encode_tokens(clip: nn.Module, tokens: Int[Tensor, "P T"]) -> Float[Tensor, 
             del text.__dict__[name]
 
 
-def needed(text: nn.Module, tokens: Int[Tensor, "P T"]) -> int:
+def text_encoder(clip: nn.Module) -> nn.Module:
+    """The module of an open_clip model that encodes texts: one of its own, or the model itself."""
+    return cast(nn.Module, getattr(clip, "text", clip))
+
+
+def needed(clip: nn.Module, tokens: Int[Tensor, "P T"]) -> int:
     """How many tokens the text encoder must see, from the first on, to read what it reads of all of them."""
+    text = text_encoder(clip)
     pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
     sees_ahead = getattr(text, "attn_mask", None) is None or getattr(text, "use_pad_mask", False)
     # CoCa's reads a token of its own, behind all others.

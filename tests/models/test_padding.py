@@ -79,7 +79,7 @@ def test_the_model_stays_as_it_was_whatever_happens(own_tower: bool, tokens: Ten
 )
 def test_other_text_encoders_get_all_tokens(text: dict[str, Any], tokens: Tensor) -> None:
     clip = made(True, **text)
-    assert needed(clip.text, tokens) == TEXT["context_length"]
+    assert needed(clip, tokens) == TEXT["context_length"]
     assert torch.equal(encode_tokens(clip, tokens), clip.encode_text(tokens))
 
 
