@@ -347,6 +347,11 @@ class Certificate(Struct, frozen=True, kw_only=True):
         return self.certified[:-1:4] or self.certified
 
 
+def nodes_with_images(one: Row | Certificate) -> str:
+    """How many nodes of its level have images, and of how many: "1 of 8", or "8" where all have."""
+    return str(one.classes) if one.nodes is None or one.nodes >= one.classes else f"{one.nodes} of {one.classes}"
+
+
 class Model(Struct, frozen=True, kw_only=True):
     """The model: where it came from, the digest of its weights, and what its images and texts go through."""
 

@@ -20,6 +20,7 @@ from hrzs.results.report import (
     Overall,
     Report,
     Row,
+    nodes_with_images,
 )
 
 
@@ -143,14 +144,14 @@ _SCORED = {"prompt": "scored by the nodes' own prompts", "leaves": "scored by th
 
 def _table(rows: Sequence[Row], width: int, *, with_eps: bool) -> list[str]:
     """What was scored in one way: attacks down, levels across."""
-    classes = {row.level: row.classes for row in rows}
-    levels, lopsided = sorted(classes), lopsided_levels(rows)
+    heads = {row.level: f"level {row.level} ({nodes_with_images(row)})" for row in rows}
+    levels, lopsided = sorted(heads), lopsided_levels(rows)
     body = _constant(rows, levels)
     for group in _groups(rows):
         body.append(_line(group, levels))
         if below := [row for row in group if row.level in lopsided]:
             body.append(_line(below, levels, balanced=True))
-    table = [["attack", "ε", *(f"level {k} ({classes[k]})" for k in levels)], *body]
+    table = [["attack", "ε", *(heads[k] for k in levels)], *body]
     header, *body = table if with_eps else [[line[0], *line[2:]] for line in table]
     lines = grid(header, body, words=len(header) - len(levels), width=width)
     if any(_is_through_another(row) for row in rows):
@@ -170,7 +171,7 @@ def _certificates(found: Sequence[Certificate], width: int) -> str:
     for one in found:
         points = radii_of_table(one)
         body.append([
-            f"level {one.level} ({one.classes})", percent(one.constant), percent(one.abstained),
+            f"level {one.level} ({nodes_with_images(one)})", percent(one.constant), percent(one.abstained),
             percent(one.clean) + _half(one.clean_ci95), f"{one.average_radius:.3f}",
             *(percent(point.value) + _half(point.ci95) for point in points),
         ])  # fmt: skip

@@ -71,6 +71,15 @@ def test_subset_is_as_balanced_as_the_data_allows(counts: list[int], n: int) -> 
     assert all(k >= taken.max() - 1 for k in open_classes)
 
 
+@given(st.integers(1, 200), st.data())
+def test_fewer_images_than_classes_are_spread_over_them(count: int, data: st.DataObject) -> None:
+    limit = data.draw(st.integers(1, count))
+    labels = subset(Plain([1] * count), limit=limit).labels
+    gaps = np.diff([*labels, count + labels[0]])
+    # Multiples of the golden ratio leave no gap above 2.62 times the mean; the last class cuts one short, or joins two.
+    assert max(gaps) <= 2 * 2.62 * count / limit
+
+
 @given(COUNTS)
 def test_subset_order_comes_from_ids_alone(counts: list[int]) -> None:
     data = Plain(counts)
@@ -153,7 +162,9 @@ def test_orders_are_what_they_have_always_been(counts: list[int], skip: int, lim
 
     groups = [ordered(label, b"subset") for label in range(len(counts))]
     turns = [group[turn] for turn in range(max(counts)) for group in groups if turn < len(group)]
-    chosen = turns[skip : skip + limit]
+    first = sum(map(bool, groups))
+    spread = sorted(range(first), key=lambda k: k * (5**0.5 - 1) / 2 % 1)
+    chosen = [turns[i] for i in sorted([*spread, *range(first, len(turns))][skip : skip + limit])]
     if chosen:
         assert list(subset(data, limit=limit, skip=skip).ids) == chosen
     val = {name for label in range(len(counts)) if (group := ordered(label, b"held out"))

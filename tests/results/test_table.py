@@ -65,6 +65,18 @@ def test_table_shows_every_row_once(evaluate: Callable[..., Evaluation]) -> None
     assert "gradient masking on d: suspected\n  - 9 of 60 images hold\n  Do not trust" in text
 
 
+def test_heads_say_how_many_nodes_have_images() -> None:
+    one = {"dataset": "d", "attack": "none", "attack_level": None, "eps": None, "scoring": "prompt", "n": 2,
+           "clean": 0.5, "robust": None}  # fmt: skip
+    levels = [
+        {"level": 0, "classes": 9, "nodes": 2},
+        {"level": 1, "classes": 3, "nodes": 3},
+        {"level": 2, "classes": 2},
+    ]
+    text = render(typed({"results": [one | level for level in levels], "summary": {}}), 999)
+    assert "level 0 (2 of 9)  level 1 (3)  level 2 (2)" in text
+
+
 @pytest.mark.parametrize(
     "evaluated", [{"level": "all"}, {"attack": ("leaf-pgd",), "eps": (Fraction(1, 255), Fraction(2, 255))}]
 )

@@ -15,7 +15,7 @@ from hrzs.hierarchy.describe import visible
 from hrzs.models.clip import ClipModel
 from hrzs.results.export import Headline, headlines
 from hrzs.results.pages.templates import interval, percent
-from hrzs.results.report import Data, Figure, Report
+from hrzs.results.report import Data, Figure, Report, nodes_with_images
 
 #: The licences that the hub knows by name, of those that models of this kind have.
 _LICENCES = ("mit", "apache-2.0", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "openrail")
@@ -105,7 +105,7 @@ class _Line:
     """One level; ``attack`` is the strongest that aimed at it."""
 
     level: str
-    classes: str
+    nodes: str
     cells: tuple[str, ...]
     attack: str = ""
 
@@ -118,7 +118,7 @@ def tables(report: Report) -> Iterator[tuple[Headline, list[_Line]]]:
             robust = head.robust.get(level)
             cells = (percent(clean.constant), *_pair(clean.clean_figure, robust.figure if robust else None),
                      percent(clean.constant_balanced))  # fmt: skip
-            lines.append(_Line(str(level), str(clean.classes), cells, robust.attack if robust else ""))
+            lines.append(_Line(str(level), nodes_with_images(clean), cells, robust.attack if robust else ""))
         if (whole := head.summary) is not None:
             clean_any = Figure(whole.any_level_clean, None, whole.any_level_clean_balanced, None)
             robust_any = Figure(whole.any_level_robust, whole.any_level_robust_ci95, whole.any_level_robust_balanced,

@@ -13,6 +13,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from hrzs.hierarchy.describe import visible
+from hrzs.results.report import nodes_with_images
 
 #: So many colours has the style sheet for curves and levels.
 COLOURS = 6
@@ -40,7 +41,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_legible,
     )
-    filters = (fixed, percent, interval, points, number, plain, leaves, ink)
+    filters = (fixed, percent, interval, points, number, plain, leaves, ink, nodes_with_images)
     environment.filters |= {filter_.__name__: filter_ for filter_ in filters}
     return environment
 
