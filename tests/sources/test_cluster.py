@@ -345,7 +345,7 @@ def test_known_synsets_are_the_ids_of_leaves() -> None:
         (["dog", "cat"], {"model": "tinny"}, "--model 'tinny'.*did you mean tiny"),
         (["dog", "cat"], {"data": "shape"}, "--data shape: .*Did you mean shapes"),
         (["ring", "dog", "cat"], {"data": "shapes"}, "--data shapes has no class 'dog', 'cat'; .*Leave --data out"),
-        (["ring", "star", "heart"], {"data": "shapes", "limit": 2}, "no image within --limit 2 of 'heart'"),
+        (["ring", "star", "heart"], {"data": "shapes", "limit": 2}, "no image within --limit 2 of 'star'"),
         (
             ["dog", "cat"],
             {"senses": {"cat": "cat.n.99", "cow": "cow.n.01"}},
