@@ -43,7 +43,12 @@ def test_every_form_of_the_report_has_them(hrzs: Hrzs, few: Options, tmp_path: P
     assert len(first.chosen.split()) == len(first.votes.split()) == first.n == 8
     assert report.summary.canaries == report.summary.masking == "not applicable (a certificate rests on no attack)"
     assert {row.attack for row in report.results} == {"none"}
-    for text in ("within an ℓ2 radius r", "60 samples (PREVIEW: papers take 100,000)", "level 3 (3 of 5)", "for each level"):
+    for text in (
+        "within an ℓ2 radius r",
+        "60 samples (PREVIEW: papers take 100,000)",
+        "level 3 (3 of 5)",
+        "for each level",
+    ):
         assert text in ended.out
     page = files["html"].read_text()
     assert "Certified accuracy" in page

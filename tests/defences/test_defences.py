@@ -65,6 +65,7 @@ def test_every_number_is_read_as_it_is_printed(eps: float, tau: float, steps: in
         ("et3:eps=-1", "cannot be negative"),
         ("et3:size=-1", "cannot be negative"),
         ("et3:steps=-1", "cannot be negative"),
+        ("et3:unroll=2", "unroll is 1 (yes) or 0 (no)"),
         ("quantise:values=1", "--defence quantise:values=1: values must be at least 2"),
         ("noise:sigma=-1", "--defence noise:sigma=-1: sigma cannot be negative"),
         ("r-tpt:views=1", "views and attack_views must be at least 2"),

@@ -98,6 +98,15 @@ def test_the_gradient_is_that_of_all_steps(undefended: Undefended, pixels: Tenso
     assert ((exact - straight).abs() > 1e-3).all()  # it is not the identity's
 
 
+def test_an_adversary_who_does_not_unroll_holds_the_change_constant(undefended: Undefended, pixels: Tensor) -> None:
+    images = pixels.clone().requires_grad_()
+    weights = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = ET3(unroll=0).purify(images, undefended, SEEDS)
+    assert torch.equal(found, ET3().purify(pixels, undefended, SEEDS))
+    (gradient,) = torch.autograd.grad((found * weights).sum(), images)
+    assert torch.equal(gradient, weights)
+
+
 def test_energy_is_that_of_the_leaves(undefended: Undefended, pixels: Tensor) -> None:
     """The defence descends the energy of leaf logits alone: along its step that energy falls as fast as it can."""
     image = 0.25 + 0.5 * pixels[:1]
