@@ -85,6 +85,14 @@ CURVES = ("untouched", "tecoa-s0", "tecoa-every-level-node-s0", "hierarchical-s0
 DEFENDED = ("untouched", "tecoa-s0", "hierarchical-s0")
 #: How many images, by defence; tuning prompts for every image and step is dear.
 DEFENCES = {"none": "defended", "ttc": "defended", "et3": "defended", "r-tpt": "tuned-prompts"}
+#: Adversaries who try harder, at the leaves of `untouched` alone: the defence, and how many times the steps.
+HARDER: dict[str, tuple[str, int, tuple[str, ...]]] = {
+    "ttc-known": ("ttc", 1, ("--draw", "known")),
+    "ttc-long": ("ttc", 5, ()),
+    "et3-held": ("et3:unroll=0", 1, ()),
+    "et3-held-long": ("et3:unroll=0", 5, ()),
+    "r-tpt-known": ("r-tpt:attack_views=64", 1, ("--draw", "known")),
+}
 #: Certified; `noise` is trained on noisy images at the rate of `clean`, to be certified and for nothing else.
 SIGMA = "0.25"
 CERTIFIED = ("untouched", "noise")
@@ -186,15 +194,24 @@ def units(name: str, sizes: Sizes) -> Iterator[Unit]:
         if name in CURVES:
             yield Unit("curve", "canaries", "curve", (*both, *quick, "--eps", "2/255,4/255"), half=True)
         if name in DEFENDED:
-            # No defence takes more than five gradients. In the miniature there is no time for canaries.
-            margin = ("--attack", "cw", "--level", "all", "--steps", str(max(sizes.pgd, 5)), "--no-matrix")
-            margin = (*margin, "--no-canaries") if sizes.pgd < 5 else margin
-            for defence, images in DEFENCES.items():
-                behind = () if defence == "none" else ("--defence", defence)
-                yield Unit(f"behind-{defence}", "defences", images, (*margin, *behind))
+            yield from _defended(name, sizes)
         for images in ("seen", "unseen"):
             aa = ("--attack", "autoattack", "--level", "0", *quick)
             yield Unit(f"autoattack-{images}", "autoattack", f"autoattack-{images}", aa)
+
+
+def _defended(name: str, sizes: Sizes) -> Iterator[Unit]:
+    """The margin attack behind each defence at every level, and harder ones at the leaves of `untouched`."""
+    steps = max(sizes.pgd, 5)  # no defence takes more gradients
+    margin = ("--attack", "cw", "--no-matrix", "--level")
+    canaries = ("--no-canaries",) if sizes.pgd < 5 else ()  # the miniature has no time for them
+    for defence, images in DEFENCES.items():
+        behind = () if defence == "none" else ("--defence", defence)
+        options = (*margin, "all", "--steps", str(steps), *canaries, *behind)
+        yield Unit(f"behind-{defence}", "defences", images, options)
+    for harder, (defence, times, more) in HARDER.items() if name == "untouched" else ():
+        options = (*margin, "0", "--steps", str(times * steps), "--no-canaries", "--defence", defence, *more)
+        yield Unit(f"harder-{harder}", "defences", DEFENCES[defence.split(":")[0]], options)
 
 
 def chosen(images: str, sizes: Sizes, classes: int) -> tuple[str, int, int]:

@@ -69,6 +69,11 @@ PER_IMAGE = {
     "behind-ttc": 11.0,
     "behind-et3": 12.0,
     "behind-r-tpt": 30.0,
+    "harder-ttc-known": 0.3,
+    "harder-ttc-long": 2.0,
+    "harder-et3-held": 0.5,
+    "harder-et3-held-long": 2.0,
+    "harder-r-tpt-known": 12.0,
 }
 
 

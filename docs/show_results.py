@@ -25,6 +25,7 @@ from evidence import (
     CURVES,
     DEFENCES,
     DEFENDED,
+    HARDER,
     NEW,
     RESULTS,
     ROWS,
@@ -288,8 +289,8 @@ def defended(store: Store) -> None:
     """Behind defences at test time: clean, then static and adaptive on the margin at every level, and their gap."""
     lines: list[list[str]] = []
     for name in DEFENDED:
-        for defence in DEFENCES:
-            for report in store.reports([name], f"behind-{defence}"):
+        for defence, part in [*((d, f"behind-{d}") for d in DEFENCES), *((h, f"harder-{h}") for h in HARDER)]:
+            for report in store.reports([name], part):
                 levels = store.levels(report)
                 clean = cell([[right_share(store, report, "clean", level) for level in levels]])
                 defending = report.summary.defending
