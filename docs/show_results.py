@@ -286,27 +286,60 @@ def masking(store: Store) -> None:
 
 
 def defended(store: Store) -> None:
-    """Behind defences at test time: clean, then static and adaptive on the margin at every level, and their gap."""
+    """Behind defences at test time: clean, then static and adaptive on the margin, and what the defence adds."""
     lines: list[list[str]] = []
     for name in DEFENDED:
-        for defence, part in [*((d, f"behind-{d}") for d in DEFENCES), *((h, f"harder-{h}") for h in HARDER)]:
-            for report in store.reports([name], part):
-                levels = store.levels(report)
-                clean = cell([[right_share(store, report, "clean", level) for level in levels]])
-                defending = report.summary.defending
-                if defending is None:
-                    figures = cell([[right_share(store, report, "margin", level) for level in levels]])
-                    lines.append([name, "none", str(report.tasks[0].n), clean, "–", figures, "–", "–"])
-                    continue
-                gaps = [gap for gap in defending.gaps if gap.attack == "cw"]
-                static, adaptive = (cell([[getattr(g, f"{w}_balanced") for g in gaps]]) for w in ("other", "this"))
-                apart = " / ".join(points(g.difference_balanced, g.difference_balanced_ci95) for g in gaps)
+        bare = store.reports([name], "behind-none")
+        for report in bare:
+            clean, figures = (
+                cell([[right_share(store, report, what, k) for k in store.levels(report)]])
+                for what in ("clean", "margin")
+            )
+            lines.append([name, "none", str(report.tasks[0].n), clean, "–", figures, "–", "–", "–"])
+        for defence in DEFENCES:
+            for report in store.reports([name], f"behind-{defence}") if defence != "none" else ():
                 found = report.summary.masking
                 said = "–" if isinstance(found, str) else "; ".join(f"{m.adversary}: {m.verdict}" for m in found)
-                lines.append([name, defence, str(report.tasks[0].n), clean, static, adaptive, apart, said])
+                lines.append([name, defence, *behind(store, report, bare), said])
+    head = ["defence", "images", "clean", "static", "adaptive", "adaptive less static", "adaptive less none"]
     if lines:
-        head = ["defence", "images", "clean", "static", "adaptive", "adaptive less static", "masking"]
-        table("Behind defences at test time, margin PGD-20, leaves and every level above, balanced", head, lines)
+        title = "Behind defences at test time, margin PGD-20, leaves and every level above, balanced"
+        table(title, [*head, "masking"], lines)
+    bare = store.reports(["untouched"], "behind-none")
+    lines = [
+        ["untouched", harder, *behind(store, report, bare)]
+        for harder in HARDER
+        for report in store.reports(["untouched"], f"harder-{harder}")
+    ]
+    if lines:
+        table("The same under adversaries who try harder, at the leaves", head, lines)
+
+
+def behind(store: Store, report: Report, bare: Sequence[Report]) -> list[str]:
+    """Images, and balanced figures of the levels attacked: clean, static, adaptive, and adaptive less static and bare.
+
+    The images are the first of those of ``bare``, the model without a defence.
+    """
+    assert report.summary.defending is not None
+    gaps = [gap for gap in report.summary.defending.gaps if gap.attack == "cw"]
+    clean = cell([[right_share(store, report, "clean", gap.level) for gap in gaps]])
+    static, adaptive = (cell([[getattr(gap, f"{which}_balanced") for gap in gaps]]) for which in ("other", "this"))
+    apart = " / ".join(points(gap.difference_balanced, gap.difference_balanced_ci95) for gap in gaps)
+    n, added = report.tasks[0].n, "–"
+    for other in bare:
+        nodes = store.every_node(report)
+        assert torch.equal(store.every_node(other)[:, :n], nodes)
+        held = {
+            row.level: from_bits(row.correct, n) for gap in gaps for row in rows_of(report, "cw", gap.level)
+            if row.level == gap.level and row.adversary == "adaptive"
+        }  # fmt: skip
+        without = {level: right(other, "margin", level) for level in held}
+        added = " / ".join(
+            str(paired([held[level]], [bits[:n]], store.weights(report, level)))
+            for level, bits in without.items()
+            if bits is not None
+        )
+    return [str(n), clean, static, adaptive, apart, added]
 
 
 def right_share(store: Store, report: Report, what: str, level: int) -> float:
