@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,23 @@ def test_certificates_are_made_and_shown(place: Path, capsys: pytest.CaptureFixt
     assert "| untouched | 0 |" in shown
     assert "Certified accuracy, noise less untouched" in shown
     assert "<svg" in (place / "figures" / "certified.svg").read_text()
+
+
+def test_defences_are_attacked_and_shown(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = place / "defended"
+    results.mkdir()
+    rows = ["--rows", "untouched", "--stages", "defences", "--results", results]
+    made = script("make_results", *common(place), *rows, "--work", place / "behind")
+    assert "0 failed, 0 left to do" in made
+    load("evidence"), load("paired")
+    load("show_results").main([*map(str, ("--results", results, "--figures", place / "figures"))])
+    behind, harder = capsys.readouterr().out.split("**Behind defences")[1].split("**The same under")
+    assert [re.findall(rf"untouched \| {name} \| (\d)", behind) for name in ("none", "ttc", "r-tpt")] == [
+        ["3"],
+        ["3"],
+        ["2"],
+    ]
+    assert re.findall(r"untouched \| (\S+)", harder) == [*load("evidence").HARDER]
 
 
 def test_a_row_that_fails_is_named_and_the_rest_goes_on(place: Path) -> None:
