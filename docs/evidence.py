@@ -85,7 +85,7 @@ CURVES = ("untouched", "tecoa-s0", "tecoa-every-level-node-s0", "hierarchical-s0
 DEFENDED = ("untouched", "tecoa-s0", "hierarchical-s0")
 #: How many images, by defence; tuning prompts for every image and step is dear.
 DEFENCES = {"none": "defended", "ttc": "defended", "et3": "defended", "r-tpt": "tuned-prompts"}
-#: Adversaries who try harder, at the leaves of `untouched` alone: the defence, and how many times the steps.
+#: Adversaries who try harder, at the leaves alone: the defence, and how many times the steps.
 HARDER: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "ttc-known": ("ttc", 1, ("--draw", "known")),
     "ttc-long": ("ttc", 5, ()),
@@ -194,14 +194,14 @@ def units(name: str, sizes: Sizes) -> Iterator[Unit]:
         if name in CURVES:
             yield Unit("curve", "canaries", "curve", (*both, *quick, "--eps", "2/255,4/255"), half=True)
         if name in DEFENDED:
-            yield from _defended(name, sizes)
+            yield from _defended(sizes)
         for images in ("seen", "unseen"):
             aa = ("--attack", "autoattack", "--level", "0", *quick)
             yield Unit(f"autoattack-{images}", "autoattack", f"autoattack-{images}", aa)
 
 
-def _defended(name: str, sizes: Sizes) -> Iterator[Unit]:
-    """The margin attack behind each defence at every level, and harder ones at the leaves of `untouched`."""
+def _defended(sizes: Sizes) -> Iterator[Unit]:
+    """The margin attack behind each defence at every level, and harder ones at the leaves."""
     steps = max(sizes.pgd, 5)  # no defence takes more gradients
     margin = ("--attack", "cw", "--no-matrix", "--level")
     canaries = ("--no-canaries",) if sizes.pgd < 5 else ()  # the miniature has no time for them
@@ -209,7 +209,7 @@ def _defended(name: str, sizes: Sizes) -> Iterator[Unit]:
         behind = () if defence == "none" else ("--defence", defence)
         options = (*margin, "all", "--steps", str(steps), *canaries, *behind)
         yield Unit(f"behind-{defence}", "defences", images, options)
-    for harder, (defence, times, more) in HARDER.items() if name == "untouched" else ():
+    for harder, (defence, times, more) in HARDER.items():
         options = (*margin, "0", "--steps", str(times * steps), "--no-canaries", "--defence", defence, *more)
         yield Unit(f"harder-{harder}", "defences", DEFENCES[defence.split(":")[0]], options)
 

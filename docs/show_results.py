@@ -305,11 +305,11 @@ def defended(store: Store) -> None:
     if lines:
         title = "Behind defences at test time, margin PGD-20, leaves and every level above, balanced"
         table(title, [*head, "masking"], lines)
-    bare = store.reports(["untouched"], "behind-none")
     lines = [
-        ["untouched", harder, *behind(store, report, bare)]
+        [name, harder, *behind(store, report, store.reports([name], "behind-none"))]
+        for name in DEFENDED
         for harder in HARDER
-        for report in store.reports(["untouched"], f"harder-{harder}")
+        for report in store.reports([name], f"harder-{harder}")
     ]
     if lines:
         table("The same under adversaries who try harder, at the leaves", head, lines)
