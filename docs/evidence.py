@@ -85,7 +85,7 @@ CURVES = ("untouched", "tecoa-s0", "tecoa-every-level-node-s0", "hierarchical-s0
 DEFENDED = ("untouched", "tecoa-s0", "hierarchical-s0")
 #: How many images, by defence; tuning prompts for every image and step is dear.
 DEFENCES = {"none": "defended", "ttc": "defended", "et3": "defended", "r-tpt": "tuned-prompts"}
-#: Adversaries who try harder, at the leaves alone: the defence, and how many times the steps.
+#: Adversaries who try harder, at the leaves alone: the defence, how many times the steps, and further options.
 HARDER: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "ttc-known": ("ttc", 1, ("--draw", "known")),
     "ttc-long": ("ttc", 5, ()),

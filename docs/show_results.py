@@ -325,21 +325,16 @@ def behind(store: Store, report: Report, bare: Sequence[Report]) -> list[str]:
     clean = cell([[right_share(store, report, "clean", gap.level) for gap in gaps]])
     static, adaptive = (cell([[getattr(gap, f"{which}_balanced") for gap in gaps]]) for which in ("other", "this"))
     apart = " / ".join(points(gap.difference_balanced, gap.difference_balanced_ci95) for gap in gaps)
-    n, added = report.tasks[0].n, "–"
+    n, added = report.tasks[0].n, []
     for other in bare:
-        nodes = store.every_node(report)
-        assert torch.equal(store.every_node(other)[:, :n], nodes)
-        held = {
-            row.level: from_bits(row.correct, n) for gap in gaps for row in rows_of(report, "cw", gap.level)
-            if row.level == gap.level and row.adversary == "adaptive"
-        }  # fmt: skip
-        without = {level: right(other, "margin", level) for level in held}
-        added = " / ".join(
-            str(paired([held[level]], [bits[:n]], store.weights(report, level)))
-            for level, bits in without.items()
-            if bits is not None
-        )
-    return [str(n), clean, static, adaptive, apart, added]
+        assert torch.equal(store.every_node(other)[:, :n], store.every_node(report))
+        for gap in gaps:
+            rows = [row for row in rows_of(report, "cw", gap.level) if row.level == gap.level]
+            held = next(from_bits(row.correct, n) for row in rows if row.adversary == "adaptive")
+            without = right(other, "margin", gap.level)
+            assert without is not None
+            added.append(str(paired([held], [without[:n]], store.weights(report, gap.level))))
+    return [str(n), clean, static, adaptive, apart, " / ".join(added) or "–"]
 
 
 def right_share(store: Store, report: Report, what: str, level: int) -> float:
