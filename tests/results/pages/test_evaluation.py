@@ -292,7 +292,7 @@ def test_depth_of_levels_is_shown() -> None:
         "0.100",
         "7.0",
         "12.0",
-        "96.0 % of edges between texts",
+        "96.0% of edges between texts",
         "no edges between steady",
     ):
         assert text in shown
