@@ -5,6 +5,7 @@ The tables of options in docs/cli.md, and the JSON schema of a report in docs/re
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -61,6 +62,14 @@ def page(text: str) -> str:
     return text[: text.index(BEGIN)] + f"{BEGIN}\n\n{tables()}".rstrip() + "\n"
 
 
+def schema() -> str:
+    """That of a report. Whether docstrings keep their indentation differs between versions of Python and of msgspec."""
+    found = json.loads(json.dumps(msgspec.json.schema(Report)))
+    for struct in found["$defs"].values():
+        struct["description"] = inspect.cleandoc(struct["description"])
+    return json.dumps(found, indent=1) + "\n"
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(PAGE.read_text()))
-    SCHEMA.write_text(json.dumps(msgspec.json.schema(Report), indent=1) + "\n")
+    SCHEMA.write_text(schema())

