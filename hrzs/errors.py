@@ -1,4 +1,6 @@
-"""The two ways a command can end badly; `hrzs.cli` turns them into exit statuses."""
+"""The two ways a command can end badly; `hrzs.cli` turns them into exit statuses. Their messages cut long lists."""
+
+from collections.abc import Sequence
 
 
 class HrzsError(Exception):
@@ -19,3 +21,8 @@ class NoReportError(UsageError):
 
 class ProcessLostError(HrzsError):
     """Another process of the job has ended, or cannot be reached."""
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first ``most`` names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hrzs.cli import console, options
-from hrzs.errors import NoReportError, UsageError
+from hrzs.errors import NoReportError, UsageError, few
 from hrzs.files import write_text
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def leaderboard(
             console.warn(f"left out: {file}: does not say which images it is about (an older hrzs); evaluate again")
         entries += found
     if others:
-        console.warn(f"left out, no reports of `hrzs eval --json`: {', '.join(others)}")
+        console.warn(f"left out, no reports of `hrzs eval --json`: {few(others)}")
     if like is not None:
         entries = _alike(entries, entries_of(Report.from_json(like), like), like)
     if not entries:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Annotated
 
 import typer
 
 from hrzs.cli import console
-from hrzs.errors import UsageError
+from hrzs.errors import UsageError, few
 from hrzs.evaluation.shards import Shard
 from hrzs.torchrun import place
 
@@ -103,18 +102,13 @@ class Role:
                 raise UsageError(f"--merge: there are no shards of {where}; run {self.command('--shard K/N')} for each "
                                  "K from 1 to N")  # fmt: skip
             if not self.shard:
-                states = (
+                states = [
                     f"{shard} is not finished" if shard in begun else f"{shard} was not begun" for shard in missing
-                )
+                ]
                 commands = [self.command(f"--shard {shard}") for shard in missing[:_NAMED]]
-                raise UsageError("\n  ".join([f"--merge: of {where} shard {_some(states)}; run", *commands]))
+                raise UsageError("\n  ".join([f"--merge: of {where} shard {few(states, _NAMED)}; run", *commands]))
             if not said:
-                console.note(f"waiting for shard {_some(map(str, missing))} of {where}")
+                console.note(f"waiting for shard {few([*map(str, missing)], _NAMED)} of {where}")
                 said = True
             time.sleep(_SECONDS)
         return whole
-
-
-def _some(names: Iterable[str]) -> str:
-    first, more = list(islice(names := iter(names), _NAMED)), len(list(names))
-    return ", ".join(first) + (f" and {more} more" if more else "")

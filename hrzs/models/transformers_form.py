@@ -18,12 +18,11 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from hrzs.errors import UsageError
+from hrzs.errors import UsageError, few
 from hrzs.files import write_text
 from hrzs.models.clip import ClipModel, ModelInfo
 from hrzs.models.config import read_json
 from hrzs.models.saving import write_safetensors
-from hrzs.models.weights import few
 
 CONFIG = "config.json"
 #: Where a CLIPModel has its weights, the first of them counts.

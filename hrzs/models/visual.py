@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from open_clip.pretrained import list_pretrained_models_by_tag
 from torch import Tensor, nn
 
-from hrzs.errors import UsageError
+from hrzs.errors import UsageError, few
 from hrzs.models.transformers_form import from_transformers
-from hrzs.models.weights import check_finite, faults, few, place_of, places, read_tensors, under
+from hrzs.models.weights import check_finite, faults, place_of, places, read_tensors, under
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import pickletools
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from open_clip.factory import (
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from hrzs.errors import UsageError
+from hrzs.errors import UsageError, few
 
 
 class _Unread:
@@ -226,11 +226,6 @@ def check_finite(found: Mapping[str, Tensor], where: str) -> None:
         raise UsageError(
             f"{where}: not finite: {few(bad)}; the file is damaged, or its training had diverged: give another"
         )
-
-
-def few(names: Sequence[str], most: int = 3) -> str:
-    """The first ``most`` names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # -- whole models -----------------------------------------------------------------------------------------------------

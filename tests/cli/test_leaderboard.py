@@ -28,6 +28,13 @@ def test_prints_a_table_for_each_protocol(hrzs: Hrzs, folder: Path) -> None:
     assert max(map(len, ended.out.splitlines())) <= 80
 
 
+def test_many_other_files_are_counted(hrzs: Hrzs, folder: Path) -> None:
+    for i in range(40):
+        (folder / f"other-{i:02}.json").write_text("{}")
+    ended = hrzs("leaderboard", folder)
+    assert f"{folder / 'nodes.json'}, {folder / 'other-00.json'}, {folder / 'other-01.json'} and 38 more" in ended.err
+
+
 def test_writes_a_page_and_prints_its_path(hrzs: Hrzs, folder: Path) -> None:
     page = folder / "board.html"
     ended = hrzs("leaderboard", folder, folder / "tecoa-s0-seen.json", "-o", page, "--quiet")
