@@ -63,7 +63,7 @@ def page(text: str) -> str:
 
 
 def schema() -> str:
-    """The JSON schema of a report, as text. Whether docstrings keep their indentation differs between versions of Python and of msgspec."""
+    """The JSON schema of a report, as text. Docstrings lose their indentation, as new Pythons and msgspecs do it."""
     found = json.loads(json.dumps(msgspec.json.schema(Report)))
     for struct in found["$defs"].values():
         struct["description"] = inspect.cleandoc(struct["description"])
